@@ -1,0 +1,61 @@
+"""Train the tokenizer of the base model: SentencePiece BPE on base text and on the training prompts of the built-in tasks.
+
+Run:    python experiments/00-base-model/train_tokenizer.py jaxtune/assets/base
+"""
+
+import io
+import sys
+from pathlib import Path
+
+import sentencepiece as spm
+
+from base_text import documents
+from jaxtune.tasks.builtin.problem import Split
+from jaxtune.tasks.builtin.records import FAMILIES, records
+
+VOCAB_SIZE = 1536
+CONTROL_SYMBOLS = ["<|im_start|>", "<|im_end|>"]
+ROLES = ["system", "user", "assistant"]
+
+
+def training_lines() -> list[str]:
+    """Lines of 20,000 base documents, and every training prompt in each of its phrasings."""
+    lines = [line for text in documents(0, 20_000) for line in text.split("\n")]
+    for task, family in FAMILIES.items():
+        for record in records(task, Split.TRAIN):
+            prompts = [phrasing.format(**record["fields"]) for phrasing in family.phrasings]
+            lines += [line for text in [*prompts, record["system"] or "", record["answer"]] for line in text.split("\n")]
+    return lines + ROLES * 1000
+
+
+def train(lines: list[str]) -> bytes:
+    """A SentencePiece model: identity normalisation, byte fallback, digits apart, the line break a piece of its own."""
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=VOCAB_SIZE,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        character_coverage=1.0,
+        user_defined_symbols=["\n"],
+        control_symbols=CONTROL_SYMBOLS,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=3,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(train(training_lines()))

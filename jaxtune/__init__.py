@@ -1,0 +1,1 @@
+"""Instruction tuning as a research instrument, in JAX."""

@@ -1,0 +1,416 @@
+"""Durable training state: asynchronous Orbax checkpoints that carry their own digests and are never used when damaged.
+
+A checkpoint is a folder `<step, 8 digits>/` with the Orbax items `params` and `rest` (every other field of the state)
+and `checkpoint.json`: the caller's JSON, the metrics, the shape and dtype of every leaf, and the SHA-256 of every file.
+That document is written after the arrays and before the commit (an atomic rename on a file system, a commit file on an
+object store), so a committed checkpoint always has one and a half-written checkpoint is never listed.
+"""
+
+import concurrent.futures
+import dataclasses
+import enum
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from jaxtune.errors import UserError
+
+DOCUMENT = "checkpoint.json"
+SET_ASIDE = "set-aside"
+_WRITTEN_AT_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")  # at the top level of a step, after the digests
+_CHUNK = 1 << 22
+_MESSAGE_BYTES = 4096
+
+
+class Direction(enum.Enum):
+    """Which values of the checkpoint metric are better."""
+
+    MIN = "min"
+    MAX = "max"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and which of them stay."""
+
+    save_every: int = 500
+    """Steps between two checkpoints, at least 1. The last step and a stop signal save as well."""
+    keep_latest: int = 2
+    """How many of the newest checkpoints stay, at least 1; 2 leaves one to resume from if the newest is damaged."""
+    keep_best: int = 1
+    """How many of the checkpoints with the best metric stay besides the newest, at least 0."""
+    metric: str = "loss"
+    """Name of the evaluation metric that ranks checkpoints."""
+    mode: Direction = Direction.MIN
+    """Whether the smallest or the largest metric is best."""
+
+    def __post_init__(self):
+        for name, least in (("save_every", 1), ("keep_latest", 1), ("keep_best", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"checkpoint.{name} must be at least {least}, got {getattr(self, name)}")
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are not the ones that were written; `good` is the newest undamaged step, if any."""
+
+    def __init__(self, step: int, folder: str, problems: Sequence[str], good: int | None):
+        listed = "".join(f"\n  - {p}" for p in problems[:10])
+        more = f"\n  - and {len(problems) - 10} more" if len(problems) > 10 else ""
+        remedy = (
+            f"The newest undamaged checkpoint is step {good}: continue from it with --resume-step {good}."
+            if good is not None
+            else "No earlier checkpoint is undamaged: start again with --overwrite, or put back a copy of the folder."
+        )
+        super().__init__(f"checkpoint {step} is damaged and was not used ({folder}):{listed}{more}\n{remedy}")
+        self.step, self.problems, self.good = step, list(problems), good
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; a context manager.
+
+    Every process of a job must make the same calls in the same order. With `read_only` nothing is created, cleaned up
+    or deleted, so a live run can be read.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], config: CheckpointConfig | None = None, *, read_only: bool = False
+    ):
+        import orbax.checkpoint as ocp
+
+        self.directory = epath.Path(os.fspath(directory))
+        if "://" not in str(self.directory):
+            self.directory = epath.Path(os.path.abspath(self.directory))  # Orbax refuses relative paths
+        if read_only and not self.directory.exists():
+            raise UserError(f"no checkpoints here: {self.directory} does not exist")
+        self.config = config or CheckpointConfig()
+        self.read_only = read_only
+        self._saving: tuple[int, dict[str, Any]] | None = None
+        self._verified: set[int] = set()
+        self._metrics: dict[int, dict[str, float]] = {}
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_Keep(self.config, self._metrics.get),
+                step_format_fixed_length=8,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_document),
+            ),
+        )
+        for step in self._manager.all_steps():
+            document = self._document(step)
+            if isinstance(document, dict):
+                self._metrics[step] = document["metrics"]
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def save(
+        self, step: int, state: Any, extra: Mapping[str, Any] | None = None, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Start saving `state` (a dataclass with a field `params`); returns once the arrays are copied off the devices.
+
+        `extra` is any JSON (plan hash, seed, early-stopping state, ...); `metrics` ranks the checkpoint when it holds
+        `config.metric`. An error of the save before this one is raised here.
+        """
+        import orbax.checkpoint as ocp
+
+        assert not self.read_only, "these checkpoints were opened for reading"
+        self._manager.wait_until_finished()
+        latest = self.latest()
+        if latest is not None and step <= latest:
+            raise RuntimeError(f"step {step} is not after the newest checkpoint, step {latest}, in {self.directory}")
+        params, rest = _parts(state)
+        document = {
+            "format": 1,
+            "step": step,
+            "extra": json.loads(json.dumps(extra or {})),
+            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
+            "leaves": {"params": _leaves(params), "rest": _leaves(rest)},
+        }
+        self._saving = step, document
+        self._metrics[step] = document["metrics"]
+        items = ocp.args.Composite(params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest))
+        if not self._manager.save(step, args=items, force=True):
+            raise RuntimeError(f"Orbax did not save step {step} in {self.directory}")
+
+    def wait(self) -> None:
+        """Block until the running save is committed; raise its error if it failed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for the running save and release the threads."""
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Committed steps, ascending, once a running save is done."""
+        self._manager.wait_until_finished()
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """The newest committed step, or None."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step with the best finite `config.metric` (the earliest among equals), or None if no step has one."""
+        ranked = _ranked(self.config, {step: self._metrics.get(step) for step in self.steps()})
+        return ranked[0] if ranked else None
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """The metrics that were saved with `step`; empty if there were none."""
+        return dict(self._metrics.get(self._existing(step), {}))
+
+    def extra(self, step: int) -> dict[str, Any]:
+        """The JSON that was saved with `step`, after the whole checkpoint has been checked against its digests."""
+        return self._good_document(step)["extra"]
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """The state saved at `step`, with the shapes, dtypes and shardings of `abstract_state` (see `abstract`).
+
+        Raises `DamagedCheckpoint` if a file differs from what was written, `UserError` listing every missing, extra or
+        mis-shaped leaf. Nothing is cast.
+        """
+        params, rest = _parts(abstract_state)
+        restored = self._restore(step, {"params": params, "rest": rest})
+        return dataclasses.replace(abstract_state, params=restored["params"], **restored["rest"])
+
+    def restore_params(self, step: int, abstract_params: Any) -> Any:
+        """Only the parameters saved at `step`; checks as in `restore`."""
+        return self._restore(step, {"params": abstract_params})["params"]
+
+    def leaves(self, step: int) -> dict[str, dict[str, tuple[tuple[int, ...], str]]]:
+        """Shape and dtype of every saved leaf, by item (`params`, `rest`) and path."""
+        saved = self._good_document(step)["leaves"]
+        return {
+            item: {path: (tuple(shape), dtype) for path, (shape, dtype) in of.items()} for item, of in saved.items()
+        }
+
+    def problems(self, step: int) -> list[str]:
+        """Differences between the files of `step` and their digests; empty when the checkpoint is intact.
+
+        The processes of a job share the reading and all get the same answer.
+        """
+        document = self._document(self._existing(step))
+        if isinstance(document, str):
+            return _agree([document])
+        folder = self._folder(step)
+        found = _files(folder)
+        recorded = document["files"]
+        listed = [f"{name}: missing" for name in sorted(set(recorded) - set(found))]
+        listed += [f"{name}: not part of the checkpoint" for name in sorted(set(found) - set(recorded) - {DOCUMENT})]
+        mine = sorted(set(recorded) & set(found))[jax.process_index() :: jax.process_count()]
+        listed = listed if jax.process_index() == 0 else []
+        for name, (size, digest) in zip(mine, _digests(folder, mine), strict=True):
+            if size != recorded[name]["bytes"]:
+                listed.append(f"{name}: {size} bytes, {recorded[name]['bytes']} were written")
+            elif digest != recorded[name]["sha256"]:
+                listed.append(
+                    f"{name}: content changed (SHA-256 {digest[:12]}, {recorded[name]['sha256'][:12]} was written)"
+                )
+        return _agree(listed)
+
+    def set_aside_after(self, step: int) -> list[int]:
+        """Move the checkpoints newer than `step` into `set-aside/`, so that a run can go on from it; returns them."""
+        newer = [s for s in self.steps() if s > step]
+        if jax.process_index() == 0:
+            for s in newer:
+                target = self.directory / SET_ASIDE / self._folder(s).name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    target.rmtree()
+                self._folder(s).rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("jaxtune: checkpoints set aside")
+        self._manager.reload()
+        for s in newer:
+            self._metrics.pop(s, None)
+            self._verified.discard(s)
+        return newer
+
+    def _restore(self, step: int, parts: Mapping[str, Any]) -> dict[str, Any]:
+        import orbax.checkpoint as ocp
+
+        saved = self._good_document(step)["leaves"]
+        differences = [d for item in parts for d in _differences(item, saved[item], _leaves(parts[item]))]
+        if differences:
+            raise UserError(_mismatch(step, self._folder(step), differences))
+        items = {item: ocp.args.StandardRestore(_placed(tree)) for item, tree in parts.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return {item: restored[item] for item in parts}
+
+    def _good_document(self, step: int) -> dict[str, Any]:
+        if step not in self._verified:
+            problems = self.problems(step)
+            if problems:
+                earlier = [s for s in reversed(self.steps()) if s < step]
+                good = next((s for s in earlier if not self.problems(s)), None)
+                raise DamagedCheckpoint(step, str(self._folder(step)), problems, good)
+            self._verified.add(step)
+        document = self._document(step)
+        assert isinstance(document, dict), document
+        return document
+
+    def _document(self, step: int) -> dict[str, Any] | str:
+        """`checkpoint.json` of a step, or what is wrong with it."""
+        path = self._folder(step) / DOCUMENT
+        if not path.exists():
+            return f"{DOCUMENT}: missing"
+        try:
+            document = json.loads(path.read_bytes())
+            recorded = document.pop("digest")
+        except (ValueError, KeyError, AttributeError):  # no JSON, no digest, no object
+            return f"{DOCUMENT}: not readable"
+        return document if recorded == _json_digest(document) else f"{DOCUMENT}: content changed"
+
+    def _write_document(self) -> None:
+        """Digest the files of the checkpoint being written. Orbax calls this on process 0, just before the commit."""
+        assert self._saving is not None
+        step, document = self._saving
+        name = self._folder(step).name
+        folder = next(path for path in self.directory.iterdir() if path.name.startswith(name))
+        names = _files(folder)
+        digests = zip(names, _digests(folder, names), strict=True)
+        document = document | {"files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests}}
+        text = json.dumps(document | {"digest": _json_digest(document)})
+        (folder / DOCUMENT).write_text(text)
+
+    def _folder(self, step: int) -> epath.Path:
+        return self.directory / f"{step:08d}"
+
+    def _existing(self, step: int) -> int:
+        if step not in self._manager.all_steps():
+            known = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(f"no checkpoint of step {step} in {self.directory}; there are: {known}")
+        return step
+
+
+def abstract(state: Any, shardings: Any = None) -> Any:
+    """Shapes, dtypes and places of a state: what `restore` needs.
+
+    `state` holds arrays or the result of `jax.eval_shape`; `shardings` is a tree of the same structure (default:
+    where the arrays are now).
+    """
+    if shardings is None:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), state
+        )
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+
+class _Keep:
+    """Orbax preservation policy: the newest `keep_latest` and the best `keep_best` checkpoints stay."""
+
+    def __init__(self, config: CheckpointConfig, metrics_of: Callable[[int], dict[str, float] | None]):
+        self.config, self.metrics_of = config, metrics_of
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = sorted(info.step for info in checkpoints)
+        best = _ranked(self.config, {step: self.metrics_of(step) for step in steps})
+        kept = {*steps[-self.config.keep_latest :], *best[: self.config.keep_best]}
+        return [info.step in kept for info in checkpoints]
+
+
+def _ranked(config: CheckpointConfig, metrics: Mapping[int, Mapping[str, float] | None]) -> list[int]:
+    """Steps that have a finite metric, best first, the earlier first among equals."""
+    sign = 1 if config.mode is Direction.MIN else -1
+    values = {
+        step: m[config.metric] for step, m in metrics.items() if m and math.isfinite(m.get(config.metric, math.nan))
+    }
+    return sorted(values, key=lambda step: (sign * values[step], step))
+
+
+def _parts(state: Any) -> tuple[Any, dict[str, Any]]:
+    """`(params, everything else by field name)` of a state dataclass."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return fields.pop("params"), fields
+
+
+def _leaves(tree: Any) -> dict[str, tuple[list[int], str]]:
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="."): (list(x.shape), str(x.dtype)) for p, x in paths}
+
+
+def _differences(item: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    lines = [f"{item}/{path}: not in the checkpoint" for path in sorted(set(wanted) - set(saved))]
+    lines += [f"{item}/{path}: only in the checkpoint" for path in sorted(set(saved) - set(wanted))]
+    for path in sorted(set(saved) & set(wanted)):
+        (shape, dtype), (wanted_shape, wanted_dtype) = saved[path], wanted[path]
+        if list(shape) != list(wanted_shape) or dtype != wanted_dtype:
+            lines.append(f"{item}/{path}: saved as {dtype}{list(shape)}, wanted {wanted_dtype}{list(wanted_shape)}")
+    return lines
+
+
+def _mismatch(step: int, folder: epath.Path, differences: Sequence[str]) -> str:
+    listed = "".join(f"\n  - {d}" for d in differences[:20])
+    more = f"\n  - and {len(differences) - 20} more" if len(differences) > 20 else ""
+    return (
+        f"checkpoint {step} does not fit this configuration ({folder}):{listed}{more}\n"
+        "Resume with the model, optimizer and dtypes of the run that wrote it, or start another run folder."
+    )
+
+
+def _placed(tree: Any) -> Any:
+    """Give leaves without a sharding the first local device; only one process may leave the choice open."""
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(leaf, "sharding", None)
+        if sharding is None:
+            assert jax.process_count() == 1, "several processes need a sharding for every leaf"
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def _files(folder: epath.Path, prefix: str = "") -> list[str]:
+    """Relative names of the files below `folder` that carry a digest, sorted."""
+    names = []
+    for path in folder.iterdir():
+        if path.is_dir():
+            names += _files(path, f"{prefix}{path.name}/")
+        elif prefix or path.name not in (*_WRITTEN_AT_COMMIT, DOCUMENT):
+            names.append(prefix + path.name)
+    return sorted(names)
+
+
+def _digests(folder: epath.Path, names: Sequence[str]) -> list[tuple[int, str]]:
+    """(bytes, SHA-256) of each file; hashing releases the interpreter lock, so threads share the work."""
+
+    def digest(name: str) -> tuple[int, str]:
+        sha, size = hashlib.sha256(), 0
+        with (folder / name).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                sha.update(chunk)
+                size += len(chunk)
+        return size, sha.hexdigest()
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        return list(pool.map(digest, names))
+
+
+def _json_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _agree(lines: list[str]) -> list[str]:
+    """The lines found by all processes together, on every process."""
+    if jax.process_count() == 1:
+        return lines
+    text = "\n".join(lines).encode()[:_MESSAGE_BYTES]
+    padded = np.frombuffer(text.ljust(_MESSAGE_BYTES, b"\0"), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, _MESSAGE_BYTES)
+    everyones = [
+        line for row in gathered for line in bytes(row).rstrip(b"\0").decode(errors="replace").split("\n") if line
+    ]
+    return list(dict.fromkeys(everyones))

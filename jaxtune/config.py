@@ -1,0 +1,262 @@
+"""The experiment as typed Python: composition of every module's own config, strict overrides, dump and difference."""
+
+import contextlib
+import dataclasses
+import enum
+import importlib.util
+import io
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from jaxtune.chat import LengthPolicy, MaskPolicy
+from jaxtune.checkpoint import CheckpointConfig
+from jaxtune.errors import UserError
+from jaxtune.evaluate import Aggregate, EvalConfig
+from jaxtune.lora import LoraConfig
+from jaxtune.mixture import Budget, MixtureConfig
+from jaxtune.attention import Backend
+from jaxtune.model import Remat
+from jaxtune.optim import OptimConfig
+from jaxtune.packing import PackPolicy
+from jaxtune.sharding import MeshConfig
+from jaxtune.step import LossConfig
+from jaxtune.tasks import Task
+
+
+class Dtype(enum.Enum):
+    """Floating-point formats for parameters and compute."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where the base model comes from and how it computes."""
+
+    path: str
+    """Hugging Face folder with config.json, safetensors and tokenizer files (or a hub name, where there is a network).
+    `builtin` is the small base model that ships with jaxtune."""
+    tokenizer: str | None = None
+    """Folder or file of the tokenizer; by default the model folder."""
+    template: str | None = None
+    """Name of a built-in chat template, or a Jinja file; by default the one in the tokenizer's folder."""
+    param_dtype: Dtype = Dtype.FLOAT32
+    """Format of the trained parameters and of the optimizer state."""
+    compute_dtype: Dtype = Dtype.FLOAT32
+    """Format of activations and matrix products; norms, softmax and loss are float32 always."""
+    remat: Remat = Remat.NONE
+    """What the backward pass recomputes instead of keeping."""
+    attention: Backend = Backend.AUTO
+    """Attention implementation; `auto` takes the fastest one proven on this platform and the run records which."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """From conversations to rows."""
+
+    seq_len: int = 512
+    """Tokens in a row; also the longest example."""
+    packing: PackPolicy = PackPolicy.BEST_FIT
+    mask_policy: MaskPolicy = MaskPolicy.ASSISTANT
+    prompt_loss_weight: float = 0.0
+    """Loss weight of prompt tokens, in [0, 1]; response tokens weigh 1."""
+    length_policy: LengthPolicy = LengthPolicy.DROP
+    """What happens to an example longer than `seq_len`; every case is counted per task."""
+    workers: int = 0
+    """Grain worker processes; 0 reads in threads of this process. No batch depends on it."""
+    prefetch: int = 2
+    """Batches made ahead of the device."""
+    cache_dir: str | None = None
+    """Folder of the tokenised data; by default `$JAXTUNE_CACHE`, else `.cache/jaxtune` in the working folder."""
+    processes: int = 1
+    """Processes that tokenise."""
+
+    def __post_init__(self):
+        check_range("data.seq_len", self.seq_len, low=8)
+        check_range("data.prompt_loss_weight", self.prompt_loss_weight, low=0, high=1)
+        check_range("data.workers", self.workers, low=0)
+        check_range("data.prefetch", self.prefetch, low=1)
+        check_range("data.processes", self.processes, low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Rows per update, and how many of them fit at once."""
+
+    rows: int = 64
+    """Global batch: rows per optimizer step (effective batches of 64 to 256 examples are usual)."""
+    micro_rows: int | None = None
+    """Rows per forward pass over all devices; the step accumulates `rows / micro_rows` of them. None: all rows at once."""
+
+    def __post_init__(self):
+        check_range("batch.rows", self.rows, low=1)
+        if self.micro_rows is not None and (self.micro_rows < 1 or self.rows % self.micro_rows):
+            raise UserError(f"batch.micro_rows={self.micro_rows} must divide batch.rows={self.rows}")
+
+    @property
+    def micro_batches(self) -> int:
+        return 1 if self.micro_rows is None else self.rows // self.micro_rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """Stop when validation no longer improves. The best checkpoint is kept whether or not this is on."""
+
+    patience: int | None = None
+    """Validations without improvement before the run stops; None: never stops early."""
+    min_change: float = 0.0
+    """Decrease of the watched loss that counts as improvement, nats per token."""
+    aggregate: Aggregate = Aggregate.MACRO_MEAN
+    task: str | None = None
+    """The task to watch when `aggregate` is `task`."""
+
+    def __post_init__(self):
+        if self.patience is not None:
+            check_range("early_stopping.patience", self.patience, low=1)
+        check_range("early_stopping.min_change", self.min_change, low=0)
+        if (self.aggregate is Aggregate.TASK) != (self.task is not None):
+            raise UserError("early_stopping.task names the watched task when aggregate is `task`, and is empty otherwise")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HealthConfig:
+    """What happens when numbers go wrong."""
+
+    skip_budget: int = 0
+    """Steps with a non-finite loss or gradient that may be skipped (and are counted) before the run stops."""
+    spike_factor: float = 3.0
+    """A step whose loss exceeds this multiple of the running median is logged with its examples."""
+    peak_flops: float | None = None
+    """Matrix-multiply rate of all devices together, FLOP/s, for the share of peak (MFU) in the metrics."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step of a profiler trace, written to the run folder."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """One run, complete: data, model, mixture, optimisation, evaluation."""
+
+    name: str
+    model: ModelSource
+    tasks: Annotated[tuple[Task, ...], tyro.conf.Suppress]
+    """Task objects; write them in the config file."""
+    duration: Budget = Budget(epochs=1)
+    """How long to train: exactly one of examples, epochs (of the natural total), steps, tokens."""
+    seed: int = 0
+    """Decides the order, template choice and every other random number."""
+    mixture: MixtureConfig = MixtureConfig()
+    held_out: tuple[str, ...] = ()
+    """Clusters (or tasks) that are evaluated but never trained on."""
+    data: DataConfig = DataConfig()
+    batch: BatchConfig = BatchConfig()
+    optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+    lora: LoraConfig | None = None
+    """Adapters over a frozen base; None trains every parameter."""
+    eval: EvalConfig = EvalConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
+    health: HealthConfig = HealthConfig()
+    mirrors: tuple[str, ...] = ()
+    """Optional copies of the metrics: tensorboard, wandb, mlflow, trackio."""
+    compilation_cache: str | None = ".cache/jax"
+    """Folder of compiled programs, kept between runs; None compiles anew."""
+
+    def __post_init__(self):
+        names = [task.name for task in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"tasks named more than once: {twice}; give each task its own name")
+        if not names:
+            raise UserError(f"config {self.name!r} has no tasks; put Task objects into `tasks=`")
+
+
+def check_range(name: str, value: float, *, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise UserError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise UserError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
+def load(path: str | pathlib.Path) -> ExperimentConfig:
+    """Run `config()` of a config file."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise UserError(f"no config file at {path}" + (f"; in that folder there are: {', '.join(near)}" if near else ""))
+    spec = importlib.util.spec_from_file_location(f"jaxtune_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file; a config defines `config() -> ExperimentConfig`")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, TypeError, AttributeError) as error:
+        raise UserError(f"config file {path} does not run: {type(error).__name__}: {error}") from error
+    factory = getattr(module, "config", None)
+    if not callable(factory):
+        raise UserError(f"{path} defines no function `config() -> ExperimentConfig`")
+    try:
+        config = factory()
+    except (TypeError, NameError, AttributeError) as error:
+        raise UserError(f"config() of {path} does not run: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ExperimentConfig):
+        raise UserError(f"config() of {path} returned {type(config).__name__}, not ExperimentConfig")
+    return config
+
+
+def override(config: ExperimentConfig, arguments: Sequence[str]) -> ExperimentConfig:
+    """Apply strict command-line overrides such as `--optim.peak-lr 1e-5`; an unknown one raises with the nearest names."""
+    if not arguments:
+        return config
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            return tyro.cli(ExperimentConfig, default=config, args=list(arguments), prog="jaxtune")
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            print(printed.getvalue())
+            raise
+        raise UserError("the options after the config do not fit:\n" + printed.getvalue().rstrip()) from None
+
+
+def to_json(value: Any) -> Any:
+    """A config (or part of one) as plain JSON types; enums by value, callables and objects by name."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, pathlib.PurePath):
+        return str(value)
+    return getattr(value, "__qualname__", None) or type(value).__qualname__
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested JSON objects as one mapping of dotted names."""
+    if isinstance(tree, Mapping) and tree:
+        return {name: leaf for key, item in tree.items() for name, leaf in flatten(item, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+def diff(left: ExperimentConfig, right: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted names whose values differ, with both values."""
+    a, b = flatten(to_json(left)), flatten(to_json(right))
+    return {name: (a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)}
+
+
+def dump(config: ExperimentConfig) -> str:
+    """The complete config as JSON text."""
+    return json.dumps(to_json(config), indent=2) + "\n"

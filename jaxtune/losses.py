@@ -1,0 +1,265 @@
+"""Next-token losses as sums and counts per task, paid for only at the positions that carry weight.
+
+The vocabulary is the widest axis of a language model, and in instruction tuning most positions (prompts, padding) train
+nothing. So the positions with weight are gathered first, and the head, the softmax and both of their gradients are then
+computed for a chunk of them at a time: `[positions, vocab]` never exists whole, forwards or backwards.
+
+Derivatives are taken in the forward pass (as in Liger, arXiv:2410.10989): three matrix products per chunk, where
+recomputing the logits in the backward pass takes four.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Scalar = float | Float[Array, ""]
+"""A number that an ablation may trace. A Python 0 switches the term off, and nothing is computed for it."""
+
+CHUNK_BYTES = 64 * 2**20
+"""Size aimed at for one chunk of float32 logits when no chunk size is given."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossSums:
+    """Sums over the trained positions of some rows. Add the sums of all rows, micro-batches and devices; divide once.
+
+    Only `objective` has a derivative; the rest are measurements, and their derivative is zero.
+    """
+
+    objective: Float[Array, ""]
+    """Sum of weight * (cross-entropy with label smoothing + z-loss): the number to differentiate."""
+    nll: Float[Array, " tasks"]
+    """Sum of weight * -log p(target), in nats, without smoothing or z-loss."""
+    weight: Float[Array, " tasks"]
+    """Sum of the weights: the denominator of a mean."""
+    tokens: Int[Array, " tasks"]
+    """How many positions carry weight."""
+    correct: Int[Array, " tasks"]
+    """How many of those have no logit above the target's."""
+    over_capacity: Int[Array, ""]
+    """How many positions with weight did not fit `capacity` and are in no sum: the caller must raise unless 0."""
+
+
+def shift(
+    tokens: Int[Array | np.ndarray, "*rows seq"],
+    loss_weights: Float[Array | np.ndarray, "*rows seq"],
+    segment_ids: Int[Array | np.ndarray, "*rows seq"],
+) -> tuple[Int[Array, "*rows seq"], Float[Array, "*rows seq"]]:
+    """Next-token view of packed rows: what each position has to predict, and the weight of that prediction.
+
+        tokens       [5, 6, 7,   8, 9, 0]     targets  [6, 7, 8, 9, 0, 0]
+        loss_weights [0, 1, 1,   0, 1, 0]     weights  [1, 1, 0, 1, 0, 0]
+        segment_ids  [1, 1, 1,   2, 2, 0]
+
+    The first token of a segment is nobody's target, and the last column has none.
+    """
+    tokens, loss_weights, segment_ids = jnp.asarray(tokens), jnp.asarray(loss_weights), jnp.asarray(segment_ids)
+    inside = (segment_ids[..., 1:] == segment_ids[..., :-1]) & (segment_ids[..., 1:] != 0)
+    weights = jnp.where(inside, loss_weights[..., 1:], 0)
+    last = [(0, 0)] * (tokens.ndim - 1) + [(0, 1)]
+    return jnp.pad(tokens[..., 1:], last), jnp.pad(weights, last)
+
+
+def per_task_sums(
+    hidden: Float[Array, "rows seq model"],
+    head: Float[Array, "vocab_or_model model_or_vocab"],
+    targets: Int[Array, "rows seq"],
+    weights: Float[Array, "rows seq"],
+    task_ids: Int[Array, "rows seq"],
+    *,
+    num_tasks: int,
+    vocab_axis: int = 0,
+    capacity: int | None = None,
+    chunk: int | None = None,
+    shards: int = 1,
+    soft_cap: float | None = None,
+    z_loss: Scalar = 0.0,
+    label_smoothing: Scalar = 0.0,
+) -> LossSums:
+    """Loss sums of the positions whose weight is not 0; `targets` and `weights` are those of `shift`.
+
+    With logits `l = hidden @ head` (and `l = soft_cap * tanh(l / soft_cap)`), `Z = logsumexp(l)`, smoothing `e`:
+
+        objective = sum w * ((1 - e) * (Z - l[target]) + e * (Z - mean(l)) + z_loss * Z ** 2)
+
+    `vocab_axis` says which axis of `head` is the vocabulary: 0 for a tied embedding [V, D], 1 for a head [D, V].
+    `capacity` bounds the positions with weight (of one shard): arrays of that many positions are held, all positions if
+    None. Work grows with the positions that do carry weight, whatever the capacity. `chunk` positions have their logits
+    computed together (None: as many as make 64 MiB).
+    `shards`: over how many devices the rows are sharded; each contiguous group of rows gathers its own positions, so
+    that no hidden state crosses devices, and the derivative of the head is summed over devices once.
+
+    Products are taken in the dtype of `hidden`, accumulated in float32; everything after them is float32.
+    """
+    rows, seq, model = hidden.shape
+    if rows % shards:
+        raise ValueError(f"{rows} rows cannot be split over {shards} shards")
+    flat = lambda x: x.reshape(shards, rows // shards * seq, *x.shape[2:])
+    hidden, targets, weights, task_ids = flat(hidden), flat(targets), flat(weights), flat(task_ids)
+    vocab = head.shape[vocab_axis]
+    chunk = max(1, CHUNK_BYTES // (4 * vocab * shards)) if chunk is None else chunk
+    counts = jnp.sum(weights != 0, axis=1)
+    held = hidden.shape[1] if capacity is None else min(capacity, hidden.shape[1])
+    num_chunks = math.ceil(held / chunk)
+    chunk = math.ceil(held / num_chunks)
+    index = jax.vmap(lambda w: jnp.nonzero(w != 0, size=num_chunks * chunk, fill_value=w.size)[0])(weights)
+    index = jnp.where(jnp.arange(num_chunks * chunk) < held, index, weights.shape[1])
+    gather = lambda x: jax.vmap(lambda row, i: row.at[i].get(mode="fill", fill_value=0))(x, index)
+    weights = gather(weights).astype(jnp.float32)
+    chunks_used = -(-jnp.minimum(jnp.max(counts), held) // chunk)
+    options = _Options(num_chunks=num_chunks, vocab_axis=vocab_axis, soft_cap=soft_cap)
+    targets, task_ids = gather(targets), gather(task_ids)
+    objective, nll, hit = _position_losses(
+        options, gather(hidden), head, targets, weights, chunks_used, z_loss, label_smoothing
+    )
+    nll, hit = jax.lax.stop_gradient((nll, hit))
+    by_task = functools.partial(_sum_by_task, task_ids=task_ids, num_tasks=num_tasks)
+    return LossSums(
+        objective=objective,
+        nll=by_task(weights * nll),
+        weight=by_task(weights),
+        tokens=by_task((weights != 0).astype(jnp.int32)),
+        correct=by_task((hit & (weights != 0)).astype(jnp.int32)),
+        over_capacity=jnp.sum(jnp.maximum(counts - held, 0)).astype(jnp.int32),
+    )
+
+
+def _sum_by_task(values: Array, *, task_ids: Array, num_tasks: int) -> Array:
+    # A masked sum, not a scatter-add: scatters add in no fixed order on a GPU, and runs must repeat bit for bit.
+    mine = task_ids.reshape(1, -1) == jnp.arange(num_tasks)[:, None]
+    return jnp.sum(jnp.where(mine, values.reshape(1, -1), 0), axis=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Options:
+    num_chunks: int
+    vocab_axis: int
+    soft_cap: float | None
+
+
+def _logits(options: _Options, hidden: Array, head: Array) -> tuple[Array, Array | float]:
+    """Float32 logits of a chunk, and the derivative of the soft cap (1.0 without one)."""
+    axes = ((2,), (1 - options.vocab_axis,))
+    logits = jax.lax.dot_general(hidden, head, (axes, ((), ())), preferred_element_type=jnp.float32)
+    if options.soft_cap is None:
+        return logits, 1.0
+    squashed = jnp.tanh(logits / options.soft_cap)
+    return options.soft_cap * squashed, 1.0 - squashed**2
+
+
+def _chunk_losses(
+    logits: Array, targets: Array, z_loss: Scalar, smoothing: Scalar
+) -> tuple[Array, Array, Array, Array]:
+    """Objective, negative log-likelihood, hit and log-normaliser of each position of a chunk."""
+    top = jnp.max(logits, axis=-1)
+    log_z = top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
+    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    nll = log_z - at_target
+    loss = nll
+    if not _is_off(smoothing):
+        loss = (1 - smoothing) * nll + smoothing * (log_z - jnp.mean(logits, axis=-1))
+    if not _is_off(z_loss):
+        loss = loss + z_loss * log_z**2
+    return loss, nll, at_target >= top, log_z
+
+
+def _logit_gradient(
+    logits: Array, targets: Array, weights: Array, log_z: Array, z_loss: Scalar, smoothing: Scalar
+) -> Array:
+    """Derivative of the weighted objective by the logits: w * (p * (1 + 2 * z * Z) - (1 - e) * onehot - e / V)."""
+    vocab = logits.shape[-1]
+    scale = weights if _is_off(z_loss) else weights * (1 + 2 * z_loss * log_z)
+    is_target = jax.lax.broadcasted_iota(jnp.int32, (1, 1, vocab), 2) == targets[..., None]
+    gradient = jnp.exp(logits - log_z[..., None]) * scale[..., None]
+    gradient -= jnp.where(is_target, ((1 - smoothing) * weights)[..., None], 0.0)
+    return gradient if _is_off(smoothing) else gradient - (smoothing / vocab * weights)[..., None]
+
+
+def _is_off(number: Scalar) -> bool:
+    return isinstance(number, int | float) and number == 0
+
+
+def _take_chunk(array: Array, i: Array, num_chunks: int) -> Array:
+    size = array.shape[1] // num_chunks
+    return jax.lax.dynamic_slice_in_dim(array, i * size, size, axis=1)
+
+
+def _put_chunk(array: Array, chunk: Array, i: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, chunk.astype(array.dtype), i * chunk.shape[1], axis=1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _position_losses(
+    options: _Options, hidden: Array, head: Array, targets: Array, weights: Array, chunks_used: Array,
+    z_loss: Scalar, smoothing: Scalar,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Objective (a scalar), and per gathered position the negative log-likelihood and whether the target is on top."""
+    losses, nll, hit, _, _ = _run_chunks(
+        options, hidden, head, targets, weights, chunks_used, z_loss, smoothing, want_hidden=False, want_head=False
+    )
+    return jnp.sum(weights * losses), nll, hit
+
+
+def _run_chunks(
+    options: _Options, hidden: Array, head: Array, targets: Array, weights: Array, chunks_used: Array,
+    z_loss: Scalar, smoothing: Scalar, *, want_hidden: bool, want_head: bool,
+) -> tuple[Array, Array, Array, Array | None, Array | None]:  # fmt: skip
+    shards = hidden.shape[0]
+    product = head.astype(hidden.dtype)
+    dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+
+    def one_chunk(i: Array, carry: tuple) -> tuple:
+        losses, nlls, hits, d_hidden, d_head = carry
+        take = lambda x: _take_chunk(x, i, options.num_chunks)
+        chunk, target, weight = take(hidden), take(targets), take(weights)
+        logits, d_cap = _logits(options, chunk, product)
+        loss, nll, hit, log_z = _chunk_losses(logits, target, z_loss, smoothing)
+        if want_hidden or want_head:
+            d_logits = (_logit_gradient(logits, target, weight, log_z, z_loss, smoothing) * d_cap).astype(hidden.dtype)
+        if want_hidden:
+            d_hidden = _put_chunk(d_hidden, dot(d_logits, product, (((2,), (options.vocab_axis,)), ((), ()))), i)
+        if want_head:
+            left, right = (d_logits, chunk) if options.vocab_axis == 0 else (chunk, d_logits)
+            d_head = d_head + dot(left, right, (((1,), (1,)), ((0,), (0,))))
+        return _put_chunk(losses, loss, i), _put_chunk(nlls, nll, i), _put_chunk(hits, hit, i), d_hidden, d_head
+
+    zeros = jnp.zeros(weights.shape, jnp.float32)
+    start = (
+        zeros,
+        zeros,
+        jnp.zeros(weights.shape, bool),
+        jnp.zeros(hidden.shape, jnp.float32) if want_hidden else None,
+        jnp.zeros((shards, *head.shape), jnp.float32) if want_head else None,
+    )
+    losses, nlls, hits, d_hidden, d_head = jax.lax.fori_loop(0, chunks_used, one_chunk, start)
+    return losses, nlls, hits, d_hidden, None if d_head is None else jnp.sum(d_head, axis=0).astype(head.dtype)
+
+
+def _forward(options: _Options, *arguments: Any) -> tuple[tuple[Array, Array, Array], tuple]:
+    hidden, head, *rest = arguments
+    values = [argument.value for argument in arguments]
+    losses, nll, hit, d_hidden, d_head = _run_chunks(
+        options, *values, want_hidden=hidden.perturbed, want_head=head.perturbed
+    )
+    if d_hidden is not None:
+        d_hidden = d_hidden.astype(values[0].dtype)
+    return (jnp.sum(values[3] * losses), nll, hit), (d_hidden, d_head, losses)
+
+
+def _backward(options: _Options, residuals: tuple, cotangents: tuple) -> tuple:
+    d_hidden, d_head, losses = residuals
+    scale = cotangents[0]
+    if isinstance(scale, jax.custom_derivatives.SymbolicZero):
+        return (None,) * 7
+    times = lambda x: None if x is None else (x * scale.astype(x.dtype))
+    return times(d_hidden), times(d_head), None, times(losses), None, None, None
+
+
+_position_losses.defvjp(_forward, _backward, symbolic_zeros=True)

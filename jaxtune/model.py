@@ -1,0 +1,485 @@
+"""One decoder-only Transformer for all families; their differences are typed fields of ModelConfig.
+
+Dimensions: B batch, S sequence, D model, H query heads, K key/value heads, Dh head, F feed-forward, V vocabulary, L layers,
+E experts, T cache slots. Parameters (float32 unless asked otherwise), as a nested dict:
+
+    embed.embedding [V, D]
+    layers.attn_norm.scale, layers.mlp_norm.scale [L, D]        layers.{attn,mlp}_post_norm.scale [L, D]  (post_norms)
+    layers.attn.q.kernel [L, D, H, Dh]    .bias [L, H, Dh]      layers.attn.{q,k}_norm.scale [L, Dh]      (qk_norm)
+    layers.attn.{k,v}.kernel [L, D, K, Dh]  .bias [L, K, Dh]    layers.attn.o.kernel [L, H, Dh, D]  .bias [L, D]
+    layers.mlp.{gate,up}.kernel [L, D, F]   .bias [L, F]        layers.mlp.down.kernel [L, F, D]    .bias [L, D]
+    layers.moe.router.kernel [L, D, E]      layers.moe.{gate,up}.kernel [L, E, D, F]   layers.moe.down.kernel [L, E, F, D]
+    final_norm.scale [D]
+    head.kernel [D, V]                                          (absent when the embedding is tied)
+"""
+
+import dataclasses
+import enum
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxtune.attention import attention, cached_attention
+from jaxtune.errors import UserError
+from jaxtune.linear import product
+from jaxtune.moe import MoeConfig, experts_mlp, route
+from jaxtune.rope import RopeConfig, rotary_dim, rotate, tables
+
+
+class Activation(enum.Enum):
+    """Gate of the feed-forward layer."""
+
+    SILU = "silu"
+    GELU_TANH = "gelu_tanh"
+    GELU = "gelu"
+
+
+class LayerKind(enum.Enum):
+    """What a layer attends to: the whole segment, or its last `sliding_window` tokens."""
+
+    GLOBAL = "global"
+    LOCAL = "local"
+
+
+class Remat(enum.Enum):
+    """What the backward pass recomputes instead of keeping: nothing; all but matmul results; the whole layer.
+
+    OFFLOAD keeps the layer inputs in host memory (accelerators only).
+    """
+
+    NONE = "none"
+    DOTS = "dots"
+    FULL = "full"
+    OFFLOAD = "offload"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape and family of a Transformer. Everything but `remat` changes the numbers it computes."""
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    max_seq_len: int
+    """Longest context; longer rows are an error."""
+    family: str = "llama"
+    """Hugging Face `model_type`: names the tensor layout for import and export."""
+    activation: Activation = Activation.SILU
+    norm_eps: float = 1e-5
+    norm_offset: bool = False
+    """RMSNorm multiplies by 1 + scale, with scale starting at zero (Gemma)."""
+    post_norms: bool = False
+    """A second norm after attention and feed-forward, before the residual sum (Gemma 2, 3)."""
+    qk_norm: bool = False
+    """RMSNorm over each query and key head before the rotation (Qwen 3, Gemma 3)."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    tie_embeddings: bool = True
+    embed_scale: float | None = None
+    """Factor on embeddings, rounded to the compute dtype (Gemma: sqrt(D))."""
+    attn_scale: float | None = None
+    """Factor on query-key products; None is Dh ** -0.5."""
+    attn_soft_cap: float | None = None
+    final_soft_cap: float | None = None
+    """Logits become cap * tanh(logits / cap); the loss must apply it too."""
+    sliding_window: int | None = None
+    layer_kinds: tuple[LayerKind, ...] | None = None
+    """One per layer; None: all LOCAL with a sliding window, else all GLOBAL."""
+    rope: RopeConfig = RopeConfig()
+    local_rope: RopeConfig | None = None
+    """Rotary embedding of LOCAL layers where it differs (Gemma 3)."""
+    moe: MoeConfig | None = None
+    """Mixture of experts in place of the dense feed-forward; `d_ff` is then unused."""
+    remat: Remat = Remat.NONE
+
+    def __post_init__(self):
+        sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise UserError(f"model {name} is {getattr(self, name)}; it must be at least 1.")
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}).")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise UserError(f"sliding_window is {self.sliding_window}; it must be at least 1, or None.")
+        if len(self.kinds) != self.num_layers:
+            raise UserError(f"layer_kinds has {len(self.kinds)} entries; the model has {self.num_layers} layers.")
+        if LayerKind.LOCAL in self.kinds and self.sliding_window is None:
+            raise UserError("layer_kinds has local layers; set sliding_window.")
+        for rope in (self.rope, self.local_rope):
+            if rope is not None:
+                rotary_dim(rope, self.head_dim)
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """Kind of every layer, with the default filled in."""
+        if self.layer_kinds is not None:
+            return self.layer_kinds
+        return (LayerKind.GLOBAL if self.sliding_window is None else LayerKind.LOCAL,) * self.num_layers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Keys and values of the tokens seen so far: slot t of a row holds the token of position t."""
+
+    keys: Float[Array, "l b t k d"]
+    values: Float[Array, "l b t k d"]
+    lengths: Int[Array, " b"]
+    """Tokens held by each row, which is the position of its next token."""
+
+
+def init_cache(config: ModelConfig, batch_size: int, slots: int, dtype=jnp.float32) -> Cache:
+    """An empty cache for `batch_size` rows of at most `slots` tokens, prompt included."""
+    shape = (config.num_layers, batch_size, slots, config.num_kv_heads, config.head_dim)
+    return Cache(
+        keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype), lengths=jnp.zeros((batch_size,), jnp.int32)
+    )
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * scale (arXiv 1910.07467), in float32; with `offset` times 1 + scale."""
+
+    def __init__(self, dim: int, *, eps: float, offset: bool, dtype):
+        self.scale = nnx.Param(jnp.zeros((dim,), dtype) if offset else jnp.ones((dim,), dtype))
+        self.eps = eps
+        self.offset = offset
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(jnp.float32) + (1.0 if self.offset else 0.0)
+        return (wide * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """einsum(spec, x, kernel) + bias in the dtype of x."""
+
+    def __init__(self, spec: str, shape: tuple[int, ...], bias: tuple[int, ...] | None, *, std: float, rngs, dtype):
+        self.kernel = nnx.Param(_normal(rngs, shape, std, dtype))
+        self.bias = None if bias is None else nnx.Param(jnp.zeros(bias, dtype))
+        self.spec = spec
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        y = product(self.spec, x, self.kernel[...])
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(y.dtype)
+        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary embeddings."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
+        d, h, k, dh = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
+        std = _stds(config)
+        make = lambda heads: Linear(
+            "bsd,dhe->bshe",
+            (d, heads, dh),
+            (heads, dh) if config.qkv_bias else None,
+            std=std["in"],
+            rngs=rngs,
+            dtype=dtype,
+        )
+        self.q, self.k, self.v = make(h), make(k), make(k)
+        self.o = Linear(
+            "bshe,hed->bsd", (h, dh, d), (d,) if config.out_bias else None, std=std["out"], rngs=rngs, dtype=dtype
+        )
+        self.q_norm = _norm(config, dh, dtype) if config.qk_norm else None
+        self.k_norm = _norm(config, dh, dtype) if config.qk_norm else None
+
+    def project(self, x: Float[Array, "b s d"], cos, sin):
+        """Rotated queries and keys, and values."""
+        query, key, value = self.q(x), self.k(x), self.v(x)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        return rotate(query, cos, sin), rotate(key, cos, sin), value
+
+
+class Mlp(nnx.Module):
+    """down(activation(gate x) * up x) (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
+        d, f, std = config.d_model, config.d_ff, _stds(config)
+        wide = (f,) if config.mlp_bias else None
+        self.gate = Linear("bsd,df->bsf", (d, f), wide, std=std["in"], rngs=rngs, dtype=dtype)
+        self.up = Linear("bsd,df->bsf", (d, f), wide, std=std["in"], rngs=rngs, dtype=dtype)
+        narrow = (d,) if config.mlp_bias else None
+        self.down = Linear("bsf,fd->bsd", (f, d), narrow, std=std["out"], rngs=rngs, dtype=dtype)
+        self.activation = config.activation
+
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        return self.down(_activate(self.activation, self.gate(x)) * self.up(x))
+
+
+class Moe(nnx.Module):
+    """Router and experts; see jaxtune.moe."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
+        assert config.moe is not None
+        d, e, f, std = config.d_model, config.moe.num_experts, config.moe.d_ff, _stds(config)
+        self.router = Linear("td,de->te", (d, e), None, std=std["in"], rngs=rngs, dtype=dtype)
+        self.gate = Linear("", (e, d, f), None, std=std["in"], rngs=rngs, dtype=dtype)
+        self.up = Linear("", (e, d, f), None, std=std["in"], rngs=rngs, dtype=dtype)
+        self.down = Linear("", (e, f, d), None, std=std["out"], rngs=rngs, dtype=dtype)
+        self.config = config.moe
+        self.activation = config.activation
+
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        tokens = x.reshape(-1, x.shape[-1])
+        weights, experts = route(self.router(tokens), self.config)
+        kernels = (linear.kernel[...].astype(x.dtype) for linear in (self.gate, self.up, self.down))
+        mixed = experts_mlp(tokens, weights, experts, *kernels, lambda h: _activate(self.activation, h))
+        return mixed.reshape(x.shape)
+
+
+class Block(nnx.Module):
+    """One layer: attention and feed-forward, each with a residual sum."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
+        self.attn_norm = _norm(config, config.d_model, dtype)
+        self.attn = Attention(config, rngs=rngs, dtype=dtype)
+        self.mlp_norm = _norm(config, config.d_model, dtype)
+        self.mlp = Mlp(config, rngs=rngs, dtype=dtype) if config.moe is None else None
+        self.moe = None if config.moe is None else Moe(config, rngs=rngs, dtype=dtype)
+        self.attn_post_norm = _norm(config, config.d_model, dtype) if config.post_norms else None
+        self.mlp_post_norm = _norm(config, config.d_model, dtype) if config.post_norms else None
+
+    def __call__(self, x: Float[Array, "b s d"], cos, sin, attend) -> Float[Array, "b s d"]:
+        """`attend(query, key, value)` does the mixing over tokens."""
+        mixed = self.attn.o(attend(*self.attn.project(self.attn_norm(x), cos, sin)))
+        x = x + (mixed if self.attn_post_norm is None else self.attn_post_norm(mixed))
+        feed_forward = self.mlp if self.moe is None else self.moe
+        assert feed_forward is not None
+        y = feed_forward(self.mlp_norm(x))
+        return x + (y if self.mlp_post_norm is None else self.mlp_post_norm(y))
+
+
+class Embed(nnx.Module):
+    """Token embedding."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
+        self.embedding = nnx.Param(_normal(rngs, (config.vocab_size, config.d_model), 0.02, dtype))
+
+
+class Transformer(nnx.Module):
+    """Embedding, a scan over stacked layers, final norm, and the head.
+
+    Split it once (`init_params`) and use it through `apply` and `apply_cached`; or merge inside a traced function.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def stack(layer_rngs):
+            return Block(config, rngs=layer_rngs, dtype=param_dtype)
+
+        self.config = config
+        self.embed = Embed(config, rngs=rngs, dtype=param_dtype)
+        self.layers = stack(rngs)
+        self.final_norm = _norm(config, config.d_model, param_dtype)
+        self.head = None
+        if not config.tie_embeddings:
+            shape = (config.d_model, config.vocab_size)
+            self.head = Linear("bsd,dv->bsv", shape, None, std=0.02, rngs=rngs, dtype=param_dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b s"],
+        positions: Int[Array, "b s"],
+        segment_ids: Int[Array, "b s"],
+        *,
+        dtype=jnp.float32,
+    ) -> Float[Array, "b s d"]:
+        """Final-normed hidden states of packed rows, in the compute dtype."""
+        config = self.config
+        rotations = self._rotations(positions)
+        graphdef, stacked = nnx.split(self.layers)
+
+        def layer(x, scanned):
+            weights, kind = scanned
+            cos, sin = (jax.tree.map(lambda table: table[kind], part) for part in rotations)
+
+            def attend(query, key, value):
+                window = None if config.sliding_window is None else _windows(config, tokens.shape[1])[kind]
+                return attention(
+                    query,
+                    key,
+                    value,
+                    segment_ids,
+                    scale=_attn_scale(config),
+                    window=window,
+                    soft_cap=config.attn_soft_cap,
+                )
+
+            return nnx.merge(graphdef, weights)(x, cos, sin, attend), None
+
+        x, _ = jax.lax.scan(_rematerialised(layer, config.remat), self._embed(tokens, dtype), (stacked, _kinds(config)))
+        return self.final_norm(x)
+
+    def extend(
+        self,
+        tokens: Int[Array, "b s"],
+        positions: Int[Array, "b s"],
+        segment_ids: Int[Array, "b s"],
+        cache: Cache,
+        *,
+        dtype=jnp.float32,
+    ) -> tuple[Float[Array, "b s d"], Cache]:
+        """Hidden states of new tokens that follow those in the cache, and the cache with them added.
+
+        A row is one sequence: segment 1 marks its new tokens, 0 padding, which is not stored. Prompts are aligned left:
+        positions 0, 1, ...; then one token at a time at position `cache.lengths`.
+        """
+        config = self.config
+        rotations = self._rotations(positions)
+        graphdef, stacked = nnx.split(self.layers)
+        slots = cache.keys.shape[2]
+        rows = jnp.arange(tokens.shape[0])[:, None]
+        places = jnp.where(segment_ids > 0, positions, slots)
+
+        def layer(carry, scanned):
+            x, keys, values = carry
+            weights, kind, index = scanned
+            cos, sin = (jax.tree.map(lambda table: table[kind], part) for part in rotations)
+            written = []
+
+            def attend(query, key, value):
+                written.extend(
+                    buffer.at[index, rows, places].set(new.astype(buffer.dtype), mode="drop")
+                    for buffer, new in ((keys, key), (values, value))
+                )
+                held = (buffer[index].astype(query.dtype) for buffer in written)
+                window = None if config.sliding_window is None else _windows(config, slots)[kind]
+                return cached_attention(
+                    query, *held, positions, scale=_attn_scale(config), window=window, soft_cap=config.attn_soft_cap
+                )
+
+            x = nnx.merge(graphdef, weights)(x, cos, sin, attend)
+            return (x, *written), None
+
+        scanned = (stacked, _kinds(config), jnp.arange(config.num_layers))
+        (x, keys, values), _ = jax.lax.scan(layer, (self._embed(tokens, dtype), cache.keys, cache.values), scanned)
+        ends = jnp.where(segment_ids > 0, positions + 1, 0).max(axis=1).astype(jnp.int32)
+        lengths = jnp.maximum(cache.lengths, ends)
+        return self.final_norm(x), Cache(keys=keys, values=values, lengths=lengths)
+
+    def head_kernel(self) -> Float[Array, "d v"]:
+        """The matrix from hidden states to logits; the embedding's transpose when tied."""
+        return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
+
+    def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+        """Float32 next-token logits, soft cap included. For losses prefer `jaxtune.losses`, which never holds them all."""
+        logits = product("bsd,dv->bsv", hidden, self.head_kernel(), out_dtype=jnp.float32)
+        cap = self.config.final_soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def _embed(self, tokens: Int[Array, "b s"], dtype) -> Float[Array, "b s d"]:
+        x = self.embed.embedding[...][tokens].astype(dtype)
+        return x if self.config.embed_scale is None else x * jnp.asarray(self.config.embed_scale, dtype)
+
+    def _rotations(self, positions: Int[Array, "b s"]):
+        """(cosines, sines), each with a leading axis over layer kinds."""
+        config = self.config
+        ropes = [config.rope] if config.local_rope is None else [config.rope, config.local_rope]
+        pairs = [tables(rope, config.head_dim, positions) for rope in ropes]
+        pairs = pairs * 2 if len(pairs) == 1 else pairs
+        return tuple(jnp.stack(part) for part in zip(*pairs, strict=True))
+
+
+def init_params(config: ModelConfig, seed: int, dtype=jnp.float32) -> tuple[nnx.GraphDef, dict]:
+    """Graph definition and freshly drawn parameters, a nested dict of arrays. Pure: may be called under jit or eval_shape."""
+    graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(seed), param_dtype=dtype), nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def abstract_params(config: ModelConfig, dtype=jnp.float32) -> tuple[nnx.GraphDef, dict]:
+    """As `init_params`, with shapes in place of arrays; nothing is computed."""
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), param_dtype=dtype))
+    graphdef, params = nnx.split(model, nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def apply(
+    graphdef: nnx.GraphDef,
+    params,
+    tokens: Int[Array, "b s"],
+    positions: Int[Array, "b s"],
+    segment_ids: Int[Array, "b s"],
+    *,
+    dtype=jnp.float32,
+) -> Float[Array, "b s d"]:
+    """Hidden states of packed rows; see Transformer.__call__."""
+    return nnx.merge(graphdef, params)(tokens, positions, segment_ids, dtype=dtype)
+
+
+def apply_cached(
+    graphdef: nnx.GraphDef,
+    params,
+    tokens: Int[Array, "b s"],
+    positions: Int[Array, "b s"],
+    segment_ids: Int[Array, "b s"],
+    cache: Cache,
+    *,
+    dtype=jnp.float32,
+) -> tuple[Float[Array, "b s d"], Cache]:
+    """Hidden states of new tokens and the longer cache; see Transformer.extend."""
+    return nnx.merge(graphdef, params).extend(tokens, positions, segment_ids, cache, dtype=dtype)
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype) -> Float[Array, "..."]:
+    return (std * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
+
+
+def _stds(config: ModelConfig) -> dict[str, float]:
+    """Normal(0, 0.02), and residual outputs divided by sqrt(2 L) so that depth does not raise the variance (GPT-2)."""
+    return {"in": 0.02, "out": 0.02 / math.sqrt(2 * config.num_layers)}
+
+
+def _norm(config: ModelConfig, dim: int, dtype) -> RMSNorm:
+    return RMSNorm(dim, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype)
+
+
+def _activate(activation: Activation, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    match activation:
+        case Activation.SILU:
+            return jax.nn.silu(x)
+        case Activation.GELU_TANH:
+            return jax.nn.gelu(x, approximate=True)
+        case Activation.GELU:
+            return jax.nn.gelu(x, approximate=False)
+
+
+def _attn_scale(config: ModelConfig) -> float:
+    return config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
+
+
+def _kinds(config: ModelConfig) -> Int[Array, " l"]:
+    return jnp.asarray([int(kind is LayerKind.LOCAL) for kind in config.kinds], jnp.int32)
+
+
+def _windows(config: ModelConfig, length: int) -> Int[Array, " 2"]:
+    """Window by layer kind; a global layer's is the whole row."""
+    return jnp.asarray([max(length, 1), config.sliding_window], jnp.int32)
+
+
+def _rematerialised(layer, remat: Remat):
+    policies = jax.checkpoint_policies
+    match remat:
+        case Remat.NONE:
+            return layer
+        case Remat.FULL:
+            return jax.checkpoint(layer, prevent_cse=False)
+        case Remat.DOTS:
+            return jax.checkpoint(layer, prevent_cse=False, policy=policies.dots_with_no_batch_dims_saveable)
+        case Remat.OFFLOAD:
+            policy = policies.offload_dot_with_no_batch_dims("device", "pinned_host")
+            return jax.checkpoint(layer, prevent_cse=False, policy=policy)

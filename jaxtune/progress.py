@@ -1,0 +1,215 @@
+"""How far a long job is: a live bar in a terminal, one line every few seconds anywhere else. Writes to stderr."""
+
+import collections
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+Item = TypeVar("Item")
+Clock = Callable[[], float]
+
+WINDOW = 60.0
+"""Seconds of history that a rate is taken from."""
+
+
+def duration(seconds: float | int) -> str:
+    """Seconds as `0:07`, `12:34` or `3:05:09`; `--:--` when unknown."""
+    if not math.isfinite(seconds):
+        return "--:--"
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def quantity(value: float | int) -> str:
+    """A rate in at most five characters: `87`, `940`, `12.3k`, `4.56M`; `-` when unknown."""
+    if not math.isfinite(value):
+        return "-"
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * scale:
+            return f"{value / scale:.{3 if abs(value) < 999.5 * scale else 4}g}{suffix}"
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
+
+
+class Pace:
+    """Items per second over the last minute, and the seconds left.
+
+    The clock starts at the first report, not at the start of the job, so compiling the first step is not counted.
+    """
+
+    def __init__(self, total: int, clock: Clock):
+        self.total = total
+        self.done = 0
+        self._clock = clock
+        self._seen: collections.deque[tuple[float, int]] = collections.deque()
+
+    def report(self, done: int) -> None:
+        """`done` items of the total are finished now."""
+        self.done = done
+        self._seen.append((self._clock(), done))
+        while self._seen[-1][0] - self._seen[0][0] > WINDOW and len(self._seen) > 2:
+            self._seen.popleft()
+
+    @property
+    def rate(self) -> float:
+        """Items per second; NaN before the second report."""
+        if len(self._seen) < 2 or self._seen[-1][0] <= self._seen[0][0]:
+            return math.nan
+        (start, first), (end, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (end - start)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the total at the present rate; NaN when unknown."""
+        return (self.total - self.done) / self.rate if self.rate > 0 else math.nan
+
+
+class Display:
+    """A bar with one line of text behind it, or that text as a plain line every `interval` seconds.
+
+    A context manager; `write` prints a lasting line above the bar.
+    """
+
+    def __init__(self, label: str, total: int, *, console: Console | None, interval: float, clock: Clock):
+        self.label = label
+        self.total = total
+        self.console = console if console is not None else Console(stderr=True)
+        self._interval = interval
+        self._clock = clock
+        self._last_line = -math.inf
+        self._unprinted = ""
+        self._bar: Progress | None = None
+        if self.console.is_terminal:
+            columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24))
+            self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=self.console)
+            self._task = self._bar.add_task(label, total=total, text="")
+
+    def __enter__(self) -> "Display":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._unprinted:
+            self._line(self._unprinted)
+
+    def show(self, done: int, text: str) -> None:
+        """`done` of the total are finished; `text` says the rest."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, text=text)
+            return
+        self._unprinted = text
+        if done >= self.total or self._clock() - self._last_line >= self._interval:
+            self._line(text)
+
+    def write(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _line(self, text: str) -> None:
+        self._last_line = self._clock()
+        self._unprinted = ""
+        self.write(f"{self.label}  {text}")
+
+
+class TrainProgress:
+    """Training: step, loss, tokens per second (all real ones and those that carry loss), padding, data wait, time left.
+
+    A context manager.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        label: str = "train",
+        console: Console | None = None,
+        interval: float = 10.0,
+        clock: Clock = time.monotonic,
+    ):
+        self._display = Display(label, total_steps, console=console, interval=interval, clock=clock)
+        self._pace = Pace(total_steps, clock)
+
+    def __enter__(self) -> "TrainProgress":
+        self._display.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._display.__exit__(*exception)
+
+    def update(
+        self,
+        step: int,
+        *,
+        loss: float,
+        tokens_per_s: float = math.nan,
+        loss_tokens_per_s: float = math.nan,
+        padding: float = math.nan,
+        data_wait: float = math.nan,
+    ) -> None:
+        """After `step` updates; `padding` is a share of the slots, `data_wait` of the time. What is NaN is left out."""
+        self._pace.report(step)
+        parts = [f"{step:>{len(str(self._pace.total))}}/{self._pace.total}", f"loss {loss:.3f}"]
+        if math.isfinite(tokens_per_s):
+            parts.append(f"{quantity(tokens_per_s)} tok/s ({quantity(loss_tokens_per_s)} trained)")
+        if math.isfinite(padding):
+            parts.append(f"padding {padding:.1%}")
+        if math.isfinite(data_wait):
+            parts.append(f"data wait {data_wait:.1%}")
+        parts.append(f"{duration(self._pace.seconds_left)} left")
+        self._display.show(step, "  ".join(parts))
+
+    def write(self, text: str) -> None:
+        """Print a line that stays above the bar."""
+        self._display.write(text)
+
+
+class ItemProgress:
+    """Tokenising, evaluating, generating: items done, rate, time left. A context manager."""
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        *,
+        unit: str = "examples",
+        console: Console | None = None,
+        interval: float = 10.0,
+        clock: Clock = time.monotonic,
+    ):
+        self._display = Display(label, total, console=console, interval=interval, clock=clock)
+        self._unit = unit
+        self._pace = Pace(total, clock)
+        self._pace.report(0)
+
+    def __enter__(self) -> "ItemProgress":
+        self._display.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._display.__exit__(*exception)
+
+    def advance(self, items: int = 1) -> None:
+        """`items` more are finished."""
+        self._pace.report(self._pace.done + items)
+        rate, left = quantity(self._pace.rate), duration(self._pace.seconds_left)
+        done = f"{self._pace.done:,}/{self._pace.total:,} {self._unit}"
+        self._display.show(self._pace.done, f"{done}  {rate} {self._unit}/s  {left} left")
+
+    def write(self, text: str) -> None:
+        """Print a line that stays above the bar."""
+        self._display.write(text)
+
+
+def track(items: Iterable[Item], label: str, total: int, *, unit: str = "examples") -> Iterator[Item]:
+    """Yield the items while showing how many are done."""
+    with ItemProgress(label, total, unit=unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()

@@ -1,0 +1,95 @@
+"""Summarisation: the one sentence that matters of a short report, with the chatter left out."""
+
+import dataclasses
+
+from jaxtune.tasks.builtin.problem import Problem
+from jaxtune.tasks.builtin.stream import Stream
+from jaxtune.tasks.builtin.words import CITIES, COLOUR_NAMES, DAYS, FOODS, NAMES, THINGS
+
+PHRASINGS = (
+    "Summarize this report in one sentence.\n{text}",
+    "{text}\nGive a one-sentence summary of the text above.",
+    "What is the main point of this text?\n{text}",
+    "{text}\nTL;DR",
+)
+SYSTEMS = ("You write short summaries.", "Be brief.")
+
+CHATTER = (
+    "The weather was cold.",
+    "The weather was warm.",
+    "It rained in the morning.",
+    "Many people came.",
+    "The room was full.",
+    "There was music.",
+    "Lunch was late.",
+    "The news came by phone.",
+    "Nobody was surprised.",
+    "A local paper wrote about it.",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """A report and its summary."""
+
+    sentences: tuple[str, ...]
+    summary: str
+
+    @property
+    def text(self) -> str:
+        """The report as one paragraph."""
+        return " ".join(self.sentences)
+
+
+def _with_chatter(sentences: list[str], stream: Stream) -> tuple[str, ...]:
+    """One or two idle sentences, anywhere after the first."""
+    for idle in stream.sample(CHATTER, stream.between(1, 2)):
+        sentences.insert(stream.between(1, len(sentences)), idle)
+    return tuple(sentences)
+
+
+def _meeting(stream: Stream) -> Report:
+    first, second = stream.sample(NAMES, 2)
+    city, day = stream.pick(CITIES), stream.pick(DAYS)
+    plan = f"{stream.pick(('buy', 'sell', 'paint', 'repair'))} the {stream.pick(COLOUR_NAMES)} {stream.pick(THINGS)}"
+    sentences = [f"On {day} {first} met {second} in {city}.", f"They agreed to {plan}."]
+    return Report(
+        sentences=_with_chatter(sentences, stream), summary=f"{first} and {second} agreed to {plan}."
+    )
+
+
+def _match(stream: Stream) -> Report:
+    home, away = stream.sample(CITIES, 2)
+    home_goals, away_goals = stream.sample(range(10), 2)
+    day = stream.pick(DAYS)
+    sentences = [f"{home} played {away} on {day}.", f"{home} scored {home_goals}.", f"{away} scored {away_goals}."]
+    if home_goals > away_goals:
+        summary = f"{home} beat {away} {home_goals} to {away_goals} on {day}."
+    else:
+        summary = f"{away} beat {home} {away_goals} to {home_goals} on {day}."
+    return Report(sentences=_with_chatter(sentences, stream), summary=summary)
+
+
+def _shop(stream: Stream) -> Report:
+    name, city, day = stream.pick(NAMES), stream.pick(CITIES), stream.pick(DAYS)
+    ware = stream.pick(FOODS)
+    sentences = [f"{name} has a new shop in {city}.", f"It opened on {day}.", f"The shop sells {ware}."]
+    return Report(
+        sentences=_with_chatter(sentences, stream), summary=f"{name} opened a {ware} shop in {city} on {day}."
+    )
+
+
+def draw_report(stream: Stream) -> Report:
+    """A report about a meeting, a match, or a new shop."""
+    return stream.pick((_meeting, _match, _shop))(stream)
+
+
+def draw(stream: Stream) -> Problem:
+    """A report to be summarised; one problem in five has a system message."""
+    report = draw_report(stream)
+    return Problem(
+        group=report.text,
+        fields={"text": report.text},
+        answer=report.summary,
+        system=stream.pick(SYSTEMS) if stream.chance(20) else None,
+    )

@@ -1,0 +1,163 @@
+"""What can be wrong with a record: the table of rules, one problem, and collecting many before anything is raised."""
+
+import collections
+import dataclasses
+import enum
+from collections.abc import Iterable
+
+from jaxtune.errors import UserError
+
+
+class Severity(enum.Enum):
+    """Whether a problem keeps a run from starting."""
+
+    ERROR = "error"
+    """The record cannot be trained on as it is; training stops before its first step."""
+    WARNING = "warning"
+    """The record can be trained on, but few people would want it so."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One thing that data must (error) or should (warning) satisfy, and what to do when it does not."""
+
+    severity: Severity
+    remedy: str
+
+
+def _error(remedy: str) -> Rule:
+    return Rule(Severity.ERROR, remedy)
+
+
+def _warning(remedy: str) -> Rule:
+    return Rule(Severity.WARNING, remedy)
+
+
+RULES: dict[str, Rule] = {
+    # The file.
+    "unreadable-file": _error("check the path and the permissions"),
+    "empty-file": _error("write one JSON object per line"),
+    "byte-order-mark": _error("save the file as UTF-8 without a byte order mark (sed -i '1s/^\\xEF\\xBB\\xBF//' FILE)"),
+    "utf-16": _error("convert the file to UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+    "compressed": _error("rename the file to .jsonl.gz or .jsonl.zst, or decompress it"),
+    "json-array-file": _error("write one object per line instead of one array (jq -c '.[]')"),
+    "damaged-file": _error("make the file again, or fetch it again"),
+    # The line.
+    "blank-line": _warning("remove the line; it is skipped"),
+    "not-utf-8": _error("save the file as UTF-8"),
+    "invalid-json": _error("write one JSON object per line, with double quotes (json.dumps, not str)"),
+    "nan-literal": _error("JSON has no NaN or Infinity (RFC 8259): write a number or null, or leave the field out"),
+    "lone-surrogate": _error("half of a surrogate pair is not text: repair or remove the character"),
+    "duplicate-key": _error("give each key once; readers differ in which value they keep"),
+    "not-an-object": _error("each record must be an object with named fields"),
+    # The record.
+    "unknown-shape": _error(
+        "give messages, conversations, prompt and completion, instruction and output, or tokens, "
+        "or map your columns with columns="
+    ),
+    "mixed-shapes": _error("keep one record shape per file; split the file, or convert the record"),
+    "missing-field": _error("add the field, or remove the record"),
+    "wrong-type": _error("give the field the type that is named"),
+    "nested-content": _error("content must be one string: join the text parts before training"),
+    "unknown-role": _error("use system, developer, user, assistant or tool"),
+    "role-order": _error("order: an optional system message, then user and assistant in turn, ending with assistant"),
+    "no-assistant": _error("add the assistant's answer, or remove the record: there is nothing to train on"),
+    "empty-assistant": _error("write the answer, give the message weight 0, or remove the record"),
+    "bad-weight": _error("a weight is a finite number, 0 or larger"),
+    "no-trained-token": _error("give at least one token or message a weight above 0, or remove the record"),
+    "bad-tokens": _error("tokens are integers from 0 to 2^31 - 1, with one weight each"),
+    "bad-id": _warning("an id is a string or a whole number; without one, problems name only the line"),
+    "repeated-role": _warning("join the two messages: many chat templates refuse two turns of one role in a row"),
+    "empty-message": _warning("write the message, or remove it"),
+    "unknown-message-field": _warning("remove or rename the field; it is ignored"),
+    "control-character": _warning("remove the character; it is trained on as it stands"),
+    "huge-answer": _warning("check the answer; most of it will be cut or dropped at the row's length"),
+    # Between records.
+    "duplicate-id": _warning("give every record its own id"),
+    "exact-duplicate": _warning("remove one of the two; the repeat weighs like a second epoch"),
+    "near-duplicate": _warning("keep one of the two, unless the difference is the point"),
+    "leaked-duplicate": _warning("remove it from one of the splits: scores on it do not measure generalisation"),
+    "leaked-prompt": _warning("remove it from one of the splits: the same question is asked in both"),
+    # With a tokenizer.
+    "control-token": _warning("remove the marker from the text; it is encoded as plain text, never as a control token"),
+    "answer-cut": _warning("raise the row length, shorten the record, or drop it (length policy)"),
+    "few-loss-tokens": _warning("look at the task's answers with `jaxtune preview`; it will hardly train"),
+}
+"""Every rule by name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One broken rule at one place."""
+
+    rule: str
+    """A key of `RULES`."""
+    message: str
+    """What was found, in one sentence."""
+    file: str = ""
+    line: int | None = None
+    """1-based line (JSON lines) or row (other formats); None when the whole file or task is meant."""
+    id: str | None = None
+    """The record's own id, where it has one."""
+
+    @property
+    def severity(self) -> Severity:
+        return RULES[self.rule].severity
+
+    @property
+    def remedy(self) -> str:
+        return RULES[self.rule].remedy
+
+    @property
+    def place(self) -> str:
+        """file:line"""
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+    def __str__(self) -> str:
+        record = "" if self.id is None else f" (id {self.id})"
+        return f"{self.place}{record}: {self.rule}: {self.message}; {self.remedy}"
+
+
+class RecordError(UserError):
+    """A record, or a file of records, that cannot be used; carries the problems so that many can be shown at once."""
+
+    def __init__(self, problems: Iterable[Problem]):
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+    def __reduce__(self):
+        return RecordError, (self.problems,)
+
+
+class ProblemLog:
+    """Gathers problems while a data set is read, so that all are shown at once; keeps the first `limit`, counts all."""
+
+    def __init__(self, limit: int = 20):
+        self.limit = limit
+        self.kept: list[Problem] = []
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Takes problems; warnings are counted and not kept."""
+        for problem in problems:
+            self.counts[problem.rule] += 1
+            if problem.severity is Severity.ERROR and len(self.kept) < self.limit:
+                self.kept.append(problem)
+
+    @property
+    def errors(self) -> int:
+        """How many errors were added."""
+        return sum(count for rule, count in self.counts.items() if RULES[rule].severity is Severity.ERROR)
+
+    def raise_if_any(self, what: str = "the data") -> None:
+        """Raises one `UserError` with the first `limit` errors and the counts of all, if there was an error."""
+        if not self.errors:
+            return
+        shown = "\n".join(f"  {problem}" for problem in self.kept)
+        more = self.errors - len(self.kept)
+        counts = ", ".join(f"{rule} {count}" for rule, count in self.counts.most_common())
+        tail = f"\n  ... and {more} more" if more else ""
+        raise UserError(
+            f"{self.errors} problem{'s' * (self.errors != 1)} in {what}; nothing was trained.\n{shown}{tail}\n"
+            f"By rule: {counts}. `jaxtune validate` lists every one."
+        )

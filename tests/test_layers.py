@@ -1,0 +1,54 @@
+"""The import structure: every module has a layer and imports only from lower ones."""
+
+import ast
+import pathlib
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "jaxtune"
+LAYERS = (
+    ("errors",),
+    ("mixture", "tokenizer", "packing", "attention", "losses", "metrics", "optim", "sharding", "checkpoint", "tracking", "manifest"),
+    ("plan", "chat", "model", "step"),
+    ("tasks", "hf", "lora", "generate", "report"),
+    ("cache", "validate"),
+    ("data", "evaluate"),
+    ("config",),
+    ("preview", "train"),
+    ("sweep", "verify", "memory"),
+    ("cli",),
+)
+LAYER = {module: number for number, row in enumerate(LAYERS) for module in row}
+
+
+def module_of(path: pathlib.Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def internal_imports() -> list[tuple[str, str]]:
+    edges = set()
+    for path in PACKAGE.rglob("*.py"):
+        user = module_of(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxtune":
+                names = [node.module] if node.module != "jaxtune" else [f"jaxtune.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name.startswith("jaxtune.")]
+            edges |= {(user, name.split(".")[1]) for name in names if name.split(".")[1] != user}
+    return sorted(edges)
+
+
+def modules() -> set[str]:
+    return {module_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__", "__main__"}
+
+
+def test_every_module_has_a_layer():
+    assert modules() == set(LAYER)
+
+
+def test_imports_point_down():
+    up = [(user, used) for user, used in internal_imports() if user in LAYER and LAYER[used] >= LAYER[user]]
+    assert not up, f"imports that point up or sideways: {up}"
+
+
+def test_no_module_imports_itself_through_the_package_front():
+    assert not [(user, used) for user, used in internal_imports() if used not in LAYER]
