@@ -269,7 +269,7 @@ class Checkpoints:
         try:
             document = json.loads(path.read_bytes())
             recorded = document.pop("digest")
-        except (ValueError, KeyError, AttributeError):  # no JSON, no digest, no object
+        except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, no digest, no object
             return f"{DOCUMENT}: not readable"
         return document if recorded == _json_digest(document) else f"{DOCUMENT}: content changed"
 
@@ -289,8 +289,9 @@ class Checkpoints:
         return self.directory / f"{step:08d}"
 
     def _existing(self, step: int) -> int:
-        if step not in self._manager.all_steps():
-            known = ", ".join(map(str, self.steps())) or "none"
+        steps = self.steps()
+        if step not in steps:
+            known = ", ".join(map(str, steps)) or "none"
             raise UserError(f"no checkpoint of step {step} in {self.directory}; there are: {known}")
         return step
 
@@ -342,12 +343,13 @@ def _leaves(tree: Any) -> dict[str, tuple[list[int], str]]:
 
 
 def _differences(item: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    lines = [f"{item}/{path}: not in the checkpoint" for path in sorted(set(wanted) - set(saved))]
-    lines += [f"{item}/{path}: only in the checkpoint" for path in sorted(set(saved) - set(wanted))]
+    prefix = "params." if item == "params" else ""
+    lines = [f"{prefix}{path}: not in the checkpoint" for path in sorted(set(wanted) - set(saved))]
+    lines += [f"{prefix}{path}: only in the checkpoint" for path in sorted(set(saved) - set(wanted))]
     for path in sorted(set(saved) & set(wanted)):
         (shape, dtype), (wanted_shape, wanted_dtype) = saved[path], wanted[path]
         if list(shape) != list(wanted_shape) or dtype != wanted_dtype:
-            lines.append(f"{item}/{path}: saved as {dtype}{list(shape)}, wanted {wanted_dtype}{list(wanted_shape)}")
+            lines.append(f"{prefix}{path}: saved as {dtype}{list(shape)}, wanted {wanted_dtype}{list(wanted_shape)}")
     return lines
 
 

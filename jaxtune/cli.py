@@ -14,7 +14,9 @@ from typing import Any
 from jaxtune.errors import UserError
 from jaxtune.mixture import MixtureConfig, OnCap, Strategy, mix_table
 
-EPILOG = "Options after the config change it: `jaxtune train configs/quickstart.py --run-dir runs/a --optim.peak-lr 1e-3`."
+EPILOG = (
+    "Options after the config change it: `jaxtune train configs/quickstart.py --run-dir runs/a --optim.peak-lr 1e-3`."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,15 +54,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="jaxtune", description="Instruction tuning as a research instrument, in JAX.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], int | None], text: str, **flags: bool) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, epilog=EPILOG if flags.get("overrides") else None)
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str, **flags: bool
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=EPILOG if flags.get("overrides") else None
+        )
         command.set_defaults(run=run, **flags)
         return command
 
     train = add("train", run_train, "Tune a model as a config says; writes a run folder.", overrides=True)
     train.add_argument("config", help="Python file that defines config() -> ExperimentConfig")
     train.add_argument("--run-dir", required=True, type=pathlib.Path, help="folder that the run writes")
-    train.add_argument("--resume", action="store_true", help="continue the run in that folder from its last good checkpoint")
+    train.add_argument(
+        "--resume", action="store_true", help="continue the run in that folder from its last good checkpoint"
+    )
     train.add_argument("--resume-step", type=int, help="continue from this checkpoint")
     train.add_argument("--overwrite", action="store_true", help="delete what is in that folder first")
 
@@ -74,11 +82,15 @@ def build_parser() -> argparse.ArgumentParser:
     mix.add_argument("--max-repeats", type=float, help="R: use each example at most so often")
     mix.add_argument("--weights", nargs="+", metavar="TASK=W", help="explicit rates (implies --strategy weights)")
     mix.add_argument("--on-cap", choices=[c.value for c in OnCap], help="when max-repeats binds")
-    mix.add_argument("--allow-underfill", action="store_true", help="take every task at its cap if the budget is out of reach")
+    mix.add_argument(
+        "--allow-underfill", action="store_true", help="take every task at its cap if the budget is out of reach"
+    )
     mix.add_argument("--budget", type=int, help="examples to draw")
     add_json(mix)
 
-    validate = add("validate", run_validate, "Every problem of data files or of a config, in one report.", overrides=True)
+    validate = add(
+        "validate", run_validate, "Every problem of data files or of a config, in one report.", overrides=True
+    )
     validate.add_argument("paths", nargs="+", help="data files, or one config")
     validate.add_argument("--limit", type=int, default=20, help="problems shown; all are counted")
     add_json(validate)
@@ -91,7 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--examples", type=int, default=2, help="examples shown per task")
     add_json(preview)
 
-    evaluate = add("evaluate", run_evaluate, "Validation loss and exact match by task, of a run or a model folder.", overrides=True)
+    evaluate = add(
+        "evaluate", run_evaluate, "Validation loss and exact match by task, of a run or a model folder.", overrides=True
+    )
     evaluate.add_argument("config")
     evaluate.add_argument("--model", type=pathlib.Path, help="model folder (default: the config's)")
     evaluate.add_argument("--run-dir", type=pathlib.Path, help="evaluate the exported model of this run")
@@ -109,10 +123,14 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0)
     add_json(generate)
 
-    sweep = add("sweep", run_sweep, "A grid of overrides and seeds as separate, paired, resumable runs.", overrides=True)
+    sweep = add(
+        "sweep", run_sweep, "A grid of overrides and seeds as separate, paired, resumable runs.", overrides=True
+    )
     sweep.add_argument("config")
     sweep.add_argument("--sweep-dir", required=True, type=pathlib.Path)
-    sweep.add_argument("--grid", nargs="+", required=True, metavar="OPTION=V1,V2", help="e.g. mixture.temperature=1,2,4,inf")
+    sweep.add_argument(
+        "--grid", nargs="+", required=True, metavar="OPTION=V1,V2", help="e.g. mixture.temperature=1,2,4,inf"
+    )
     sweep.add_argument("--seeds", type=int, nargs="+", default=[0])
     sweep.add_argument("--overwrite", action="store_true")
 
@@ -121,7 +139,9 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=pathlib.Path, help="file to write (several runs)")
     add_json(report)
 
-    verify = add("verify", run_verify, "Re-derive a finished run's plan and batches; with --replay, re-train steps and compare.")
+    verify = add(
+        "verify", run_verify, "Re-derive a finished run's plan and batches; with --replay, re-train steps and compare."
+    )
     verify.add_argument("run_dir", type=pathlib.Path)
     verify.add_argument("--config", help="config file (default: the one the run recorded)")
     verify.add_argument("--replay", type=int, metavar="N", default=0, help="re-train N steps from a checkpoint")
@@ -259,3 +279,115 @@ def run_validate(arguments: argparse.Namespace) -> int:
     else:
         validate.print_report(report, limit=arguments.limit)
     return 1 if report.num_errors else 0
+
+
+def run_preview(arguments: argparse.Namespace) -> None:
+    from jaxtune import preview
+
+    preview.run(
+        load_config(arguments), html=arguments.html, compare=arguments.compare, task=arguments.task,
+        examples=arguments.examples, as_json=arguments.json,
+    )  # fmt: skip
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    from jaxtune import runfolder, terminal, train
+
+    config = load_config(arguments)
+    if arguments.model is not None and arguments.run_dir is not None:
+        raise UserError("give --model or --run-dir, not both")
+    folder = arguments.model or arguments.run_dir
+    if folder is not None:
+        path = str(runfolder.resolve_model_folder(folder))
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=path, tokenizer=None))
+    result = train.evaluate_only(config)
+    if arguments.json:
+        print_json(result)
+    else:
+        terminal.print_evaluation(result)
+
+
+def run_generate(arguments: argparse.Namespace) -> None:
+    from jaxtune import runfolder
+    from jaxtune.conversing import answer, converse
+    from jaxtune.generate import SamplingConfig
+
+    folder = runfolder.resolve_model_folder(arguments.model)
+    sampling = SamplingConfig(
+        max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, top_k=arguments.top_k,
+        top_p=arguments.top_p, min_p=arguments.min_p, seed=arguments.seed,
+    )  # fmt: skip
+    if arguments.prompt:
+        answers = answer(folder, arguments.prompt, system=arguments.system, sampling=sampling)
+        if arguments.json:
+            print_json([{"prompt": prompt, "answer": text} for prompt, text in zip(arguments.prompt, answers, strict=True)])
+        else:
+            print("\n".join(answers))
+        return
+    if arguments.json:
+        raise UserError("--json needs --prompt; without it jaxtune generate is a chat")
+    converse(folder, system=arguments.system, sampling=sampling)
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    from jaxtune import sweep
+    from jaxtune.train import Status
+
+    config = load_config(arguments)
+    status = sweep.sweep(
+        config, arguments.sweep_dir, sweep.parse_grid(arguments.grid), arguments.seeds,
+        config_path=arguments.config, overrides=arguments.rest, overwrite=arguments.overwrite,
+    )  # fmt: skip
+    return 0 if status is Status.FINISHED else 130
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    from jaxtune import report
+
+    path = report.write(arguments.folders, arguments.out)
+    if arguments.json:
+        print_json({"report": str(path)})
+    else:
+        print(path)
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    from jaxtune import verify
+
+    outcome = verify.verify(arguments.run_dir, config_path=arguments.config, replay=arguments.replay)
+    if arguments.json:
+        print_json(outcome.to_json())
+    else:
+        verify.print_outcome(outcome)
+    return 0 if outcome.ok else 1
+
+
+def run_import(arguments: argparse.Namespace) -> None:
+    from jaxtune import hf, terminal
+
+    facts = hf.inspect(arguments.folder)
+    if arguments.json:
+        print_json(facts)
+    else:
+        terminal.print_facts(facts)
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    from jaxtune import train
+
+    train.export_checkpoint(arguments.run_dir, arguments.out, step=arguments.step, dtype=arguments.dtype)
+    print(arguments.out)
+
+
+def run_memory(arguments: argparse.Namespace) -> None:
+    from jaxtune import memory
+
+    table = memory.plan_memory(load_config(arguments), device_bytes=int(arguments.device_gib * 2**30))
+    if arguments.json:
+        print_json(table)
+    else:
+        memory.print_table(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

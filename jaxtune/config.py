@@ -121,7 +121,9 @@ class EarlyStoppingConfig:
             check_range("early_stopping.patience", self.patience, low=1)
         check_range("early_stopping.min_change", self.min_change, low=0)
         if (self.aggregate is Aggregate.TASK) != (self.task is not None):
-            raise UserError("early_stopping.task names the watched task when aggregate is `task`, and is empty otherwise")
+            raise UserError(
+                "early_stopping.task names the watched task when aggregate is `task`, and is empty otherwise"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +191,9 @@ def load(path: str | pathlib.Path) -> ExperimentConfig:
     path = pathlib.Path(path)
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise UserError(f"no config file at {path}" + (f"; in that folder there are: {', '.join(near)}" if near else ""))
+        raise UserError(
+            f"no config file at {path}" + (f"; in that folder there are: {', '.join(near)}" if near else "")
+        )
     spec = importlib.util.spec_from_file_location(f"jaxtune_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file; a config defines `config() -> ExperimentConfig`")

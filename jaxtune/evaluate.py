@@ -137,11 +137,15 @@ class ScoreResult:
     """Task -> {id, prompt, prediction, reference, correct} of every question."""
 
 
-def question(task: str, conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer, name: str) -> Question:
+def question(
+    task: str, conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer, name: str
+) -> Question:
     """Cut a conversation before its last assistant turn."""
     cut = max((i for i, message in enumerate(conversation.messages) if message.role == "assistant"), default=None)
     if cut is None or cut == 0:
-        raise UserError(f"task {task!r}, example {name}: no assistant turn after a user turn, so there is nothing to generate")
+        raise UserError(
+            f"task {task!r}, example {name}: no assistant turn after a user turn, so there is nothing to generate"
+        )
     before = dataclasses.replace(conversation, messages=conversation.messages[:cut])
     return Question(
         task=task,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Scalar = float | Float[Array, ""]
+Scalar = float | int | Float[Array, ""]
 """A number that an ablation may trace. A Python 0 switches the term off, and nothing is computed for it."""
 
 CHUNK_BYTES = 64 * 2**20
@@ -31,19 +31,20 @@ class LossSums:
     """Sums over the trained positions of some rows. Add the sums of all rows, micro-batches and devices; divide once.
 
     Only `objective` has a derivative; the rest are measurements, and their derivative is zero.
+    The leaves are arrays, or shapes under `jax.eval_shape`; stacked trials give each a leading axis.
     """
 
-    objective: Float[Array, ""]
+    objective: Float[Any, "*trial"]
     """Sum of weight * (cross-entropy with label smoothing + z-loss): the number to differentiate."""
-    nll: Float[Array, " tasks"]
+    nll: Float[Any, "*trial tasks"]
     """Sum of weight * -log p(target), in nats, without smoothing or z-loss."""
-    weight: Float[Array, " tasks"]
+    weight: Float[Any, "*trial tasks"]
     """Sum of the weights: the denominator of a mean."""
-    tokens: Int[Array, " tasks"]
+    tokens: Int[Any, "*trial tasks"]
     """How many positions carry weight."""
-    correct: Int[Array, " tasks"]
+    correct: Int[Any, "*trial tasks"]
     """How many of those have no logit above the target's."""
-    over_capacity: Int[Array, ""]
+    over_capacity: Int[Any, "*trial"]
     """How many positions with weight did not fit `capacity` and are in no sum: the caller must raise unless 0."""
 
 
@@ -92,7 +93,7 @@ def per_task_sums(
     `vocab_axis` says which axis of `head` is the vocabulary: 0 for a tied embedding [V, D], 1 for a head [D, V].
     `capacity` bounds the positions with weight (of one shard): arrays of that many positions are held, all positions if
     None. Work grows with the positions that do carry weight, whatever the capacity. `chunk` positions have their logits
-    computed together (None: as many as make 64 MiB).
+    computed together on a device (None: as many as make 64 MiB).
     `shards`: over how many devices the rows are sharded; each contiguous group of rows gathers its own positions, so
     that no hidden state crosses devices, and the derivative of the head is summed over devices once.
 
@@ -104,7 +105,7 @@ def per_task_sums(
     flat = lambda x: x.reshape(shards, rows // shards * seq, *x.shape[2:])
     hidden, targets, weights, task_ids = flat(hidden), flat(targets), flat(weights), flat(task_ids)
     vocab = head.shape[vocab_axis]
-    chunk = max(1, CHUNK_BYTES // (4 * vocab * shards)) if chunk is None else chunk
+    chunk = max(1, CHUNK_BYTES // (4 * vocab)) if chunk is None else chunk
     counts = jnp.sum(weights != 0, axis=1)
     held = hidden.shape[1] if capacity is None else min(capacity, hidden.shape[1])
     num_chunks = math.ceil(held / chunk)
@@ -116,10 +117,10 @@ def per_task_sums(
     chunks_used = -(-jnp.minimum(jnp.max(counts), held) // chunk)
     options = _Options(num_chunks=num_chunks, vocab_axis=vocab_axis, soft_cap=soft_cap)
     targets, task_ids = gather(targets), gather(task_ids)
-    objective, nll, hit = _position_losses(
+    results: Any = _position_losses(
         options, gather(hidden), head, targets, weights, chunks_used, z_loss, label_smoothing
     )
-    nll, hit = jax.lax.stop_gradient((nll, hit))
+    objective, (nll, hit) = results[0], jax.lax.stop_gradient(results[1:])
     by_task = functools.partial(_sum_by_task, task_ids=task_ids, num_tasks=num_tasks)
     return LossSums(
         objective=objective,
@@ -202,14 +203,14 @@ def _position_losses(
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """Objective (a scalar), and per gathered position the negative log-likelihood and whether the target is on top."""
     losses, nll, hit, _, _ = _run_chunks(
-        options, hidden, head, targets, weights, chunks_used, z_loss, smoothing, want_hidden=False, want_head=False
+        options, hidden, head, targets, weights, chunks_used, z_loss, smoothing, want_gradients=False
     )
     return jnp.sum(weights * losses), nll, hit
 
 
 def _run_chunks(
     options: _Options, hidden: Array, head: Array, targets: Array, weights: Array, chunks_used: Array,
-    z_loss: Scalar, smoothing: Scalar, *, want_hidden: bool, want_head: bool,
+    z_loss: Scalar, smoothing: Scalar, *, want_gradients: bool,
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:  # fmt: skip
     shards = hidden.shape[0]
     product = head.astype(hidden.dtype)
@@ -221,11 +222,9 @@ def _run_chunks(
         chunk, target, weight = take(hidden), take(targets), take(weights)
         logits, d_cap = _logits(options, chunk, product)
         loss, nll, hit, log_z = _chunk_losses(logits, target, z_loss, smoothing)
-        if want_hidden or want_head:
-            d_logits = (_logit_gradient(logits, target, weight, log_z, z_loss, smoothing) * d_cap).astype(hidden.dtype)
-        if want_hidden:
+        d_logits = (_logit_gradient(logits, target, weight, log_z, z_loss, smoothing) * d_cap).astype(hidden.dtype)
+        if want_gradients:
             d_hidden = _put_chunk(d_hidden, dot(d_logits, product, (((2,), (options.vocab_axis,)), ((), ()))), i)
-        if want_head:
             left, right = (d_logits, chunk) if options.vocab_axis == 0 else (chunk, d_logits)
             d_head = d_head + dot(left, right, (((1,), (1,)), ((0,), (0,))))
         return _put_chunk(losses, loss, i), _put_chunk(nlls, nll, i), _put_chunk(hits, hit, i), d_hidden, d_head
@@ -235,31 +234,23 @@ def _run_chunks(
         zeros,
         zeros,
         jnp.zeros(weights.shape, bool),
-        jnp.zeros(hidden.shape, jnp.float32) if want_hidden else None,
-        jnp.zeros((shards, *head.shape), jnp.float32) if want_head else None,
+        jnp.zeros(hidden.shape, hidden.dtype) if want_gradients else None,
+        jnp.zeros((shards, *head.shape), jnp.float32) if want_gradients else None,
     )
     losses, nlls, hits, d_hidden, d_head = jax.lax.fori_loop(0, chunks_used, one_chunk, start)
     return losses, nlls, hits, d_hidden, None if d_head is None else jnp.sum(d_head, axis=0).astype(head.dtype)
 
 
 def _forward(options: _Options, *arguments: Any) -> tuple[tuple[Array, Array, Array], tuple]:
-    hidden, head, *rest = arguments
-    values = [argument.value for argument in arguments]
-    losses, nll, hit, d_hidden, d_head = _run_chunks(
-        options, *values, want_hidden=hidden.perturbed, want_head=head.perturbed
-    )
-    if d_hidden is not None:
-        d_hidden = d_hidden.astype(values[0].dtype)
-    return (jnp.sum(values[3] * losses), nll, hit), (d_hidden, d_head, losses)
+    # Where the head (or the hidden states) needs no gradient, the compiler drops the product that only serves it.
+    weights = arguments[3]
+    losses, nll, hit, d_hidden, d_head = _run_chunks(options, *arguments, want_gradients=True)
+    return (jnp.sum(weights * losses), nll, hit), (d_hidden, d_head, losses)
 
 
 def _backward(options: _Options, residuals: tuple, cotangents: tuple) -> tuple:
-    d_hidden, d_head, losses = residuals
-    scale = cotangents[0]
-    if isinstance(scale, jax.custom_derivatives.SymbolicZero):
-        return (None,) * 7
-    times = lambda x: None if x is None else (x * scale.astype(x.dtype))
-    return times(d_hidden), times(d_head), None, times(losses), None, None, None
+    d_hidden, d_head, losses = (x * cotangents[0].astype(x.dtype) for x in residuals)
+    return d_hidden, d_head, None, losses, None, None, None
 
 
-_position_losses.defvjp(_forward, _backward, symbolic_zeros=True)
+_position_losses.defvjp(_forward, _backward)

@@ -67,10 +67,11 @@ def blocks_fingerprints(items: Sequence[bytes], blocks: int = 256) -> list[str]:
 
 
 def code() -> dict[str, Any]:
-    """Fingerprints of this package's source files, and the commit and dirty flag of the repository they are in, if any."""
+    """Fingerprints of this package's source files; commit and dirty flag of the repository that tracks them, if any."""
     sources = sorted(path for path in _PACKAGE.rglob("*") if path.suffix in (".py", ".jinja"))
     files = {path.relative_to(_PACKAGE).as_posix(): file_fingerprint(path) for path in sources}
-    commit = _git("rev-parse", "HEAD")
+    tracked = _git("ls-files", "--error-unmatch", "manifest.py") is not None  # else the repository is someone else's
+    commit = _git("rev-parse", "HEAD") if tracked else None
     status = _git("status", "--porcelain", "--", ".")
     return {
         "version": importlib.metadata.version("jaxtune"),
@@ -97,6 +98,7 @@ def environment() -> dict[str, Any]:
             "count": len(devices),
             "processes": jax.process_count(),
         },
+        "cpu": _cpu_model(),
         "cpus": os.cpu_count(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
@@ -115,7 +117,7 @@ def build_manifest(
     """The manifest of a run that starts here and now.
 
     `data`: task -> fingerprint, or any JSON about its source. `tokenizer`, `base_model`: file name -> fingerprint.
-    `template`: source text of the chat template. `plan`: its hash and whatever derives it. `config`: resolved, complete.
+    `template`: source text of the chat template. `plan`: its hash and what derives it. `config`: resolved, complete.
     """
     return {
         "format": 1,
@@ -148,7 +150,7 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
         recorded = manifest.pop("fingerprint")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a manifest ({error}); put back a copy of the file") from error
     if recorded != json_fingerprint(manifest):
         raise UserError(f"{path} was changed after the run wrote it: its own fingerprint does not fit; put back a copy")
@@ -206,6 +208,14 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _cpu_model() -> str:
+    """Model name: the instructions that XLA compiles for depend on it."""
+    information = pathlib.Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def _git(*arguments: str) -> str | None:

@@ -98,7 +98,7 @@ class MixtureConfig:
     """R > 0: no task supplies more than floor(R * usable examples); for all tasks, or by task name."""
     weights: Mapping[str, Number] | None = None
     """Rates by task name, for the strategy `weights`; 0 leaves the task out."""
-    groups: Mapping[str, Group] | None = None
+    groups: Mapping[str, Group] = dataclasses.field(default_factory=dict)
     """Task clusters by name; tasks in no group stand beside the groups."""
     on_cap: OnCap = OnCap.REDISTRIBUTE
     """What happens when `max_repeats` binds."""
@@ -216,7 +216,7 @@ def allocate(
     config: MixtureConfig,
     budget: int | None,
     *,
-    unit_totals: Mapping[str, int] | None = None,
+    unit_totals: Mapping[str, int | Fraction] | None = None,
 ) -> Allocation:
     """Probabilities and exact counts of a mixture.
 
@@ -268,13 +268,13 @@ def resolve_budget(
     mean_tokens: Mapping[str, Number] | None = None,
     examples_per_step: int | None = None,
     tokens_per_step: Number | None = None,
-    unit_totals: Mapping[str, int] | None = None,
+    unit_totals: Mapping[str, int | Fraction] | None = None,
 ) -> int:
     """Budget in examples.
 
     Epochs count the natural total. Tokens give the largest budget whose expected tokens (`mean_tokens` of an example,
     by task) are at most that many. Steps give `steps * examples_per_step` where a row holds one example, and the tokens
-    of `steps * tokens_per_step` where rows are packed (an estimate, which `plan.budget_for_steps` makes exact).
+    of `steps * tokens_per_step` where rows are packed (an estimate, which `plan.plan_for_budget` corrects).
     """
     if budget.examples is not None:
         return budget.examples
@@ -291,7 +291,11 @@ def resolve_budget(
 
 
 def mix_table(
-    sizes: Mapping[str, int], config: MixtureConfig, budget: int | None, *, unit_totals: Mapping[str, int] | None = None
+    sizes: Mapping[str, int],
+    config: MixtureConfig,
+    budget: int | None,
+    *,
+    unit_totals: Mapping[str, int | Fraction] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows `task, size, probability, count, epochs, capped`; count and epochs are None without a budget."""
     allocation = allocate(sizes, config, budget, unit_totals=unit_totals)
@@ -309,7 +313,7 @@ def _probabilities(measured: Mapping[str, Fraction], config: MixtureConfig) -> d
         Strategy.EQUAL: math.inf,
         Strategy.UNIMAX: math.inf,
     }.get(config.strategy, config.temperature)
-    groups = config.groups or {}
+    groups = config.groups
     grouped = {task for group in groups.values() for task in _members(group)}
     root = Group(tasks=tuple(task for task in measured if task not in grouped), groups=groups)
     shares = dict.fromkeys(measured, Fraction(0))
@@ -413,7 +417,7 @@ def _budget_for_tokens(
     sizes: Mapping[str, int],
     config: MixtureConfig,
     mean_tokens: Mapping[str, Number],
-    unit_totals: Mapping[str, int] | None,
+    unit_totals: Mapping[str, int | Fraction] | None,
 ) -> int:
     """Largest budget whose expected tokens are at most `tokens`, by bisection (they grow with the budget)."""
     _check_names("mean_tokens", mean_tokens, sizes)
@@ -441,7 +445,7 @@ def _check_sizes(sizes: Mapping[str, int], config: MixtureConfig) -> None:
         value = getattr(config, field)
         if isinstance(value, Mapping):
             _check_names(field, value, sizes)
-    for name, group in (config.groups or {}).items():
+    for name, group in config.groups.items():
         _check_group(name, group, sizes)
     if config.weights is not None and (missing := [task for task in sizes if task not in config.weights]):
         raise UserError(f"no weight for {_listed(missing)}; give every task a weight, 0 to leave it out")
@@ -481,16 +485,16 @@ def _check_number(name: str, value: Number, *, infinite: bool = False, zero: boo
 
 
 def _unit_means(
-    sizes: Mapping[str, int], config: MixtureConfig, unit_totals: Mapping[str, int] | None
+    sizes: Mapping[str, int], config: MixtureConfig, unit_totals: Mapping[str, int | Fraction] | None
 ) -> dict[str, Fraction]:
     """Mixing units per example, by task."""
     if config.unit is MixingUnit.EXAMPLES:
         return dict.fromkeys(sizes, Fraction(1))
     if unit_totals is None:
         raise UserError(f"mixing by {config.unit.value} needs the tokenised lengths of the tasks")
-    if bad := [task for task, size in sizes.items() if size > 0 and unit_totals[task] < 1]:
+    if bad := [task for task, size in sizes.items() if size > 0 and unit_totals[task] <= 0]:
         raise UserError(f"mixing by {config.unit.value}: {_listed(bad)} hold none; remove them or mix by examples")
-    return {task: Fraction(unit_totals[task], size) if size > 0 else Fraction(1) for task, size in sizes.items()}
+    return {task: Fraction(unit_totals[task]) / size if size > 0 else Fraction(1) for task, size in sizes.items()}
 
 
 def _setting(value: Number | Mapping[str, Number] | None, task: str) -> Number | None:

@@ -27,6 +27,7 @@ from jaxtune.errors import UserError
 from jaxtune.linear import product
 from jaxtune.moe import MoeConfig, experts_mlp, route
 from jaxtune.rope import RopeConfig, rotary_dim, rotate, tables
+from jaxtune.sharding import Layout, constrain, gathered, keep_all_but_gathered, weights_are_split
 
 
 class Activation(enum.Enum):
@@ -198,7 +199,8 @@ class Attention(nnx.Module):
 
     def project(self, x: Float[Array, "b s d"], cos, sin):
         """Rotated queries and keys, and values."""
-        query, key, value = self.q(x), self.k(x), self.v(x)
+        query = constrain(self.q(x), Layout.HEADS)
+        key, value = (constrain(project(x), Layout.KEYS_VALUES) for project in (self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         return rotate(query, cos, sin), rotate(key, cos, sin), value
@@ -217,7 +219,8 @@ class Mlp(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        return self.down(_activate(self.activation, self.gate(x)) * self.up(x))
+        gate, up = (constrain(project(x), Layout.FEED_FORWARD) for project in (self.gate, self.up))
+        return self.down(_activate(self.activation, gate) * up)
 
 
 class Moe(nnx.Module):
@@ -255,7 +258,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b s d"], cos, sin, attend) -> Float[Array, "b s d"]:
         """`attend(query, key, value)` does the mixing over tokens."""
-        mixed = self.attn.o(attend(*self.attn.project(self.attn_norm(x), cos, sin)))
+        mixed = self.attn.o(constrain(attend(*self.attn.project(self.attn_norm(x), cos, sin)), Layout.HEADS))
         x = x + (mixed if self.attn_post_norm is None else self.attn_post_norm(mixed))
         feed_forward = self.mlp if self.moe is None else self.moe
         assert feed_forward is not None
@@ -286,10 +289,9 @@ class Transformer(nnx.Module):
         self.embed = Embed(config, rngs=rngs, dtype=param_dtype)
         self.layers = stack(rngs)
         self.final_norm = _norm(config, config.d_model, param_dtype)
-        self.head = None
-        if not config.tie_embeddings:
-            shape = (config.d_model, config.vocab_size)
-            self.head = Linear("bsd,dv->bsv", shape, None, std=0.02, rngs=rngs, dtype=param_dtype)
+        shape = (config.d_model, config.vocab_size)
+        head = lambda: Linear("bsd,dv->bsv", shape, None, std=0.02, rngs=rngs, dtype=param_dtype)
+        self.head = None if config.tie_embeddings else head()
 
     def __call__(
         self,
@@ -306,6 +308,7 @@ class Transformer(nnx.Module):
 
         def layer(x, scanned):
             weights, kind = scanned
+            weights, x = gathered(weights, "layers"), constrain(x, Layout.HIDDEN)
             cos, sin = (jax.tree.map(lambda table: table[kind], part) for part in rotations)
 
             def attend(query, key, value):
@@ -383,7 +386,8 @@ class Transformer(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def _embed(self, tokens: Int[Array, "b s"], dtype) -> Float[Array, "b s d"]:
-        x = self.embed.embedding[...][tokens].astype(dtype)
+        table = gathered(self.embed.embedding[...], "embed.embedding")
+        x = constrain(table[tokens].astype(dtype), Layout.HIDDEN)
         return x if self.config.embed_scale is None else x * jnp.asarray(self.config.embed_scale, dtype)
 
     def _rotations(self, positions: Int[Array, "b s"]):
@@ -474,6 +478,8 @@ def _windows(config: ModelConfig, length: int) -> Int[Array, " 2"]:
 def _rematerialised(layer, remat: Remat):
     policies = jax.checkpoint_policies
     match remat:
+        case Remat.NONE if weights_are_split():
+            return jax.checkpoint(layer, prevent_cse=False, policy=keep_all_but_gathered)
         case Remat.NONE:
             return layer
         case Remat.FULL:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxtune.errors import UserError
 
-Scalar = float | Float[Array, ""]
+Scalar = float | int | Float[Array, ""]
 """A number that an ablation may trace."""
 
 
@@ -116,8 +116,8 @@ class OptimConfig:
 
 
 def _check_range(
-    name: str, value: float, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf,
-    below: float = math.inf,
+    name: str, value: float | int, *, least: float | int = -math.inf, above: float | int = -math.inf,
+    most: float | int = math.inf, below: float | int = math.inf,
 ) -> None:  # fmt: skip
     if least <= value <= most and above < value < below:
         return

@@ -89,7 +89,9 @@ def frequencies(rope: RopeConfig, head_dim: int) -> tuple[Float[np.ndarray, "cho
     The first axis has one row, or two for LONGROPE: for sequences up to, and beyond, the original length.
     """
     dim = rotary_dim(rope, head_dim)
-    base = rope.theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
+    # Rounded where pretrained models rounded: far into a long row, one ulp of a frequency shows in the logits.
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    base = (np.float32(1.0) / np.power(rope.theta, exponents.astype(np.float64)).astype(np.float32)).astype(np.float64)
     match rope.scaling:
         case RopeScaling.NONE:
             return base[None], 1.0

@@ -6,6 +6,7 @@ Mesh axes, slowest first: `trial` (independent runs of a sweep), `data` (rows), 
 
 import dataclasses
 import enum
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,15 +124,15 @@ def partition_specs(params: PyTree, *, trials: bool = False) -> PyTree[Partition
     Raises ValueError listing every path without a rule, and every one with fewer dimensions than its rule names.
     """
     problems = []
+    lead = ("trial",) if trials else ()
 
     def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
         name = path_name(path)
-        axes = next((axes for rule, axes in RULES if re.fullmatch(rule, name)), None)
-        lead = ("trial",) if trials else ()
-        if axes is None or len(axes) + len(lead) > leaf.ndim:
+        try:
+            return PartitionSpec(*lead, *_rule(name, leaf.ndim - len(lead)))
+        except LookupError:
             problems.append(f"{name} {list(leaf.shape)}")
             return PartitionSpec()
-        return PartitionSpec(*lead, *(None,) * (leaf.ndim - len(lead) - len(axes)), *axes)
 
     specs = jax.tree_util.tree_map_with_path(spec, params)
     if problems:
@@ -144,7 +145,7 @@ def partition_specs(params: PyTree, *, trials: bool = False) -> PyTree[Partition
 def shardings(
     mesh: Mesh, params: PyTree, *, indivisible: Indivisible = Indivisible.ERROR, trials: bool = False
 ) -> PyTree[NamedSharding]:
-    """The sharding of every parameter (arrays or shapes). Raises UserError listing the dimensions that do not divide."""
+    """The sharding of every parameter (array or shape). Raises UserError listing the dimensions that do not divide."""
     problems = []
 
     def place(path: tuple[Any, ...], leaf: Any, spec: PartitionSpec) -> NamedSharding:
@@ -242,8 +243,52 @@ def constrain(x: Shaped[Array, "..."], layout: Layout) -> Shaped[Array, "..."]:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    axes = [axis if x.shape[i] % _size(mesh, axis) == 0 else None for i, axis in enumerate(layout.value)]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*_divisible(mesh, x.shape, layout.value)))
+
+
+def gathered(weights: PyTree, prefix: str) -> PyTree:
+    """Weights as a layer computes with them: whole along `fsdp`, still split along `tensor`; `prefix` is their path.
+
+    Inside `jax.set_mesh(mesh)` this is an all-gather, and a reduce-scatter of the gradients: neither whole weights nor
+    whole gradients outlive the layer. Without a mesh it does nothing.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return weights
+
+    def gather(path: tuple[Any, ...], weight: Array) -> Array:
+        axes = _divisible(mesh, weight.shape, _rule(f"{prefix}.{path_name(path)}".rstrip("."), weight.ndim))
+        if "fsdp" not in axes:
+            return weight
+        whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in axes))
+        return _gather(NamedSharding(mesh, PartitionSpec(*axes)), NamedSharding(mesh, whole), weight)
+
+    return jax.tree_util.tree_map_with_path(gather, weights)
+
+
+def weights_are_split() -> bool:
+    """Whether the mesh in use splits weights along `fsdp`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape["fsdp"] > 1
+
+
+def keep_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Policy for `jax.checkpoint`: keep every intermediate but gathered weights, which the backward pass gathers again.
+
+    Without it a scan over layers would keep the whole weights of all layers on every device.
+    """
+    return primitive.name != "sharding_constraint"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(split: NamedSharding, whole: NamedSharding, weight: Array) -> Array:
+    return jax.lax.with_sharding_constraint(weight, whole)
+
+
+_gather.defvjp(
+    lambda split, whole, weight: (_gather(split, whole, weight), None),
+    lambda split, whole, _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
+)
 
 
 def table(mesh: Mesh, params: PyTree, tree: PyTree[NamedSharding]) -> list[tuple[str, tuple[int, ...], str, int]]:
@@ -256,8 +301,20 @@ def table(mesh: Mesh, params: PyTree, tree: PyTree[NamedSharding]) -> list[tuple
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """`layers.attn.q.kernel` from a tree path."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    """`layers.attn.q.kernel` from a tree path; Flax variables add `.value` to theirs."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def _rule(name: str, ndim: int) -> tuple[Axis, ...]:
+    """Mesh axes of every dimension of a parameter."""
+    for rule, axes in RULES:
+        if re.fullmatch(rule, name) and len(axes) <= ndim:
+            return (*(None,) * (ndim - len(axes)), *axes)
+    raise LookupError(name)
+
+
+def _divisible(mesh: Any, shape: Sequence[int], axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    return tuple(axis if n % _size(mesh, axis) == 0 else None for n, axis in zip(shape, axes, strict=True))
 
 
 def _size(mesh: Any, axis: Axis) -> int:

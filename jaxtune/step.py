@@ -96,6 +96,8 @@ class StepMetrics:
     """What one update reports. Per-task values are sums; whoever prints them divides."""
 
     sums: losses.LossSums
+    real_tokens: Int[Array, "*trial"]
+    """Tokens of the batch that are not padding."""
     loss: Float[Array, "*trial"]
     """The normalised objective."""
     grad_norm: Float[Array, "*trial"]
@@ -116,7 +118,9 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
 
-def example_normalized(weights: Float[Array, "rows seq"], segment_ids: Int[Array, "rows seq"]) -> Float[Array, "rows seq"]:
+def example_normalized(
+    weights: Float[Array, "rows seq"], segment_ids: Int[Array, "rows seq"]
+) -> Float[Array, "rows seq"]:
     """Weights divided by their example's sum, so that every example with a trained token weighs 1."""
     same = (segment_ids[:, :, None] == segment_ids[:, None, :]).astype(weights.dtype)
     total = jnp.einsum("bts,bs->bt", same, weights)
@@ -188,9 +192,7 @@ def make_train_step(
         applied = finite & (weight > 0)
         rate = hparams.peak_lr * schedule(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optim.apply_update(
-            state.params, updates, groups, rate=rate, weight_decay=hparams.weight_decay
-        )
+        params = optim.apply_update(state.params, updates, groups, rate=rate, weight_decay=hparams.weight_decay)
         keep = lambda new, old: jnp.where(applied, new, old)
         new_state = TrainState(
             step=state.step + 1,
@@ -198,7 +200,13 @@ def make_train_step(
             opt_state=jax.tree.map(keep, opt_state, state.opt_state),
         )
         return new_state, StepMetrics(
-            sums=sums, loss=value, grad_norm=norm, learning_rate=rate, applied=applied, finite=finite
+            sums=sums,
+            real_tokens=jnp.sum(batch.segment_ids != 0),
+            loss=value,
+            grad_norm=norm,
+            learning_rate=rate,
+            applied=applied,
+            finite=finite,
         )
 
     return train_step

@@ -46,10 +46,10 @@ def _note(fact: qa.Fact, stream: Stream) -> tuple[str, str]:
 def _passage(stream: Stream) -> tuple[str, str]:
     facts = qa.draw_facts(stream)
     text = qa.passage(facts, stream)
-    notes = [_note(fact, stream) for fact in stream.sample(facts, stream.between(1, len(facts)))]
+    notes = [_note(fact, stream) for fact in stream.sample(facts, stream.between(2, len(facts)))]
     if stream.chance(25):
-        heading, value = notes[0]
-        return text, f"{heading}\n{text}\n{value}"
+        (first, value), rest = notes[0], notes[1:]
+        return text, "\n".join([first, text, value, *(f"{heading}\n{found}" for heading, found in rest)])
     if stream.chance(25):
         return text, text + "\n" + " ".join(f"{heading}: {value}." for heading, value in notes)
     return text, text + "\n" + "\n".join(f"{heading}\n{value}" for heading, value in notes)
@@ -111,12 +111,12 @@ _STORIES = {
 def _term(stream: Stream) -> tuple[str, str]:
     term = arithmetic.draw_term(stream)
     if stream.chance(60):
-        return str(term), f"{term}\n{term.value}" if stream.chance(50) else f"{term} = {term.value}"
+        return term.group, f"{term}\n{term.value}" if stream.chance(50) else f"{term} = {term.value}"
     step = f" {term} = {term.value}." if stream.chance(30) else ""
     text = stream.pick(_STORIES[term.operator]).format(
         name=stream.pick(NAMES), thing=stream.pick(THINGS), left=term.left, right=term.right, term=step, value=term.value
     )
-    return str(term), text
+    return term.group, text
 
 
 def _conversion(stream: Stream) -> tuple[str, str]:
@@ -137,13 +137,13 @@ def _piece(stream: Stream) -> tuple[str, str]:
 
 
 SHARES: dict[str, tuple[int, int, Callable[[Stream], tuple[str, str]]]] = {
-    "qa": (24, 3, _passage),
-    "summarization": (8, 3, _report),
-    "translation": (20, 8, _parallel),
-    "classification": (6, 4, _labelled),
-    "code": (18, 8, _transcript),
-    "math": (16, 12, _maths),
-    "open_ended": (8, 5, _piece),
+    "qa": (28, 1, _passage),
+    "summarization": (10, 2, _report),
+    "translation": (18, 4, _parallel),
+    "classification": (6, 3, _labelled),
+    "code": (18, 4, _transcript),
+    "math": (15, 7, _maths),
+    "open_ended": (9, 3, _piece),
 }
 """Per task: share of the documents in percent, most items in a document, and how an item is drawn."""
 

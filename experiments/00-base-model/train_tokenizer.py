@@ -12,20 +12,40 @@ import sentencepiece as spm
 from base_text import documents
 from jaxtune.tasks.builtin.problem import Split
 from jaxtune.tasks.builtin.records import FAMILIES, records
+from jaxtune.tasks.builtin.words import (
+    CITIES,
+    COLOUR_NAMES,
+    DAYS,
+    FOODS,
+    FRUIT,
+    JOBS,
+    MONTHS,
+    NAMES,
+    NOUNS,
+    PETS,
+    THINGS,
+    french_number,
+)
 
 VOCAB_SIZE = 1536
 CONTROL_SYMBOLS = ["<|im_start|>", "<|im_end|>"]
-ROLES = ["system", "user", "assistant"]
+WORDS = [*NAMES, *CITIES, *JOBS, *PETS, *FOODS, *DAYS, *MONTHS, *FRUIT, *THINGS, *COLOUR_NAMES]
+WORDS += "positive negative mixed sport music food weather True False".split()
+WORDS += [word for n in range(101) for word in french_number(n).replace("-", " ").split()]
+WORDS += [noun.french for noun in NOUNS] + [noun.german for noun in NOUNS]
 
 
 def training_lines() -> list[str]:
-    """Lines of 20,000 base documents, and every training prompt in each of its phrasings."""
+    """Lines of 20,000 base documents, every training prompt in each of its phrasings, and words alone.
+
+    The lone words get one piece at the start of a line, where most answers stand, and one after a space.
+    """
     lines = [line for text in documents(0, 20_000) for line in text.split("\n")]
     for task, family in FAMILIES.items():
         for record in records(task, Split.TRAIN):
             prompts = [phrasing.format(**record["fields"]) for phrasing in family.phrasings]
             lines += [line for text in [*prompts, record["system"] or "", record["answer"]] for line in text.split("\n")]
-    return lines + ROLES * 1000
+    return lines + ["system", "user", "assistant"] * 2000 + [*WORDS, *(f" {word}" for word in WORDS)] * 1000
 
 
 def train(lines: list[str]) -> bytes:
@@ -43,6 +63,7 @@ def train(lines: list[str]) -> bytes:
         allow_whitespace_only_pieces=True,
         split_digits=True,
         character_coverage=1.0,
+        required_chars="".join(map(chr, range(33, 127))) + "àâçèéêëîïôùûäöüßÄÖÜ",
         user_defined_symbols=["\n"],
         control_symbols=CONTROL_SYMBOLS,
         unk_id=0,

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ import orjson
 from jaxtyping import Int, UInt
 
 from jaxtune.errors import UserError
+from jaxtune.tasks.files import PinnedFile
 from jaxtune.tasks.problems import Problem, RecordError
+from jaxtune.tasks.records import RecordSource
 
 BLOCK = 1 << 24
 """Bytes read at a time while a file is indexed."""
@@ -184,34 +185,7 @@ _WHITE = np.isin(np.arange(256), list(b" \t\r\n"))
 """By byte: is it white space?"""
 
 
-def _state(path: Path) -> tuple[int, int, int]:
-    info = path.stat()
-    return info.st_size, info.st_mtime_ns, info.st_ino
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal; read again only when size, time or inode differ."""
-    return _sha256(path, _state(path))
-
-
-@functools.lru_cache(maxsize=4096)
-def _sha256(path: Path, _state_of_file: tuple[int, int, int]) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_file_unchanged(path: Path, opened: tuple[int, int, int], fingerprint: str) -> None:
-    """Raises `UserError` when a file no longer holds the bytes that were indexed (a new time alone is no change)."""
-    if not path.exists():
-        raise UserError(f"{path} was removed while it was in use; put it back, or start again without it")
-    if _state(path) != opened and sha256_of(path) != fingerprint:
-        raise UserError(
-            f"{path} changed while it was in use: sha256 was {fingerprint[:12]}, is {sha256_of(path)[:12]}; "
-            "put the old file back, or start a new run (a plan belongs to the data that it was made from)"
-        )
-
-
-class JsonlSource:
+class JsonlSource(RecordSource):
     """Random access to a JSON lines file. The index is built at first use, by one pass; no record is kept in memory.
 
     Reads with `pread`, not a memory map: a file truncated under a map kills the process, here it is an error.
@@ -224,23 +198,27 @@ class JsonlSource:
         self._descriptor: int | None = None
 
     @functools.cached_property
-    def _opened(self) -> tuple[int, int, int]:
-        return _state(self.path)
+    def _pin(self) -> PinnedFile:
+        return PinnedFile(self.path, shown_as=self.name)
 
     @functools.cached_property
     def index(self) -> LineIndex:
-        if not self.path.is_file():
-            raise RecordError([Problem(rule="unreadable-file", message="no such file", file=self.name)])
-        self._opened  # noqa: B018 the state before reading, so that a change during the pass is seen
-        with self.path.open("rb") as file:
+        """Where each record's line is."""
+        with self._pin.path.open("rb") as file:
             foreign = foreign_format(file.read(4096))
         if foreign:
             raise RecordError([Problem(rule=foreign[0], message=foreign[1], file=self.name, line=1)])
-        return build_index(self.path)
+        index = build_index(self.path)
+        self._pin.sha256 = index.fingerprint
+        return index
 
     @property
     def fingerprint(self) -> str:
         return self.index.fingerprint
+
+    @property
+    def origins(self) -> frozenset[str]:
+        return frozenset((str(Path(self.name).resolve()),))
 
     def __len__(self) -> int:
         return len(self.index.starts)
@@ -250,8 +228,8 @@ class JsonlSource:
         numbers = self.index.numbers
         return int(i) + 1 if numbers is None else int(numbers[i])
 
-    def where(self, i: int) -> str:
-        return f"{self.name}:{self.line(i)}"
+    def file(self, i: int) -> str:
+        return self.name
 
     def raw(self, i: int) -> bytes:
         """The bytes of record i's line, without its line end."""
@@ -273,17 +251,11 @@ class JsonlSource:
             raise RecordError([Problem(rule=rule, message=message, **place) for rule, message in findings])
         return value
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[i] for i in range(len(self)))
-
     def check_unchanged(self) -> None:
-        check_file_unchanged(self.path, self._opened, self.fingerprint)
+        self._pin.check()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptor": None}
-
-    def __repr__(self) -> str:
-        return f"JsonlSource({self.name!r})"
 
 
 _JSON_TYPES = {dict: "an object", list: "an array", str: "a string", bool: "true or false", int: "a number"}

@@ -2,55 +2,23 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 from jaxtyping import Int
 
 from jaxtune.errors import UserError
+from jaxtune.tasks.catalogued import ArrayRecordSource, HubSource, TfdsSource
+from jaxtune.tasks.columnar import ArrowFolderSource, ParquetSource
+from jaxtune.tasks.compressed import FORMATS, CompressedJsonlSource
 from jaxtune.tasks.jsonl import JsonlSource
+from jaxtune.tasks.records import RecordSource
 
 
-@runtime_checkable
-class RecordSource(Protocol):
-    """Records by number. Sources pickle (a worker process reopens the file) and are opened at first use."""
-
-    name: str
-    """File or data set, as messages should name it."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> dict[str, Any]:
-        """Record i; raises `RecordError` with the place when it cannot be read."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the content, in hexadecimal."""
-        ...
-
-    def where(self, i: int) -> str:
-        """file:line (or :row) of record i."""
-        ...
-
-    def line(self, i: int) -> int:
-        """1-based line or row of record i."""
-        ...
-
-    def check_unchanged(self) -> None:
-        """Raises `UserError` when the content is no longer what was opened."""
-        ...
-
-
-def canonical(record: Mapping[str, Any]) -> bytes:
-    """A record as bytes that do not depend on the order of its keys or on its `id`; equal content, equal bytes."""
-    content = {key: value for key, value in record.items() if key != "id"}
-    return orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)
-
-
-class ListSource:
+class ListSource(RecordSource):
     """Records from a Python list."""
 
     def __init__(self, records: Iterable[Mapping[str, Any]], *, name: str = "list"):
@@ -67,29 +35,27 @@ class ListSource:
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    @property
+    def origins(self) -> frozenset[str]:
+        return frozenset((f"{self.name} (list {id(self._records)})",))
+
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return dict(self._records[i])
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(dict, self._records)
-
     def line(self, i: int) -> int:
         return int(i) + 1
 
-    def where(self, i: int) -> str:
-        return f"{self.name}:{self.line(i)}"
+    def file(self, i: int) -> str:
+        return self.name
 
     def check_unchanged(self) -> None:
         """The records are this object's own copies."""
 
-    def __repr__(self) -> str:
-        return f"ListSource({self.name!r}, {len(self)} records)"
 
-
-class SubsetSource:
+class SubsetSource(RecordSource):
     """Some records of another source, in its order; places are the other source's."""
 
     def __init__(self, source: RecordSource, indices: Int[np.ndarray, " records"], *, label: str):
@@ -106,29 +72,27 @@ class SubsetSource:
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    @property
+    def origins(self) -> frozenset[str]:
+        return self.base.origins
+
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self.base[int(self.indices[i])]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[i] for i in range(len(self)))
-
     def line(self, i: int) -> int:
         return self.base.line(int(self.indices[i]))
 
-    def where(self, i: int) -> str:
-        return self.base.where(int(self.indices[i]))
+    def file(self, i: int) -> str:
+        return self.base.file(int(self.indices[i]))
 
     def check_unchanged(self) -> None:
         self.base.check_unchanged()
 
-    def __repr__(self) -> str:
-        return f"SubsetSource({self.name!r}, {len(self)} records)"
 
-
-class ConcatSource:
+class ConcatSource(RecordSource):
     """Several sources of one kind, one after the other (shards of a data set)."""
 
     def __init__(self, sources: Sequence[RecordSource]):
@@ -141,6 +105,10 @@ class ConcatSource:
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256("".join(source.fingerprint for source in self.sources).encode()).hexdigest()
+
+    @property
+    def origins(self) -> frozenset[str]:
+        return frozenset().union(*(source.origins for source in self.sources))
 
     def __len__(self) -> int:
         if self._ends is None:
@@ -157,23 +125,17 @@ class ConcatSource:
         source, inner = self._locate(i)
         return source[inner]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[i] for i in range(len(self)))
-
     def line(self, i: int) -> int:
         source, inner = self._locate(i)
         return source.line(inner)
 
-    def where(self, i: int) -> str:
+    def file(self, i: int) -> str:
         source, inner = self._locate(i)
-        return source.where(inner)
+        return source.file(inner)
 
     def check_unchanged(self) -> None:
         for source in self.sources:
             source.check_unchanged()
-
-    def __repr__(self) -> str:
-        return f"ConcatSource({self.name!r})"
 
 
 def from_list(records: Iterable[Mapping[str, Any]], *, name: str = "list") -> ListSource:
@@ -182,8 +144,60 @@ def from_list(records: Iterable[Mapping[str, Any]], *, name: str = "list") -> Li
 
 
 def from_jsonl(*paths: str | os.PathLike[str]) -> RecordSource:
-    """Records of one or more JSON lines files."""
-    return _joined([JsonlSource(path) for path in paths])
+    """Records of JSON lines files (shards in the given order): .jsonl, .jsonl.gz or .jsonl.zst."""
+    compressed = [Path(path).suffix in FORMATS for path in paths]
+    return _joined(
+        [
+            CompressedJsonlSource(path) if packed else JsonlSource(path)
+            for path, packed in zip(paths, compressed, strict=True)
+        ]
+    )
+
+
+def from_parquet(*paths: str | os.PathLike[str]) -> RecordSource:
+    """Rows of Parquet files, in the given order."""
+    return _joined([ParquetSource(path) for path in paths])
+
+
+def from_array_record(
+    *paths: str | os.PathLike[str], decode: Callable[[bytes], dict[str, Any]] | None = None
+) -> RecordSource:
+    """Records of ArrayRecord files, in the given order: JSON, or what `decode` reads from a record's bytes."""
+    return _joined([ArrayRecordSource(path, decode) for path in paths])
+
+
+def from_tfds(
+    name: str, *, split: str, data_dir: str | os.PathLike[str] | None = None, download: bool = False
+) -> RecordSource:
+    """A split of a TFDS data set prepared as ArrayRecord; `name` is a data set's name or its prepared folder."""
+    return TfdsSource(name, split, data_dir, download=download)
+
+
+def from_hf_folder(folder: str | os.PathLike[str], *, split: str | None = None) -> RecordSource:
+    """Rows of a data set that `datasets.save_to_disk` wrote."""
+    return ArrowFolderSource(folder, split)
+
+
+def from_hub(
+    dataset: str,
+    *,
+    split: str,
+    config: str | None = None,
+    revision: str | None = None,
+    data_files: Any = None,
+    data_dir: str | None = None,
+) -> RecordSource:
+    """A split of a Hugging Face hub data set; needs the extra `hub`, and the network on first use."""
+    return HubSource(dataset, split, config=config, revision=revision, data_files=data_files, data_dir=data_dir)
+
+
+def from_file(path: str | os.PathLike[str]) -> RecordSource:
+    """The source of a file or folder, by its name: JSON lines, Parquet, ArrayRecord, saved Hugging Face data set."""
+    path = Path(path)
+    if path.is_dir():
+        return from_hf_folder(path)
+    opener = {".parquet": from_parquet, ".array_record": from_array_record, ".arrayrecord": from_array_record}
+    return opener.get(path.suffix, from_jsonl)(path)
 
 
 def _joined(sources: Sequence[RecordSource]) -> RecordSource:

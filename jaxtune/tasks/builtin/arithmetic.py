@@ -55,6 +55,12 @@ class Term:
             case _:
                 return self.left * self.right
 
+    @property
+    def group(self) -> str:
+        """The term with the operands of a sum or product in order: 3 + 4 and 4 + 3 are one problem."""
+        left, right = (self.left, self.right) if self.operator == "-" else sorted((self.left, self.right))
+        return f"{left} {self.operator} {right}"
+
     def __str__(self) -> str:
         return f"{self.left} {self.operator} {self.right}"
 
@@ -114,7 +120,7 @@ def draw(stream: Stream) -> Problem:
     """A term (60 %) or a conversion; one problem in four has a system message."""
     if stream.chance(60):
         term = draw_term(stream)
-        group, question, answer = str(term), _term_question(term, stream), term.value
+        group, question, answer = term.group, _term_question(term, stream), term.value
     else:
         conversion = draw_conversion(stream)
         unit = conversion.unit

@@ -53,9 +53,7 @@ def _meeting(stream: Stream) -> Report:
     city, day = stream.pick(CITIES), stream.pick(DAYS)
     plan = f"{stream.pick(('buy', 'sell', 'paint', 'repair'))} the {stream.pick(COLOUR_NAMES)} {stream.pick(THINGS)}"
     sentences = [f"On {day} {first} met {second} in {city}.", f"They agreed to {plan}."]
-    return Report(
-        sentences=_with_chatter(sentences, stream), summary=f"{first} and {second} agreed to {plan}."
-    )
+    return Report(sentences=_with_chatter(sentences, stream), summary=f"{first} and {second} agreed to {plan}.")
 
 
 def _match(stream: Stream) -> Report:

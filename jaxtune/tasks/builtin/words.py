@@ -18,12 +18,8 @@ JOBS = tuple(
 PETS = tuple("cat dog horse rabbit parrot goat duck hamster pony turtle".split())
 FOODS = tuple("rice soup bread cheese pasta salad fish cake pizza honey".split())
 DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-MONTHS = tuple(
-    "January February March April May June July August September October November December".split()
-)
-FRUIT = tuple(
-    "apple banana cherry date elder fig grape kiwi lemon mango nut olive peach plum quince raisin".split()
-)
+MONTHS = tuple("January February March April May June July August September October November December".split())
+FRUIT = tuple("apple banana cherry date elder fig grape kiwi lemon mango nut olive peach plum quince raisin".split())
 
 
 class Gender(enum.Enum):
@@ -111,9 +107,7 @@ COLOURS = tuple(
 THINGS = tuple(noun.english for noun in NOUNS)
 COLOUR_NAMES = tuple(colour.english for colour in COLOURS)
 
-_FRENCH_UNITS = (
-    "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize".split()
-)
+_FRENCH_UNITS = "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize".split()
 _FRENCH_TENS = {2: "vingt", 3: "trente", 4: "quarante", 5: "cinquante", 6: "soixante"}
 _GERMAN_UNITS = "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf".split()
 _GERMAN_TENS = {

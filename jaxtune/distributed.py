@@ -1,0 +1,245 @@
+"""Jobs of several processes: how they find each other, how they stop together, what happens when one of them dies.
+
+JAX's own runtime does the work. A job is started by what users have: arguments or `JAXTUNE_*` variables (ssh,
+Kubernetes), Slurm, or the metadata of Cloud TPU machines. Exit codes: 75 (`EXIT_STOPPED`) after a stop signal with
+everything saved, 76 (`EXIT_HOST_LOST`) when another process died; launchers restart the job with `--resume` on both.
+"""
+
+import dataclasses
+import enum
+import glob
+import importlib.util
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from types import FrameType, TracebackType
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxtune.errors import UserError
+
+EXIT_STOPPED = 75
+EXIT_HOST_LOST = 76
+
+VARIABLES = ("JAXTUNE_COORDINATOR", "JAXTUNE_PROCESSES", "JAXTUNE_PROCESS")
+
+_LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|heartbeat|coordination|barrier|unavailable", re.IGNORECASE
+)
+
+
+class Source(enum.Enum):
+    """Where a process learned its place in the job."""
+
+    ARGUMENTS = "arguments"
+    VARIABLES = "JAXTUNE_* variables"
+    SLURM = "Slurm"
+    TPU = "TPU metadata"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """A process's place in a job. For TPU metadata JAX finds the numbers itself, and they are None here."""
+
+    source: Source
+    coordinator: str | None = None
+    """`host:port` of process 0."""
+    processes: int | None = None
+    process: int | None = None
+    local_devices: tuple[int, ...] | None = None
+    """Devices of this host that belong to this process; None: all."""
+
+
+def detect(
+    environ: Mapping[str, str],
+    *,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> Place | None:
+    """This process's place by arguments, `JAXTUNE_*` variables, TPU metadata or Slurm, in that order; None: alone.
+
+    In a Kubernetes indexed Job, `JAXTUNE_PROCESS` may be left out: `JOB_COMPLETION_INDEX` is the process then.
+    """
+    given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    if any(value is not None for value in given.values()):
+        return _explicit(Source.ARGUMENTS, given)
+    index = environ.get("JAXTUNE_PROCESS", environ.get("JOB_COMPLETION_INDEX"))
+    if any(name in environ for name in VARIABLES):
+        values = {name: environ.get(name) for name in VARIABLES[:2]} | {"JAXTUNE_PROCESS": index}
+        return _explicit(Source.VARIABLES, values)
+    if environ.get("TPU_SKIP_MDS_QUERY") is None and _on_tpu():
+        return Place(source=Source.TPU)
+    return _slurm(environ)
+
+
+def start(place: Place | None, *, heartbeat_seconds: int = 30, timeout_seconds: int = 300) -> None:
+    """Join the job; must come before anything touches a device. Without a place nothing happens.
+
+    A process that sends no heartbeat for `heartbeat_seconds` is dead, and ends the job on every host.
+    """
+    if place is None:
+        return
+    if place.source is Source.TPU:
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds, initialization_timeout=timeout_seconds)
+        return
+    jax.distributed.initialize(
+        place.coordinator,
+        place.processes,
+        place.process,
+        None if place.local_devices is None else list(place.local_devices),
+        cluster_detection_method="deactivate",
+        heartbeat_timeout_seconds=heartbeat_seconds,
+        initialization_timeout=timeout_seconds,
+    )
+
+
+def is_main() -> bool:
+    """True on the one process that writes logs and reports."""
+    return jax.process_index() == 0
+
+
+def from_main(value: float) -> float:
+    """Process 0's number, on every process: one decision for the whole job."""
+    if jax.process_count() == 1:
+        return value
+    halves = np.array([value], np.float64).view(np.uint32)  # devices may not hold 64-bit numbers
+    return float(np.asarray(multihost_utils.broadcast_one_to_all(halves)).view(np.float64)[0])
+
+
+def barrier(name: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class StopSignal:
+    """A request to save and stop: SIGTERM (preemption, `scancel`, `kubectl delete`) or Ctrl-C.
+
+    A context manager for the training loop; a second Ctrl-C stops at once. With several processes a signal to any of
+    them stops all of them after the same step, through JAX's preemption service.
+    """
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._before = {}
+
+    def __enter__(self) -> "StopSignal":
+        # The preemption service of a job already listens for SIGTERM, in C++; a Python handler would replace it.
+        numbers = (signal.SIGINT,) if _in_job() else (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def after(self, step: int) -> bool:
+        """True if the job stops after this step. Every process must ask after every step."""
+        if not _in_job():
+            return self.received is not None
+        if multihost_utils.reached_preemption_sync_point(step):
+            self.received = self.received or signal.SIGTERM
+            return True
+        return False
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, as shells have it; else `EXIT_STOPPED`, on which launchers restart."""
+        return 128 + signal.SIGINT if self.received is signal.SIGINT else EXIT_STOPPED
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        if _in_job():
+            os.kill(os.getpid(), signal.SIGTERM)  # tells the preemption service, and so every process
+
+
+class Guard:
+    """Context manager of a job: when this process fails or another died, say so and leave at once.
+
+    Leaving normally would wait for the others, which wait for this one. A process alone keeps its exceptions.
+    """
+
+    def __enter__(self) -> "Guard":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, SystemExit) or not _in_job():
+            return
+        code, message = _verdict(error)
+        if not isinstance(error, UserError):
+            traceback.print_exception(error)
+        print(f"process {jax.process_index()} of {jax.process_count()}: {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """Exit code and message for an exception that ends a job."""
+    if isinstance(error, UserError):
+        return 1, str(error)
+    if isinstance(error, (RuntimeError, ValueError)) and _LOST.search(str(error)):
+        return EXIT_HOST_LOST, (
+            "another process of this job died or cannot be reached, so this one stops too (see the log of the process "
+            f"that stopped first). Start the job again with --resume; exit code {EXIT_HOST_LOST}."
+        )
+    return 1, f"{type(error).__name__}; the other processes of this job stop as well."
+
+
+def _in_job() -> bool:
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _explicit(source: Source, given: Mapping[str, str | int | None]) -> Place:
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise UserError(f"{', '.join(given)} go together; missing: {', '.join(missing)}")
+    coordinator, processes, process = given.values()
+    try:
+        count, index = int(str(processes)), int(str(process))
+    except ValueError:
+        raise UserError(f"numbers of processes must be integers, got {dict(given)}") from None
+    if not re.fullmatch(r".+:\d+", str(coordinator)):
+        raise UserError(f"the coordinator must be host:port of process 0, got {coordinator!r}")
+    if not 0 <= index < count:
+        raise UserError(f"this is process {index} of {count}; processes are numbered from 0 to {count - 1}")
+    return Place(source=source, coordinator=str(coordinator), processes=count, process=index)
+
+
+def _slurm(environ: Mapping[str, str]) -> Place | None:
+    """Inside `srun` with several tasks. Several tasks on a node take one device each, a single task takes them all."""
+    needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    if any(name not in environ for name in needed):
+        return None
+    job, nodes, tasks, index, local = (environ[name] for name in needed)
+    if int(tasks) == 1:
+        return None
+    per_node = [int(n) for n in re.findall(r"(?:^|,)(\d+)", environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))]
+    port = 61440 + int(job) % 4096
+    return Place(
+        source=Source.SLURM,
+        coordinator=f"{first_host(nodes)}:{port}",
+        processes=int(tasks),
+        process=int(index),
+        local_devices=(int(local),) if max(per_node) > 1 else None,
+    )
+
+
+def first_host(nodes: str) -> str:
+    """The first of Slurm's compact host names: `gpu[003-010,12],login1` -> `gpu003`."""
+    found = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?([^,]*)", nodes)
+    assert found is not None, nodes
+    return "".join(part or "" for part in found.groups())
+
+
+def _on_tpu() -> bool:
+    return importlib.util.find_spec("libtpu") is not None and bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*"))

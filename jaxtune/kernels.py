@@ -1,0 +1,90 @@
+"""Attention kernels of other libraries behind the signature of the reference: cuDNN through JAX, and splash for TPU."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+from jaxtyping import Array, Float, Int
+
+LANES = 128
+"""Splash works on multiples of this: row length, and head dimension (padded with zeros)."""
+SPLASH_BLOCK = 512
+
+
+def dot_product(
+    query: Float[Array, "b s h d"],
+    key: Float[Array, "b s k d"],
+    value: Float[Array, "b s k d"],
+    segment_ids: Int[Array, "b s"],
+    *,
+    implementation: str,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> Float[Array, "b s h d"]:
+    """jax.nn.dot_product_attention with the segments as a mask; it has no soft cap."""
+    assert soft_cap is None and implementation in ("xla", "cudnn")
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=same,
+        is_causal=True,
+        scale=scale,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="xla" if implementation == "xla" else "cudnn",
+    )
+
+
+def splash(
+    query: Float[Array, "b s h d"],
+    key: Float[Array, "b s k d"],
+    value: Float[Array, "b s k d"],
+    segment_ids: Int[Array, "b s"],
+    *,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    interpret: bool = False,
+) -> Float[Array, "b s h d"]:
+    """JAX's splash attention, row by row; blocks without a visible pair are skipped. `interpret` runs it without a TPU."""
+    length, heads, dim = query.shape[1:]
+    assert length % LANES == 0
+    shape = (length, length)
+    mask = (
+        splash_attention_mask.CausalMask(shape)
+        if window is None
+        else splash_attention_mask.LocalMask(shape, (window - 1, 0), 0)
+    )
+    kernel = splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([mask] * heads),
+        block_sizes=_block_sizes(length),
+        attn_logits_soft_cap=soft_cap,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    # The kernel wants [heads, seq, dim] and applies no scale.
+    arguments = [_heads_first(x, dim) for x in ((query * scale).astype(query.dtype), key, value)]
+    segments = splash_attention_kernel.SegmentIds(q=segment_ids, kv=segment_ids)
+    mixed = jax.vmap(kernel)(*arguments, segments)
+    return jnp.moveaxis(mixed, 1, 2)[..., :dim].astype(query.dtype)
+
+
+def _heads_first(x: Float[Array, "b s h d"], dim: int) -> Float[Array, "b h s e"]:
+    return jnp.moveaxis(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -dim % LANES))), 1, 2)
+
+
+def _block_sizes(length: int) -> splash_attention_kernel.BlockSizes:
+    """The largest block up to SPLASH_BLOCK that divides the row, for all passes."""
+    block = max(b for b in range(LANES, min(SPLASH_BLOCK, length) + 1, LANES) if length % b == 0)
+    return splash_attention_kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )

@@ -1,0 +1,584 @@
+"""Which example stands in which row of which step, planned before the run and accounted for example by example.
+
+A plan is computed from the tokenised lengths once, and holds only sums and the number of rows in each window; any row
+is found by computing its own window again, so every step costs the same to reach.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import mmap
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxtune.errors import UserError
+from jaxtune.mixture import Allocation, Budget, MixingUnit, MixtureConfig, Selection, allocate, resolve_budget
+from jaxtune.order import MixedOrder, Order, SequentialOrder, keyed, permute, stream_key
+from jaxtune.packing import Batch, PackPolicy, best_fit
+
+WINDOW = 4096
+"""Consecutive positions that are packed together."""
+_CHUNK = 16
+"""Windows handled at a time while planning."""
+_SNAPSHOT = 4
+"""Chunks between two stored ledgers."""
+_BYTES_PER_EXAMPLE = 12
+_SMALL_TABLE = 2**26
+"""Bytes of a flat table of lengths that are never too many."""
+_VERSION = 1
+"""Raise it when the same inputs give another plan."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+    """One example in a row."""
+
+    task: str
+    task_id: int
+    example: int
+    """Number among the task's usable examples."""
+    template: int
+    epoch: int
+    use: int
+    """Uses of the task before this one."""
+    offset: int
+    """First token's place in the row."""
+    length: int
+    """Tokens."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """What was drawn from each task."""
+
+    tasks: tuple[str, ...]
+    examples: Int[np.ndarray, " n"]
+    tokens: Int[np.ndarray, " n"]
+    loss_tokens: Int[np.ndarray, " n"]
+    """Tokens that carry loss weight and are a target (the first token of an example is none)."""
+
+    def __add__(self, other: "Ledger") -> "Ledger":
+        return Ledger(
+            tasks=self.tasks,
+            examples=self.examples + other.examples,
+            tokens=self.tokens + other.tokens,
+            loss_tokens=self.loss_tokens + other.loss_tokens,
+        )
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """{task: {examples, tokens, loss_tokens}}"""
+        columns = zip(self.examples.tolist(), self.tokens.tolist(), self.loss_tokens.tolist(), strict=True)
+        names = ("examples", "tokens", "loss_tokens")
+        return {task: dict(zip(names, row, strict=True)) for task, row in zip(self.tasks, columns, strict=True)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window:
+    """The examples of one window, by row and by place in the row. `row` counts from the window's first row."""
+
+    row: Int[np.ndarray, " k"]
+    offset: Int[np.ndarray, " k"]
+    length: Int[np.ndarray, " k"]
+    loss_length: Int[np.ndarray, " k"]
+    task: Int[np.ndarray, " k"]
+    example: Int[np.ndarray, " k"]
+    template: Int[np.ndarray, " k"]
+    epoch: Int[np.ndarray, " k"]
+    use: Int[np.ndarray, " k"]
+
+
+class Lengths:
+    """Token and loss-token counts by (task, example, template).
+
+    Copied into one flat table where that takes at most 12 bytes an example (or little at all), which makes looking up
+    many tasks quick; otherwise read from the arrays given. Memory-mapped arrays pickle as the name of their file.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Int[np.ndarray, "_ _"]],
+        loss_tokens: Mapping[str, Int[np.ndarray, "_ _"]],
+    ):
+        self.names = tuple(tokens)
+        self.tokens = [tokens[name] for name in self.names]
+        self.loss_tokens = [loss_tokens[name] for name in self.names]
+        for name, a, b in zip(self.names, self.tokens, self.loss_tokens, strict=True):
+            if a.shape != b.shape:
+                raise ValueError(f"task {name!r}: lengths {a.shape} and loss lengths {b.shape} must agree")
+        self._flatten()
+
+    def _flatten(self) -> None:
+        examples, entries = sum(len(a) for a in self.tokens), sum(a.size for a in self.tokens)
+        longest = max((int(a.max()) for a in self.tokens if a.size), default=0)
+        dtype = np.uint16 if longest < 2**16 else np.int32
+        self._flat = None
+        if 2 * entries * np.dtype(dtype).itemsize <= max(_BYTES_PER_EXAMPLE * examples, _SMALL_TABLE):
+            self._flat = np.empty((entries, 2), dtype)
+            for column, arrays in enumerate((self.tokens, self.loss_tokens)):
+                np.concatenate([a.reshape(-1) for a in arrays], out=self._flat[:, column], casting="unsafe")
+            self._starts = np.cumsum([0] + [a.size for a in self.tokens])
+            self._templates = np.array([a.shape[1] for a in self.tokens])
+
+    def look_up(
+        self, task: Int[np.ndarray, " k"], example: Int[np.ndarray, " k"], template: Int[np.ndarray, " k"]
+    ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+        """Tokens and loss tokens of each (task, example, template)."""
+        if self._flat is not None:
+            found = self._flat[self._starts[task] + example * self._templates[task] + template].astype(np.int64)
+            return found[:, 0], found[:, 1]
+        tokens, loss_tokens = np.empty(len(task), np.int64), np.empty(len(task), np.int64)
+        by_task = np.argsort(task, kind="stable")
+        ids, starts = np.unique(task[by_task], return_index=True)
+        for i, part in zip(ids.tolist(), np.split(by_task, starts[1:]), strict=True):
+            tokens[part] = self.tokens[i][example[part], template[part]]
+            loss_tokens[part] = self.loss_tokens[i][example[part], template[part]]
+        return tokens, loss_tokens
+
+    def check(self, seq_len: int) -> None:
+        """Raise UserError if an example does not fit a row."""
+        long = [name for name, a in zip(self.names, self.tokens, strict=True) if a.size and int(a.max()) > seq_len]
+        if long:
+            raise UserError(
+                f"examples of {', '.join(long)} are longer than rows of {seq_len} tokens; "
+                "raise seq_len, or choose a length policy that drops or truncates"
+            )
+
+    def digests(self) -> list[list[str]]:
+        """Fingerprint of each task's two arrays."""
+        return [[_digest(a), _digest(b)] for a, b in zip(self.tokens, self.loss_tokens, strict=True)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "names": self.names,
+            "tokens": [_packed(a) for a in self.tokens],
+            "loss_tokens": [_packed(a) for a in self.loss_tokens],
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.names = state["names"]
+        self.tokens = [_unpacked(a) for a in state["tokens"]]
+        self.loss_tokens = [_unpacked(a) for a in state["loss_tokens"]]
+        self._flatten()
+
+
+class Plan:
+    """The rows of a run, in order. `tasks[i]` is the task with id i; step n holds the rows [n * G, (n + 1) * G)."""
+
+    def __init__(
+        self,
+        order: Order,
+        lengths: Lengths,
+        *,
+        seed: int | None,
+        seq_len: int,
+        rows_per_step: int,
+        packing: PackPolicy,
+        window: int,
+        header: Mapping[str, Any],
+        allocation: Allocation | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ):
+        lengths.check(seq_len)
+        self.tasks = lengths.names
+        self.seq_len, self.rows_per_step, self.packing = seq_len, rows_per_step, packing
+        self.allocation = allocation
+        self._order, self._lengths, self._window_size = order, lengths, window
+        self._row_key = None if seed is None else stream_key(seed, "rows", "")
+        facts = {
+            "version": _VERSION,
+            "seed": seed,
+            "seq_len": seq_len,
+            "rows_per_step": rows_per_step,
+            "packing": packing.value,
+            "window": window,
+            "tasks": list(self.tasks),
+            "lengths": lengths.digests(),
+            **header,
+        }
+        self.hash = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        self._recent: OrderedDict[int, Window] = OrderedDict()
+        self._lock = threading.Lock()
+        self._survey(progress)
+
+    # What there is
+
+    @property
+    def num_examples(self) -> int:
+        """Examples placed, repeats included."""
+        return self._order.total
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that hold examples."""
+        return int(self._first_rows[-1])
+
+    @property
+    def num_steps(self) -> int:
+        """Steps; the rows of the last one that hold no example are padding."""
+        return -(-self.num_rows // self.rows_per_step)
+
+    @property
+    def fill(self) -> float:
+        """Tokens over slots of the rows that hold examples."""
+        return int(self._row_tokens.sum(dtype=np.int64)) / (self.num_rows * self.seq_len)
+
+    def row(self, number: int) -> list[Placement]:
+        """The examples of one row, in their order; a row beyond the last is empty.
+
+        Raises IndexError for a row that no step has.
+        """
+        if not 0 <= number < self.num_steps * self.rows_per_step:
+            raise IndexError(f"row {number} is in none of the {self.num_steps} steps of {self.rows_per_step} rows")
+        if number >= self.num_rows:
+            return []
+        w = int(np.searchsorted(self._first_rows, number, side="right")) - 1
+        window = self.window(w)
+        first, last = np.searchsorted(window.row, [number - self._first_rows[w], number - self._first_rows[w] + 1])
+        return [self._placement(window, i) for i in range(first, last)]
+
+    def rows(self, step: int) -> list[list[Placement]]:
+        """The rows of one step."""
+        first = step * self.rows_per_step
+        return [self.row(number) for number in range(first, first + self.rows_per_step)]
+
+    def window(self, number: int) -> Window:
+        """One window, computed from nothing but the plan's inputs."""
+        with self._lock:
+            if number in self._recent:
+                self._recent.move_to_end(number)
+                return self._recent[number]
+            (window,) = self._windows(number, number + 1)
+            self._recent[number] = window
+            if len(self._recent) > 8:
+                self._recent.popitem(last=False)
+            return window
+
+    def ledger(self, upto_step: int | None = None) -> Ledger:
+        """What the steps before `upto_step` draw (all steps by default)."""
+        if upto_step is None or upto_step >= self.num_steps:
+            return self._ledgers[-1]
+        last = upto_step * self.rows_per_step
+        w = int(np.searchsorted(self._first_rows, last, side="right")) - 1
+        snapshot = w // (_CHUNK * _SNAPSHOT)
+        ledger = self._ledgers[snapshot]
+        for number in range(snapshot * _CHUNK * _SNAPSHOT, w, _CHUNK):
+            for window in self._windows(number, min(number + _CHUNK, w)):
+                ledger += self._count(window)
+        return ledger + self._count(self.window(w), rows=last - int(self._first_rows[w]))
+
+    def max_loss_tokens(self, rows: int) -> int:
+        """Most loss tokens in any `rows` consecutive rows of a step: a static capacity for a loss that gathers them."""
+        if self.rows_per_step % rows:
+            raise ValueError(f"groups of {rows} rows do not divide steps of {self.rows_per_step}")
+        starts = np.arange(0, self.num_rows, rows)
+        return int(np.add.reduceat(self._row_loss_tokens, starts, dtype=np.int64).max())
+
+    def to_json(self) -> dict[str, Any]:
+        """The mixture and its ledger, as `mixture.json` holds them."""
+        totals = self.ledger()
+        out = (
+            {"tasks": [{"task": task} for task in self.tasks]} if self.allocation is None else self.allocation.to_json()
+        )
+        shares = _share(totals.tokens), _share(totals.loss_tokens)
+        for i, row in enumerate(out["tasks"]):
+            row["tokens"] = int(totals.tokens[i])
+            row["loss_tokens"] = int(totals.loss_tokens[i])
+            row["token_share"], row["loss_token_share"] = (float(share[i]) for share in shares)
+        return out | {
+            "examples": self.num_examples,
+            "seq_len": self.seq_len,
+            "packing": self.packing.value,
+            "rows_per_step": self.rows_per_step,
+            "rows": self.num_rows,
+            "steps": self.num_steps,
+            "fill": self.fill,
+            "plan_hash": self.hash,
+        }
+
+    # How it is found
+
+    def _survey(self, progress: Callable[[int, int], None] | None) -> None:
+        """Walk all windows once: rows per window, tokens per row, ledgers."""
+        total = -(-self._order.total // self._window_size)
+        zero = np.zeros(len(self.tasks), np.int64)
+        ledger = Ledger(tasks=self.tasks, examples=zero, tokens=zero, loss_tokens=zero)
+        self._ledgers, numbers, tokens, loss_tokens = [], [0], [], []
+        for start in range(0, total, _CHUNK):
+            if start % (_CHUNK * _SNAPSHOT) == 0:
+                self._ledgers.append(ledger)
+            for window in self._windows(start, min(start + _CHUNK, total)):
+                tokens.append(np.bincount(window.row, weights=window.length).astype(np.int32))
+                loss_tokens.append(np.bincount(window.row, weights=window.loss_length).astype(np.int32))
+                numbers.append(len(tokens[-1]))
+                ledger += self._count(window)
+            if progress is not None:
+                progress(min((start + _CHUNK) * self._window_size, self._order.total), self._order.total)
+        self._ledgers.append(ledger)
+        self._first_rows = np.cumsum(numbers)
+        self._row_tokens, self._row_loss_tokens = np.concatenate(tokens), np.concatenate(loss_tokens)
+
+    def _windows(self, start: int, stop: int) -> list[Window]:
+        """Consecutive windows; the order and the lengths are looked up for all of them together."""
+        size = self._window_size
+        stretch = self._order.stretch(start * size, min(stop * size, self._order.total))
+        length, loss_length = self._lengths.look_up(stretch.task, stretch.example, stretch.template)
+        out = []
+        for number in range(start, stop):
+            part = slice((number - start) * size, (number - start + 1) * size)
+            row = self._row_of(number, length[part])
+            order = np.argsort(row, kind="stable")
+            row, ordered = row[order], length[part][order]
+            ends = np.cumsum(ordered)
+            row_starts = (ends - ordered)[np.searchsorted(row, row)]
+            out.append(
+                Window(
+                    row=row,
+                    offset=ends - ordered - row_starts,
+                    length=ordered,
+                    loss_length=loss_length[part][order],
+                    task=stretch.task[part][order],
+                    example=stretch.example[part][order],
+                    template=stretch.template[part][order],
+                    epoch=stretch.epoch[part][order],
+                    use=stretch.use[part][order],
+                )
+            )
+        return out
+
+    def _row_of(self, number: int, length: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
+        """Row of each example of a window. Packing opens rows longest first, so a seeded shuffle of rows follows."""
+        if self.packing is PackPolicy.PADDED:
+            return np.arange(len(length))
+        row = best_fit(length, self.seq_len)
+        if self._row_key is None:
+            return row
+        rows = int(row.max()) + 1
+        key = keyed(np.full(rows, self._row_key, np.uint64), np.full(rows, number))
+        return permute(key, np.full(rows, rows), np.arange(rows))[row]
+
+    def _count(self, window: Window, rows: int | None = None) -> Ledger:
+        last = len(window.row) if rows is None else int(np.searchsorted(window.row, rows))
+        task, n = window.task[:last], len(self.tasks)
+        return Ledger(
+            tasks=self.tasks,
+            examples=np.bincount(task, minlength=n),
+            tokens=np.bincount(task, weights=window.length[:last], minlength=n).astype(np.int64),
+            loss_tokens=np.bincount(task, weights=window.loss_length[:last], minlength=n).astype(np.int64),
+        )
+
+    def _placement(self, window: Window, i: int) -> Placement:
+        task_id = int(window.task[i])
+        return Placement(
+            task=self.tasks[task_id],
+            task_id=task_id,
+            example=int(window.example[i]),
+            template=int(window.template[i]),
+            epoch=int(window.epoch[i]),
+            use=int(window.use[i]),
+            offset=int(window.offset[i]),
+            length=int(window.length[i]),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_recent")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _recent=OrderedDict())
+
+
+def make_plan(
+    lengths: Mapping[str, Int[np.ndarray, "_ _"]],
+    loss_lengths: Mapping[str, Int[np.ndarray, "_ _"]],
+    allocation: Allocation,
+    *,
+    seed: int,
+    seq_len: int,
+    rows_per_step: int,
+    packing: PackPolicy = PackPolicy.BEST_FIT,
+    window: int = WINDOW,
+    progress: Callable[[int, int], None] | None = None,
+) -> Plan:
+    """Plan a training run.
+
+    `lengths` and `loss_lengths` give, for every task of the allocation, the tokens and the loss tokens of each usable
+    example (rows) under each template (columns). `progress` is called with (positions planned, positions in all).
+    """
+    if not allocation.counts:
+        raise UserError("a plan needs a budget: give examples, epochs, steps or tokens")
+    table = Lengths({task: lengths[task] for task in allocation.counts}, loss_lengths)
+    sizes = {name: len(a) for name, a in zip(table.names, table.tokens, strict=True)}
+    if sizes != dict(allocation.sizes):
+        raise ValueError(f"the allocation is for other sizes than the lengths: {dict(allocation.sizes)} and {sizes}")
+    selection = allocation.config.selection
+    order = MixedOrder(
+        table.names,
+        counts=np.array(list(allocation.counts.values())),
+        sizes=np.array(list(sizes.values())),
+        usable=np.array([allocation.usable[task] for task in table.names]),
+        templates=np.array([a.shape[1] for a in table.tokens]),
+        seed=seed,
+        permuted_subset=selection is Selection.PERMUTED,
+    )
+    header = {
+        "order": "mixed",
+        "counts": dict(allocation.counts),
+        "usable": dict(allocation.usable),
+        "selection": selection.value,
+    }
+    return Plan(
+        order,
+        table,
+        seed=seed,
+        seq_len=seq_len,
+        rows_per_step=rows_per_step,
+        packing=packing,
+        window=window,
+        header=header,
+        allocation=allocation,
+        progress=progress,
+    )
+
+
+def make_eval_plan(
+    lengths: Mapping[str, Int[np.ndarray, "_ _"]],
+    loss_lengths: Mapping[str, Int[np.ndarray, "_ _"]],
+    *,
+    seq_len: int,
+    rows_per_step: int,
+    packing: PackPolicy = PackPolicy.BEST_FIT,
+    window: int = WINDOW,
+) -> Plan:
+    """Plan an evaluation: every example once with its first template, in a fixed order."""
+    table = Lengths(lengths, loss_lengths)
+    order = SequentialOrder(np.array([len(a) for a in table.tokens]))
+    return Plan(
+        order,
+        table,
+        seed=None,
+        seq_len=seq_len,
+        rows_per_step=rows_per_step,
+        packing=packing,
+        window=window,
+        header={"order": "sequential"},
+    )
+
+
+def plan_for_budget(
+    budget: Budget,
+    lengths: Mapping[str, Int[np.ndarray, "_ _"]],
+    loss_lengths: Mapping[str, Int[np.ndarray, "_ _"]],
+    config: MixtureConfig,
+    *,
+    seed: int,
+    seq_len: int,
+    rows_per_step: int,
+    packing: PackPolicy = PackPolicy.BEST_FIT,
+    window: int = WINDOW,
+    progress: Callable[[int, int], None] | None = None,
+) -> Plan:
+    """Resolve the budget, allocate and plan.
+
+    A budget in steps gives a plan of that many steps with the last one as full as a few tries make it; fewer only where
+    the caps of the mixture end the run before. Sizes are the numbers of rows of `lengths`.
+    """
+    sizes = {task: len(a) for task, a in lengths.items()}
+    totals = unit_totals(lengths, loss_lengths, config.unit)
+
+    def plan(examples: int) -> Plan:
+        allocation = allocate(sizes, config, examples, unit_totals=totals)
+        return make_plan(
+            lengths,
+            loss_lengths,
+            allocation,
+            seed=seed,
+            seq_len=seq_len,
+            rows_per_step=rows_per_step,
+            packing=packing,
+            window=window,
+            progress=progress,
+        )
+
+    one_a_row = packing is PackPolicy.PADDED
+    examples = resolve_budget(
+        budget,
+        sizes,
+        config,
+        mean_tokens={task: float(np.mean(a)) if len(a) else 1.0 for task, a in lengths.items()},
+        examples_per_step=rows_per_step if one_a_row else None,
+        tokens_per_step=rows_per_step * seq_len,
+        unit_totals=totals,
+    )
+    if budget.steps is None or one_a_row:
+        return plan(examples)
+    return _fill_rows(plan, examples, budget.steps * rows_per_step)
+
+
+def _fill_rows(plan: Callable[[int], Plan], examples: int, rows: int, tries: int = 4) -> Plan:
+    """The plan with the most rows up to `rows` among a few that close in on them."""
+    best, tried = None, plan(examples)
+    while True:
+        tries -= 1
+        if tried.num_rows <= rows and (best is None or tried.num_rows > best.num_rows):
+            best = tried
+        if best is not None and (tries < 1 or best.num_rows == rows or tried.num_examples < examples):
+            return best
+        per_row = tried.num_examples / tried.num_rows
+        examples = max(1, examples + math.floor((rows - tried.num_rows) * per_row) - (tried.num_rows > rows))
+        tried = plan(examples)
+
+
+def unit_totals(
+    lengths: Mapping[str, Int[np.ndarray, "_ _"]], loss_lengths: Mapping[str, Int[np.ndarray, "_ _"]], unit: MixingUnit
+) -> dict[str, Fraction]:
+    """Mixing units that each task holds, a mean over its templates."""
+    if unit is MixingUnit.EXAMPLES:
+        return {task: Fraction(len(a)) for task, a in lengths.items()}
+    table = lengths if unit is MixingUnit.TOKENS else loss_lengths
+    return {task: Fraction(int(np.sum(a, dtype=np.int64)), a.shape[1]) for task, a in table.items()}
+
+
+def count_batch(batch: Batch, tasks: tuple[str, ...]) -> Ledger:
+    """Ledger of one host batch, read from its arrays alone."""
+    n = len(tasks)
+    task, real = np.asarray(batch.task_ids).ravel(), np.asarray(batch.segment_ids).ravel() > 0
+    first = real & (np.asarray(batch.positions).ravel() == 0)
+    trained = real & ~first & (np.asarray(batch.loss_weights).ravel() > 0)
+    examples, tokens, loss_tokens = (np.bincount(task[chosen], minlength=n) for chosen in (first, real, trained))
+    return Ledger(tasks=tasks, examples=examples, tokens=tokens, loss_tokens=loss_tokens)
+
+
+def _share(counts: Int[np.ndarray, " n"]) -> np.ndarray:
+    return counts / max(int(counts.sum()), 1)
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array, "<i4").tobytes() + repr(array.shape).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _MappedFile:
+    """Where a memory-mapped array lies."""
+
+    filename: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+def _packed(array: np.ndarray) -> np.ndarray | _MappedFile:
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):  # a whole file, not a view of one
+        return _MappedFile(str(array.filename), array.dtype.str, array.shape, array.offset)
+    return array
+
+
+def _unpacked(array: np.ndarray | _MappedFile) -> np.ndarray:
+    if isinstance(array, _MappedFile):
+        return np.memmap(array.filename, array.dtype, "r", array.offset, array.shape)
+    return array

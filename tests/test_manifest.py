@@ -1,0 +1,150 @@
+"""Manifests: fingerprints move when their content moves, and differences are told in words."""
+
+import getpass
+import json
+import socket
+import subprocess
+
+import pytest
+
+from jaxtune import manifest
+from jaxtune.errors import UserError
+
+
+def build(**changes):
+    parts = {
+        "data": {"qa": manifest.text_fingerprint("rows"), "math": manifest.text_fingerprint("sums")},
+        "tokenizer": {"tokenizer.json": manifest.text_fingerprint("pieces")},
+        "template": "{{ messages }}",
+        "plan": {"hash": "p1", "temperature": 2.0},
+        "config": {"optim": {"peak_lr": 2e-5}, "tasks": ["qa", "math"]},
+        "seeds": {"seed": 0},
+        "base_model": {"model.safetensors": manifest.text_fingerprint("weights")},
+    }
+    return manifest.build_manifest(**{**parts, **changes})
+
+
+def test_equal_runs_have_equal_manifests():
+    assert manifest.compare_manifests(build(), build()) == []
+
+
+def test_every_difference_is_told_in_words():
+    then = build()
+    now = build(
+        data={"qa": manifest.text_fingerprint("rows"), "math": manifest.text_fingerprint("other"), "code": "x"},
+        template="{{ other }}",
+        plan={"hash": "p2", "temperature": 2.0},
+        config={"optim": {"peak_lr": 1e-5}, "tasks": ["qa", "math"]},
+        base_model={},
+    )
+    now["environment"] = json.loads(json.dumps(now["environment"]))
+    now["environment"]["packages"]["jax"] = "9.9"
+    lines = manifest.compare_manifests(then, now)
+    versions = then["environment"]["packages"]["jax"]
+    sums, other = manifest.text_fingerprint("sums")[:12], manifest.text_fingerprint("other")[:12]
+    assert f"data math: content changed (SHA-256 {sums} then, {other} now)" in lines
+    assert 'data code: was absent, is "x"' in lines
+    assert 'plan hash: was "p1", is "p2"' in lines
+    assert "config optim.peak_lr: was 2e-05, is 1e-05" in lines
+    assert f'environment packages.jax: was "{versions}", is "9.9"' in lines
+    assert any(line.startswith("template: content changed") for line in lines)
+    assert any(line.startswith("base_model model.safetensors: was") for line in lines)
+    assert len(lines) == 8  # the empty base model counts too
+
+
+def test_a_manifest_survives_writing_and_a_changed_file_is_refused(tmp_path):
+    path = tmp_path / "manifest.json"
+    written = build()
+    manifest.write_manifest(path, written)
+    assert manifest.read_manifest(path) == json.loads(json.dumps(written))
+    path.write_text(path.read_text().replace('"peak_lr": 2e-05', '"peak_lr": 3e-05'))
+    with pytest.raises(UserError, match="was changed after the run wrote it"):
+        manifest.read_manifest(path)
+    path.write_text("[]")
+    with pytest.raises(UserError, match="is not a manifest"):
+        manifest.read_manifest(path)
+    with pytest.raises(UserError, match="no manifest"):
+        manifest.read_manifest(tmp_path / "none.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_files_are_known_by_name_and_content_not_by_place(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tokenizer.json").write_text("pieces")
+    first, second = (manifest.files_fingerprints([tmp_path / folder / "tokenizer.json"]) for folder in ("a", "b"))
+    assert first == second == {"tokenizer.json": manifest.text_fingerprint("pieces")}
+    (tmp_path / "b" / "tokenizer.json").write_text("piecez")
+    assert manifest.files_fingerprints([tmp_path / "b" / "tokenizer.json"]) != first
+
+
+@pytest.mark.parametrize("count", [1, 10, 256, 1000])
+def test_block_fingerprints_tell_where_a_line_changed(count):
+    lines = [f"line {i}".encode() for i in range(count)]
+    before = manifest.blocks_fingerprints(lines)
+    assert len(before) == min(256, count)
+    for i in (0, count // 2, count - 1):
+        changed = [*lines]
+        changed[i] = b"tampered"
+        after = manifest.blocks_fingerprints(changed)
+        (block,) = [b for b, (x, y) in enumerate(zip(before, after, strict=True)) if x != y]
+        assert block * count // len(before) <= i < (block + 1) * count // len(before)
+
+
+def test_moving_a_byte_between_items_changes_the_block():
+    assert manifest.blocks_fingerprints([b"ab", b"c"], 1) != manifest.blocks_fingerprints([b"a", b"bc"], 1)
+
+
+def test_the_code_fingerprint_covers_every_source_file_and_follows_an_edit(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    (package / "tasks").mkdir(parents=True)
+    for name in ("manifest.py", "tasks/base.py"):
+        (package / name).write_text("x = 1\n")
+    monkeypatch.setattr(manifest, "_PACKAGE", package)
+    before = manifest.code()
+    assert set(before["files"]) == {"manifest.py", "tasks/base.py"}
+    assert before["commit"] is None and before["dirty"] is None, "no repository holds these files"
+    (package / "tasks" / "base.py").write_text("x = 2\n")
+    after = manifest.code()
+    assert after["sha256"] != before["sha256"]
+    assert after["files"]["manifest.py"] == before["files"]["manifest.py"]
+
+
+def test_commit_and_dirty_state_come_from_the_repository_that_tracks_the_code(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "manifest.py").write_text("x = 1\n")
+
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True)
+
+    git("init")
+    monkeypatch.setattr(manifest, "_PACKAGE", package)
+    assert manifest.code()["commit"] is None, "untracked files belong to no commit"
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = manifest.code()
+    assert len(clean["commit"]) == 40 and clean["dirty"] is False
+    (package / "manifest.py").write_text("x = 2\n")
+    assert manifest.code()["dirty"] is True
+
+
+def test_the_environment_names_versions_devices_and_variables_but_no_host(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_test=1")
+    facts = manifest.environment()
+    assert facts["devices"]["platform"] == "cpu" and facts["devices"]["count"] == 8
+    assert facts["packages"]["jax"] and facts["packages"]["orbax-checkpoint"]
+    assert facts["variables"]["XLA_FLAGS"] == "--xla_test=1"
+    text = json.dumps(facts).lower()
+    assert socket.gethostname().lower() not in text
+    assert f'"{getpass.getuser()}"' not in text
+
+
+def test_json_fingerprints_do_not_depend_on_the_order_of_keys():
+    assert manifest.json_fingerprint({"a": 1, "b": [2]}) == manifest.json_fingerprint({"b": [2], "a": 1})
+    assert manifest.json_fingerprint({"a": 1}) != manifest.json_fingerprint({"a": 1.5})
+
+
+def test_block_fingerprints_of_nothing_are_empty():
+    assert manifest.blocks_fingerprints([]) == []

@@ -1,0 +1,298 @@
+"""Meshes and shardings: any mesh computes the same numbers, and the compiled program communicates only what it must."""
+
+import collections
+import dataclasses
+import itertools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxtune import losses, model, sharding
+from jaxtune.errors import UserError
+from jaxtune.model import ModelConfig
+from jaxtune.moe import MoeConfig
+from jaxtune.packing import Batch
+from jaxtune.sharding import Indivisible, MeshConfig
+
+ROWS, SEQ = 8, 32
+TINY = ModelConfig(
+    vocab_size=64, d_model=32, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=16, d_ff=96, max_seq_len=SEQ,
+    tie_embeddings=False,
+)  # fmt: skip
+GRAPHDEF, SHAPES = model.abstract_params(TINY)
+EVERY_PARAMETER = [
+    TINY,
+    dataclasses.replace(
+        TINY,
+        family="gemma3",
+        tie_embeddings=True,
+        post_norms=True,
+        qk_norm=True,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+    ),
+    dataclasses.replace(TINY, family="qwen3_moe", moe=MoeConfig(num_experts=4, experts_per_token=2, d_ff=32)),
+]
+MESHES = [
+    MeshConfig(data=8),
+    MeshConfig(data=1, fsdp=8),
+    MeshConfig(data=1, tensor=8),
+    MeshConfig(data=1, sequence=8),
+    MeshConfig(data=2, fsdp=2, tensor=2),
+    MeshConfig(data=1, fsdp=2, tensor=2, sequence=2),
+]
+ALL_MESHES = [
+    MeshConfig(data=a, fsdp=b, tensor=c, sequence=d)
+    for a, b, c, d in itertools.product((1, 2, 4, 8), repeat=4)
+    if a * b * c * d == 8
+]
+
+
+def name(config: MeshConfig) -> str:
+    return "x".join(f"{axis}{getattr(config, axis)}" for axis in sharding.AXES if getattr(config, axis) != 1)
+
+
+def packed_batch() -> Batch:
+    """Two examples a row and some padding, unequal counts of trained tokens."""
+    random = np.random.default_rng(0)
+    segments = np.repeat([[1, 2, 0]], ROWS, 0).repeat([20, 10, 2], axis=1).astype(np.int32)
+    positions = np.concatenate([np.arange(20), np.arange(10), np.arange(2)]).astype(np.int32)
+    weights = (random.random((ROWS, SEQ)) < np.linspace(0.1, 0.9, ROWS)[:, None]) * (segments > 0)
+    return Batch(
+        tokens=random.integers(0, TINY.vocab_size, (ROWS, SEQ)).astype(np.int32),
+        loss_weights=weights.astype(np.float32),
+        segment_ids=segments,
+        positions=np.repeat(positions[None], ROWS, 0),
+        task_ids=(segments == 2).astype(np.int32),
+    )
+
+
+def loss(params, batch: Batch, shards: int):
+    head = sharding.gathered(params["head"]["kernel"], "head.kernel")
+    hidden = model.apply(GRAPHDEF, params, batch.tokens, batch.positions, batch.segment_ids)
+    targets, weights = losses.shift(batch.tokens, batch.loss_weights, batch.segment_ids)
+    sums = losses.per_task_sums(
+        hidden, head, targets, weights, batch.task_ids, num_tasks=2, vocab_axis=1, shards=shards
+    )
+    return sums.objective / sums.weight.sum()
+
+
+@pytest.fixture(scope="module")
+def params():
+    return model.init_params(TINY, 0)[1]
+
+
+@pytest.fixture(scope="module")
+def reference(params):
+    step = jax.jit(jax.value_and_grad(loss), static_argnums=2)
+    value, gradient = step(params, jax.tree.map(jnp.asarray, packed_batch()), 1)
+    return float(value), jax.tree.map(np.asarray, gradient)
+
+
+COMPILED = {}
+
+
+def compiled(config: MeshConfig, params):
+    """The program of a mesh and its placed arguments; each is compiled once for all tests."""
+    if config not in COMPILED:
+        mesh = sharding.make_mesh(config)
+        places = sharding.shardings(mesh, SHAPES)
+        fields = vars(sharding.put_batch(mesh, packed_batch(), ROWS))  # lowering calls dataclasses with placeholders
+        arguments = jax.device_put(params, places), fields
+        step = jax.jit(
+            jax.value_and_grad(lambda p, b: loss(p, Batch(**b), sharding.row_shards(mesh))),
+            out_shardings=(sharding.replicated(mesh), places),
+        )
+        with jax.set_mesh(mesh):
+            COMPILED[config] = step.lower(*arguments).compile(), arguments
+    return COMPILED[config]
+
+
+def collectives(text: str) -> dict[str, int]:
+    kinds = "all-gather|reduce-scatter|all-reduce|all-to-all|collective-permute|collective-broadcast"
+    return dict(collections.Counter(re.findall(rf"(?<=[ )])({kinds})(?:-start)?\(", text)))
+
+
+def check_mesh(config, params, reference):
+    program, arguments = compiled(config, params)
+    value, gradient = program(*arguments)
+    np.testing.assert_allclose(float(value), reference[0], atol=1e-5)
+    for ours, alone in zip(jax.tree.leaves(gradient), jax.tree.leaves(reference[1]), strict=True):
+        np.testing.assert_allclose(np.asarray(ours), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", MESHES, ids=name)
+def test_a_mesh_computes_the_loss_and_gradients_of_one_device(config, params, reference):
+    check_mesh(config, params, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [c for c in ALL_MESHES if name(c) not in map(name, MESHES)], ids=name)
+def test_every_other_mesh_of_eight_devices_agrees_too(config, params, reference):
+    check_mesh(config, params, reference)
+
+
+def test_data_parallelism_only_sums(params):
+    assert set(collectives(compiled(MESHES[0], params)[0].as_text())) == {"all-reduce"}
+
+
+def test_tensor_parallelism_only_sums(params):
+    assert set(collectives(compiled(MESHES[2], params)[0].as_text())) == {"all-reduce"}
+
+
+def test_fsdp_gathers_weights_and_scatters_gradients_and_keeps_nothing_whole(params):
+    """XLA's CPU backend writes a reduce-scatter as an all-reduce and a slice; the slice proves that it is one."""
+    program = compiled(MESHES[1], params)[0]
+    text = program.as_text()
+    found = collectives(text)
+    assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter", "all-to-all"}
+    # 7 weights of a layer inside the scan, embedding, head, and the token ids for the embedding's gradient
+    assert found["all-gather"] <= 10
+    exchanged = [line for line in text.splitlines() if re.search(r"[ )]all-to-all\(", line)]
+    assert all("scatter-add" in line or "all-to-all" in line for line in exchanged) and len(exchanged) <= 1
+    for leaf in jax.tree.leaves(SHAPES["layers"]):
+        if leaf.ndim > 2:
+            whole = "f32[" + ",".join(map(str, leaf.shape)) + "]"
+            assert whole not in text, f"{whole}: a whole stacked weight, or its gradient, is on one device"
+    for leaf in jax.tree.leaves(program.output_shardings[1]):
+        assert isinstance(leaf.spec, PartitionSpec)
+
+
+@pytest.mark.parametrize("fsdp", [2, 4, 8])
+def test_parameters_and_optimizer_state_take_one_share_per_device(fsdp):
+    config = dataclasses.replace(TINY, vocab_size=4096, d_model=256, d_ff=1024)
+    shapes = model.abstract_params(config)[1]
+    mesh = sharding.make_mesh(MeshConfig(fsdp=fsdp))
+    optimizer = optax.adamw(1e-3)
+    places = sharding.shardings(mesh, shapes)
+    state = jax.eval_shape(optimizer.init, shapes)
+    for tree, where in ((shapes, places), (state, sharding.optimizer_shardings(optimizer, shapes, places))):
+        whole = sum(leaf.size for leaf in jax.tree.leaves(tree))
+        held = sum(
+            math.prod(s.shard_shape(leaf.shape))
+            for leaf, s in zip(jax.tree.leaves(tree), jax.tree.leaves(where), strict=True)
+        )
+        assert held / whole == pytest.approx(1 / fsdp, rel=0.01)  # norms are whole everywhere
+
+
+@pytest.mark.parametrize("config", EVERY_PARAMETER, ids=lambda config: config.family)
+@pytest.mark.parametrize("trials", [False, True])
+def test_the_rules_cover_every_parameter_of_every_family(config, trials):
+    shapes = model.abstract_params(config)[1]
+    if trials:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), shapes)
+    specs = sharding.partition_specs(shapes, trials=trials)
+    for leaf, spec in zip(
+        jax.tree.leaves(shapes), jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec)), strict=True
+    ):
+        assert len(spec) == leaf.ndim
+        assert (spec[0] == "trial") == trials
+        if leaf.ndim - trials >= 3 and leaf.size > 4096:
+            assert "fsdp" in spec, "every large parameter is split"
+
+
+def test_parameters_without_a_rule_are_all_listed():
+    with pytest.raises(ValueError, match=r"(?s)RULES.*layers.new.kernel \[2, 4\].*odd \[3\]"):
+        sharding.partition_specs({"layers": {"new": {"kernel": jnp.zeros((2, 4))}}, "odd": jnp.zeros(3)})
+
+
+def test_heads_that_do_not_divide_are_an_error_or_replicated_by_choice():
+    shapes = model.abstract_params(dataclasses.replace(TINY, num_kv_heads=2))[1]
+    mesh = sharding.make_mesh(MeshConfig(data=1, tensor=8))
+    with pytest.raises(UserError) as caught:
+        sharding.shardings(mesh, shapes)
+    assert "layers.attn.k.kernel [2, 32, 2, 16]: 2 over tensor=8" in str(caught.value)
+    assert "layers.attn.v.kernel" in str(caught.value) and "mesh.indivisible" in str(caught.value)
+    places = sharding.shardings(mesh, shapes, indivisible=Indivisible.REPLICATE)
+    assert places["layers"]["attn"]["k"]["kernel"].spec == PartitionSpec(None, "fsdp", None, None)
+    assert places["layers"]["attn"]["q"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor", None)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), (1, 8, 1, 1, 1)),
+        (MeshConfig(fsdp=4), (1, 2, 4, 1, 1)),
+        (MeshConfig(trial=2, data=1, fsdp=-1, tensor=2), (2, 1, 2, 2, 1)),
+        (MeshConfig(devices=2), (1, 2, 1, 1, 1)),
+    ],
+)
+def test_one_axis_takes_the_devices_that_are_left(config, shape):
+    mesh = sharding.make_mesh(config)
+    assert tuple(mesh.shape.values()) == shape
+    assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: sharding.make_mesh(MeshConfig(data=3)), r"data=3\) needs 3 devices, but there are 8"),
+        (lambda: sharding.make_mesh(MeshConfig(tensor=3)), r"tensor=3\) needs a multiple of 3 devices"),
+        (lambda: sharding.make_mesh(MeshConfig(devices=9)), "mesh.devices is 9, but there are 8"),
+        (lambda: MeshConfig(data=-1, fsdp=-1), "only one mesh axis may be -1"),
+        (lambda: MeshConfig(tensor=0), "tensor=0"),
+        (
+            lambda: sharding.local_rows(sharding.make_mesh(MeshConfig()), 12),
+            "12 rows do not divide over data=8, fsdp=1",
+        ),
+    ],
+)
+def test_a_mesh_that_cannot_be_built_is_a_user_error(build, message):
+    with pytest.raises(UserError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(data=2, fsdp=2, sequence=2)], ids=name)
+def test_batches_arrive_unchanged_with_their_rows_and_tokens_split(config):
+    mesh = sharding.make_mesh(config)
+    micro = np.arange(3 * ROWS * SEQ, dtype=np.int32).reshape(3, ROWS, SEQ)
+    placed = sharding.put_batch(mesh, {"tokens": micro}, ROWS)["tokens"]
+    assert np.array_equal(np.asarray(placed), micro)
+    shard = (3, ROWS // sharding.row_shards(mesh), SEQ // config.sequence)
+    assert placed.sharding.shard_shape(micro.shape) == shard
+    assert list(sharding.local_rows(mesh, ROWS)) == list(range(ROWS))
+
+
+def test_rows_that_the_sequence_axis_does_not_divide_are_a_user_error():
+    mesh = sharding.make_mesh(MeshConfig(data=1, sequence=8))
+    with pytest.raises(UserError, match="rows of 30 tokens do not divide over sequence=8"):
+        sharding.put_batch(mesh, np.zeros((8, 30), np.int32), 8)
+
+
+def test_trials_train_side_by_side_without_talking(params, reference):
+    mesh = sharding.make_mesh(MeshConfig(trial=8, data=1))
+    stacked = jax.tree.map(lambda x: jnp.stack([x * (1 + i / 100) for i in range(8)]), params)
+    places = sharding.shardings(mesh, stacked, trials=True)
+    fields = {key: np.repeat(value[None], 8, 0) for key, value in vars(packed_batch()).items()}
+    arguments = jax.device_put(stacked, places), sharding.put_batch(mesh, fields, ROWS, trials=True)
+    step = jax.vmap(jax.value_and_grad(lambda p, b: loss(p, Batch(**b), 1)), spmd_axis_name="trial")
+    with jax.set_mesh(mesh):
+        program = jax.jit(step).lower(*arguments).compile()
+    sums = [line for line in program.as_text().splitlines() if re.search(r" all-reduce\(", line)]
+    assert set(collectives(program.as_text())) <= {"all-reduce"}
+    assert all("pred[]" in line for line in sums), "only the loop over loss chunks ends for all trials together"
+    values, gradients = program(*arguments)
+    np.testing.assert_allclose(float(values[0]), reference[0], atol=1e-5)
+    assert len(set(np.asarray(values).tolist())) == 8
+    for ours, alone in zip(jax.tree.leaves(gradients), jax.tree.leaves(reference[1]), strict=True):
+        np.testing.assert_allclose(np.asarray(ours[0]), alone, atol=1e-5)
+
+
+def test_without_a_mesh_constraints_do_nothing():
+    x = jnp.ones((2, 3, 4))
+    assert sharding.constrain(x, sharding.Layout.HIDDEN) is x
+    assert sharding.gathered({"kernel": x}, "head")["kernel"] is x
+
+
+def test_the_table_shows_what_a_device_holds():
+    mesh = sharding.make_mesh(MeshConfig(fsdp=8, data=1))
+    rows = {row[0]: row[1:] for row in sharding.table(mesh, SHAPES, sharding.shardings(mesh, SHAPES))}
+    assert rows["head.kernel"][0] == (32, 64)
+    assert rows["head.kernel"][2] == 32 * 64 * 4 // 8
