@@ -2,32 +2,54 @@
 
 A template is rendered once over the whole conversation, with the source of every character known. Then:
 
-1. The *response* of an assistant message is what follows the generation prompt up to and with the end-of-turn token. It is
-   found by the template's `{% generation %}` marks, else by rendering the messages before it with a generation prompt.
+1. The *response* of an assistant message is what follows the generation prompt up to and with the end-of-turn token. It
+   is found by the template's `{% generation %}` marks, else by rendering the messages before it with a generation
+   prompt, and verified.
 2. Control strings that the template wrote become control tokens; the same characters in a user's text stay text.
-3. The text between control tokens is tokenised, cut at the ends of responses. So no token holds both prompt and response,
-   and `render_prompt` is an exact prefix of `render`. Where one token of the uncut text would straddle the cut (the prompt
-   ends in a newline and the response begins with one), the ids differ from those of the uncut text, on purpose: at
-   generation the prompt is tokenised alone, too.
+3. The text between control tokens is tokenised, cut at the ends of responses. So no token holds both prompt and
+   response, and `render_prompt` is an exact prefix of `render`. Where one token of the uncut text would straddle the
+   cut (the prompt ends in a newline and the response begins with one), the ids differ from those of the uncut text,
+   on purpose: at generation the prompt is tokenised alone, too.
 """
 
+import bisect
 import dataclasses
-import datetime
 import enum
 import functools
-import hashlib
-import importlib.resources
-import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxtune.chat_templates import TEMPLATES, ChatTemplate, load_template
 from jaxtune.errors import UserError
+from jaxtune.lengths import Fitted, LengthPolicy, Outcome, fit_length
 from jaxtune.packing import Example
-from jaxtune.responses import Renderer, Response
-from jaxtune.tokenizer import After, Tokenizer
+from jaxtune.responses import Layout, Renderer
+from jaxtune.tokenizer import Tokenizer
+
+__all__ = [
+    "ROLES",
+    "TEMPLATES",
+    "ChatTemplate",
+    "Conversation",
+    "Fitted",
+    "LengthPolicy",
+    "MaskPolicy",
+    "Message",
+    "Outcome",
+    "Problem",
+    "check",
+    "fit_length",
+    "load_template",
+    "render",
+    "render_batch",
+    "render_each",
+    "render_prompt",
+    "render_text",
+    "terminator_id",
+]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -58,8 +80,8 @@ class Message:
             raise UserError(f"a {self.role} message has no content. Give it text, or remove it.")
         if self.weight is not None and not (self.role == "assistant" and 0 <= self.weight < float("inf")):
             raise UserError(
-                f"weight {self.weight} on a {self.role} message; only assistant messages carry a weight, a finite number "
-                "of at least 0. To train on prompts, use `prompt_loss_weight`."
+                f"weight {self.weight} on a {self.role} message; only assistant messages carry a weight, a finite "
+                "number of at least 0. To train on prompts, use `prompt_loss_weight`."
             )
 
 
@@ -73,31 +95,6 @@ class Conversation:
     """Tool declarations (JSON schemas), passed on unchanged."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ChatTemplate:
-    """A Jinja chat template in the dialect of Hugging Face `transformers`."""
-
-    name: str
-    source: str
-    variables: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
-    """Further variables the template sees, e.g. `{"enable_thinking": False}`; kept as sorted pairs."""
-    today: datetime.date = datetime.date(2024, 7, 26)
-    """The date that `strftime_now` tells. Fixed, so that the same data give the same tokens on every day."""
-    exact_marks: bool = False
-    """Train on exactly what `{% generation %}` encloses. By default the generation prompt, and anything after the
-    end-of-turn token, is left out even where the marks enclose it, and an end-of-turn token right after them is taken in."""
-
-    def __post_init__(self) -> None:
-        pairs = self.variables.items() if isinstance(self.variables, Mapping) else self.variables
-        object.__setattr__(self, "variables", tuple(sorted(pairs)))
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over everything that decides a render."""
-        facts = (self.source, self.variables, self.today.isoformat(), self.exact_marks)
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
-
-
 class MaskPolicy(enum.Enum):
     """Which tokens train with weight 1 (times the message's own weight). All others carry `prompt_loss_weight`."""
 
@@ -105,44 +102,6 @@ class MaskPolicy(enum.Enum):
     LAST_ASSISTANT = "last_assistant"  # the last assistant response only
     COMPLETION = "completion"  # all text from the response to the last user message on, tool results included
     ALL = "all"  # every token
-
-
-class LengthPolicy(enum.Enum):
-    """What happens to an example that is longer than a row."""
-
-    ERROR = "error"
-    DROP = "drop"
-    TRUNCATE_PROMPT = "truncate_prompt"  # from the left; BOS is kept
-    TRUNCATE_RESPONSE = "truncate_response"  # from the right; the end-of-turn token goes with the cut text
-
-
-class Outcome(enum.Enum):
-    """What the length policy did to an example; the value is the reason to report."""
-
-    KEPT = "kept"
-    PROMPT_TRUNCATED = "prompt truncated from the left"
-    RESPONSE_TRUNCATED = "response truncated"
-    TOO_LONG = "dropped: longer than the maximum length"
-    RESPONSE_TOO_LONG = "dropped: the response alone is longer than the maximum length"
-    NOTHING_TRAINS = "dropped: no token carries loss weight"
-    NOTHING_TRAINS_AFTER_CUT = "dropped: the response begins beyond the maximum length"
-
-
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """An example after the length policy; None where it was dropped."""
-
-    example: Example | None
-    outcome: Outcome
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A broken rule of supervision."""
-
-    rule: str
-    message: str
-    remedy: str
 
 
 def render(
@@ -154,8 +113,8 @@ def render(
 ) -> Example:
     """Token ids and loss weights of a conversation.
 
-    The first token is nobody's target and weighs 0. Raises `UserError` where the template can't render the conversation, or
-    where the responses can't be found and verified.
+    The first token is nobody's target and weighs 0. Raises `UserError` where the template can't render the
+    conversation, or where the responses can't be found and verified.
     """
     result = render_each([conversation], template, tokenizer, policy, prompt_loss_weight)[0]
     if isinstance(result, UserError):
@@ -186,12 +145,210 @@ def render_each(
     prompt_loss_weight: float = 0.0,
 ) -> list[Example | UserError]:
     """`render_batch`, with the error in the place of each conversation that can't be rendered."""
+    if not 0 <= prompt_loss_weight < float("inf"):
+        raise UserError(f"prompt_loss_weight is {prompt_loss_weight}; it must be a finite number of at least 0.")
     renderer = _renderer(template, tokenizer)
-    results: list[Layout | UserError] = []
-    for conversation in conversations:
-        try:
-            _require_answer(conversation, policy)
-            results.append(renderer.layout(_plain(conversation.messages), conversation.tools))
-        except UserError as error:
-            results.append(UserError(f"conversation {conversation.id!r}: {error}") if conversation.id else error)
-    ...
+    conversations = list(conversations)
+    layouts = [_layout(renderer, conversation, policy) for conversation in conversations]
+    encoded = iter(renderer.encode([layout.segments for layout in layouts if isinstance(layout, Layout)]))
+    results: list[Example | UserError] = []
+    for conversation, layout in zip(conversations, layouts, strict=True):
+        if isinstance(layout, UserError):
+            results.append(layout)
+            continue
+        weights = _segment_weights(layout, conversation.messages, policy, prompt_loss_weight)
+        results.append(_assemble(next(encoded), weights))
+    return results
+
+
+def render_prompt(conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer) -> list[int]:
+    """Ids up to and with the generation prompt; a last assistant message is left off.
+
+    For a conversation that ends with an assistant message they are exactly the first ids of `render`.
+    """
+    messages = list(conversation.messages)
+    if messages and messages[-1].role == "assistant":
+        messages.pop()
+    if not messages:
+        raise UserError("a conversation needs a message before the answer. Add the user's message.")
+    renderer = _renderer(template, tokenizer)
+    layout = renderer.layout(_plain(messages), conversation.tools, generation_prompt=True)
+    return [token for ids in renderer.encode([layout.segments])[0] for token in ids]
+
+
+def render_text(conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer) -> str:
+    """The text of the whole conversation as the template writes it."""
+    return _renderer(template, tokenizer).layout(_plain(conversation.messages), conversation.tools).text
+
+
+def terminator_id(template: ChatTemplate, tokenizer: Tokenizer) -> int:
+    """The (last) token that ends an answer: what generation stops at, and the `eos_token_id` of an exported model."""
+    return tokenizer.controls.ids[_renderer(template, tokenizer).terminators[0][-1]]
+
+
+@functools.lru_cache(maxsize=64)
+def _renderer(template: ChatTemplate, tokenizer: Tokenizer) -> Renderer:
+    return Renderer(
+        template.name,
+        template.source,
+        tokenizer,
+        variables=dict(template.variables),
+        today=template.today,
+        exact_marks=template.exact_marks,
+    )
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as templates see them: fields that are not given are absent."""
+    return [_plain_message(message) for message in messages]
+
+
+def _plain_message(message: Message) -> dict[str, Any]:
+    plain: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+    if message.reasoning is not None:
+        plain |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
+    for name in ("tool_calls", "name", "tool_call_id"):
+        if (value := getattr(message, name)) is not None:
+            plain[name] = value
+    return plain
+
+
+def _layout(renderer: Renderer, conversation: Conversation, policy: MaskPolicy) -> Layout | UserError:
+    try:
+        if not conversation.messages:
+            raise UserError("the conversation has no messages. Remove the record.")
+        if policy is not MaskPolicy.ALL and not any(m.role == "assistant" for m in conversation.messages):
+            raise UserError(
+                "the conversation has no assistant message, so nothing trains. Add the answer, or remove it."
+            )
+        return renderer.layout(_plain(conversation.messages), conversation.tools)
+    except UserError as error:
+        return UserError(f"conversation {conversation.id!r}: {error}") if conversation.id else error
+
+
+def _segment_weights(
+    layout: Layout, messages: Sequence[Message], policy: MaskPolicy, prompt_loss_weight: float
+) -> list[float]:
+    """The loss weight of each segment; a segment lies wholly inside or outside a response."""
+    weights = [1.0 if policy is MaskPolicy.ALL else prompt_loss_weight] * len(layout.segments)
+    starts = [segment.start for segment in layout.segments]
+    trained = layout.responses[-1:] if policy is MaskPolicy.LAST_ASSISTANT else layout.responses
+    if policy is MaskPolicy.COMPLETION:
+        last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+        trained = tuple(response for response in layout.responses if response.message > last_user)
+        if trained:
+            low, high = bisect.bisect_left(starts, trained[0].start), bisect.bisect_left(starts, trained[-1].stop)
+            weights[low:high] = [1.0] * (high - low)
+    for response in trained:
+        low, high = bisect.bisect_left(starts, response.start), bisect.bisect_left(starts, response.stop)
+        weight = messages[response.message].weight
+        weights[low:high] = [1.0 if weight is None else weight] * (high - low)
+    return weights
+
+
+def _assemble(encoded: Sequence[Sequence[int]], weights: Sequence[float]) -> Example:
+    tokens = np.array([token for ids in encoded for token in ids], np.int32)
+    loss_weights = np.repeat(np.array(weights, np.float32), [len(ids) for ids in encoded])
+    loss_weights[:1] = 0.0
+    return Example(tokens=tokens, loss_weights=loss_weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A broken rule of supervision."""
+
+    rule: str
+    message: str
+    remedy: str
+
+
+def check(
+    example: Example,
+    conversation: Conversation,
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    policy: MaskPolicy = MaskPolicy.ASSISTANT,
+    prompt_loss_weight: float = 0.0,
+) -> list[Problem]:
+    """Prove the supervision of a rendered example from its tokens and weights alone; empty if all holds.
+
+    Rules: BOS is not doubled; the tokens decode to one full render of the conversation; and, where responses train,
+    there is one run of trained tokens for each message that trains, which decodes to what the message says and ends
+    with an end-of-turn token; what stands before the last one is the prompt that a model is given. White space and
+    Unicode normal forms are not compared: tokenizers change them. Under `exact_marks` the runs are the template
+    author's choice and are not compared with the messages.
+
+    Give it the example as rendered, before a length policy cuts it.
+    """
+    renderer = _renderer(template, tokenizer)
+    plain = _plain(conversation.messages)
+    problems: list[Problem] = []
+    if tokenizer.bos_id is not None and (example.tokens[:2] == tokenizer.bos_id).sum() == 2:
+        problems.append(Problem("double-bos", "two BOS tokens begin the example", "write BOS once in the template"))
+    ends = [tokenizer.controls.ids[strings[-1]] for strings in renderer.terminators]
+    runs = _runs(example, prompt_loss_weight, ends)
+    edges = [0, *(edge for run in runs for edge in run), len(example.tokens)]
+    parts = [tokenizer.decode(example.tokens[a:b].tolist()) for a, b in zip(edges, edges[1:], strict=False)]
+    if _squash("".join(parts)) != _squash(renderer.text(plain, conversation.tools)):
+        remedy = "use a tokenizer that can spell this text"
+        problems.append(Problem("text", "the tokens do not decode to the rendered conversation", remedy))
+    if policy in (MaskPolicy.COMPLETION, MaskPolicy.ALL) or template.exact_marks:
+        return problems
+    trained = _trained_messages(conversation.messages, policy, prompt_loss_weight)
+    if len(runs) != len(trained):
+        found = f"{len(runs)} runs of trained tokens for {len(trained)} assistant messages"
+        return [*problems, Problem("responses", found, "correct the generation marks of the template")]
+    for (start, stop), said, index in zip(runs, parts[1::2], trained, strict=True):
+        if example.tokens[stop - 1] not in ends:
+            remedy = "put the end-of-turn token into the generation block"
+            problems.append(Problem("end-of-turn", f"message {index} does not end with an end-of-turn token", remedy))
+        stated = 1.0 if (weight := conversation.messages[index].weight) is None else weight
+        if (example.loss_weights[start:stop] != np.float32(stated)).any():
+            problems.append(
+                Problem("weight", f"message {index} does not weigh {stated:g} throughout", "render it again")
+            )
+        if not _says(_squash(said), renderer, conversation.messages[index]):
+            remedy = "correct the generation marks of the template"
+            problems.append(Problem("response-text", f"what trains is not what message {index} says", remedy))
+    if trained and trained[-1] == len(plain) - 1:
+        prompt = renderer.text(plain[:-1], conversation.tools, generation_prompt=True)
+        if _squash("".join(parts[: 2 * len(runs) - 1])) != _squash(prompt):
+            message = "the text before the last response is not the prompt that a model is given"
+            problems.append(Problem("prompt", message, "correct the template's generation prompt or its marks"))
+    return problems
+
+
+def _trained_messages(messages: Sequence[Message], policy: MaskPolicy, prompt_loss_weight: float) -> list[int]:
+    """Assistant messages whose tokens weigh other than prompts do."""
+    speakers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    speakers = speakers[-1:] if policy is MaskPolicy.LAST_ASSISTANT else speakers
+    return [i for i in speakers if (1.0 if messages[i].weight is None else messages[i].weight) != prompt_loss_weight]
+
+
+def _runs(example: Example, prompt_loss_weight: float, ends: Sequence[int]) -> list[tuple[int, int]]:
+    """Stretches of tokens that weigh other than prompts do; a stretch also ends after an end-of-turn token."""
+    trained = np.zeros(len(example.tokens) + 2, bool)  # with a gap at either end
+    trained[2:-1] = example.loss_weights[1:] != np.float32(prompt_loss_weight)
+    ended = np.zeros(len(trained), bool)
+    for end in ends:
+        ended[2:-1] |= example.tokens[:-1] == end
+    starts = np.flatnonzero(trained[1:] & (~trained[:-1] | ended[1:]))
+    stops = np.flatnonzero(trained[:-1] & (~trained[1:] | ended[1:]))
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def _says(said: str, renderer: Renderer, message: Message) -> bool:
+    """Whether decoded text is what a message says, and its end; reasoning and tool calls in the template's form."""
+    content = _squash(message.content or "")
+    for strings in renderer.terminators:
+        said = said.removesuffix(_squash("".join(strings)))
+    if message.reasoning is None and not message.tool_calls and "</think>" not in content:
+        return any(said == _squash(opening) + content for opening in renderer.openings)
+    shown = content.split("</think>")[-1]  # templates drop the reasoning of earlier turns
+    names = [str(call.get("function", call).get("name", "")) for call in message.tool_calls or ()]
+    return shown in said and all(_squash(name) in said for name in names)
+
+
+def _squash(text: str) -> str:
+    """Text without what tokenizers may change: white space and Unicode normal forms."""
+    return "".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).split())

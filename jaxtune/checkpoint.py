@@ -113,8 +113,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or jax.process_count() == 1:
+            self.close()  # after an error in a job of several processes, waiting for the others would not end
 
     def save(
         self, step: int, state: Any, extra: Mapping[str, Any] | None = None, metrics: Mapping[str, float] | None = None

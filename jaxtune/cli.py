@@ -256,7 +256,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     outcome = train(
         load_config(arguments),
         arguments.run_dir,
-        config_path=arguments.config,
+        command={"config": arguments.config, "overrides": arguments.rest},
         resume=arguments.resume or arguments.resume_step is not None,
         resume_step=arguments.resume_step,
         overwrite=arguments.overwrite,
@@ -320,7 +320,9 @@ def run_generate(arguments: argparse.Namespace) -> None:
     if arguments.prompt:
         answers = answer(folder, arguments.prompt, system=arguments.system, sampling=sampling)
         if arguments.json:
-            print_json([{"prompt": prompt, "answer": text} for prompt, text in zip(arguments.prompt, answers, strict=True)])
+            print_json(
+                [{"prompt": prompt, "answer": text} for prompt, text in zip(arguments.prompt, answers, strict=True)]
+            )
         else:
             print("\n".join(answers))
         return
@@ -342,11 +344,21 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
 
 def run_report(arguments: argparse.Namespace) -> None:
-    from jaxtune import report
+    from jaxtune import ablation, compare, report, tracking
 
-    path = report.write(arguments.folders, arguments.out)
+    folders, out = arguments.folders, arguments.out
+    if len(folders) > 1:
+        path = compare.write_comparison(folders, out or pathlib.Path("comparison.html"))
+        rows = compare.compare_table([tracking.read_run(folder) for folder in folders])
+    elif out is not None:
+        raise UserError("--out is for a comparison of several runs; the report of one is written into its folder")
+    elif ablation.is_sweep(folders[0]):
+        path, rows = ablation.write_sweep_report(folders[0]), ablation.sweep_table(folders[0])
+    else:
+        path = report.write_report(folders[0])
+        rows = compare.compare_table([tracking.read_run(folders[0])])
     if arguments.json:
-        print_json({"report": str(path)})
+        print_json(tracking.plain({"report": path, "runs": rows}))
     else:
         print(path)
 
@@ -373,9 +385,11 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    from jaxtune import train
+    from jaxtune import config, runfolder, train
 
-    train.export_checkpoint(arguments.run_dir, arguments.out, step=arguments.step, dtype=arguments.dtype)
+    path, overrides = runfolder.read_command(arguments.run_dir)
+    settings = config.override(config.load(path), overrides)
+    train.export_checkpoint(settings, arguments.run_dir, arguments.out, arguments.step, arguments.dtype)
     print(arguments.out)
 
 

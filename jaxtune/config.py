@@ -9,23 +9,30 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from jaxtune.attention import Backend
 from jaxtune.chat import LengthPolicy, MaskPolicy
 from jaxtune.checkpoint import CheckpointConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluate import Aggregate, EvalConfig
 from jaxtune.lora import LoraConfig
+from jaxtune.mirrors import MirrorKind
 from jaxtune.mixture import Budget, MixtureConfig
-from jaxtune.attention import Backend
 from jaxtune.model import Remat
 from jaxtune.optim import OptimConfig
 from jaxtune.packing import PackPolicy
 from jaxtune.sharding import MeshConfig
 from jaxtune.step import LossConfig
 from jaxtune.tasks import Task
+
+
+def check_range(name: str, value: float, *, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise UserError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise UserError(f"{name} must be in [{low:g}, {high:g}], got {value}")
 
 
 class Dtype(enum.Enum):
@@ -92,7 +99,7 @@ class BatchConfig:
     rows: int = 64
     """Global batch: rows per optimizer step (effective batches of 64 to 256 examples are usual)."""
     micro_rows: int | None = None
-    """Rows per forward pass over all devices; the step accumulates `rows / micro_rows` of them. None: all rows at once."""
+    """Rows per forward pass over all devices; a step accumulates `rows / micro_rows` passes. None: all rows at once."""
 
     def __post_init__(self):
         check_range("batch.rows", self.rows, low=1)
@@ -140,14 +147,26 @@ class HealthConfig:
     """First and last step of a profiler trace, written to the run folder."""
 
 
+_OPAQUE = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="",
+    instance_from_str=lambda _: (),
+    is_instance=lambda _: True,
+    str_from_instance=lambda _: [""],
+)
+Hidden = TypeVar("Hidden")
+FileOnly = Annotated[Hidden, _OPAQUE, tyro.conf.Suppress]
+"""Marks a field that has no form on the command line: without the opaque form tyro would look inside its objects."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """One run, complete: data, model, mixture, optimisation, evaluation."""
 
     name: str
     model: ModelSource
-    tasks: Annotated[tuple[Task, ...], tyro.conf.Suppress]
-    """Task objects; write them in the config file."""
+    tasks: FileOnly[tuple[Task, ...]]
+    """Task objects; written in the config file, not on the command line."""
     duration: Budget = Budget(epochs=1)
     """How long to train: exactly one of examples, epochs (of the natural total), steps, tokens."""
     seed: int = 0
@@ -166,7 +185,7 @@ class ExperimentConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
     health: HealthConfig = HealthConfig()
-    mirrors: tuple[str, ...] = ()
+    mirrors: tuple[MirrorKind, ...] = ()
     """Optional copies of the metrics: tensorboard, wandb, mlflow, trackio."""
     compilation_cache: str | None = ".cache/jax"
     """Folder of compiled programs, kept between runs; None compiles anew."""
@@ -178,12 +197,6 @@ class ExperimentConfig:
             raise UserError(f"tasks named more than once: {twice}; give each task its own name")
         if not names:
             raise UserError(f"config {self.name!r} has no tasks; put Task objects into `tasks=`")
-
-
-def check_range(name: str, value: float, *, low: float = -math.inf, high: float = math.inf) -> None:
-    """Raise UserError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise UserError(f"{name} must be in [{low:g}, {high:g}], got {value}")
 
 
 def load(path: str | pathlib.Path) -> ExperimentConfig:
@@ -215,7 +228,7 @@ def load(path: str | pathlib.Path) -> ExperimentConfig:
 
 
 def override(config: ExperimentConfig, arguments: Sequence[str]) -> ExperimentConfig:
-    """Apply strict command-line overrides such as `--optim.peak-lr 1e-5`; an unknown one raises with the nearest names."""
+    """Apply strict command-line overrides such as `--optim.peak-lr 1e-5`; an unknown one raises with the nearest."""
     if not arguments:
         return config
     printed = io.StringIO()

@@ -2,7 +2,8 @@
 
 JAX's own runtime does the work. A job is started by what users have: arguments or `JAXTUNE_*` variables (ssh,
 Kubernetes), Slurm, or the metadata of Cloud TPU machines. Exit codes: 75 (`EXIT_STOPPED`) after a stop signal with
-everything saved, 76 (`EXIT_HOST_LOST`) when another process died; launchers restart the job with `--resume` on both.
+everything saved; 76 (`EXIT_HOST_LOST`) when another process died, or 134 where this one hung in a collective operation
+and JAX's runtime had to abort it. Launchers restart the job with `--resume` on all three.
 """
 
 import dataclasses
@@ -81,21 +82,27 @@ def detect(
 def start(place: Place | None, *, heartbeat_seconds: int = 30, timeout_seconds: int = 300) -> None:
     """Join the job; must come before anything touches a device. Without a place nothing happens.
 
-    A process that sends no heartbeat for `heartbeat_seconds` is dead, and ends the job on every host.
+    A process that sends no heartbeat for `heartbeat_seconds` is dead, and ends the job on every host: at once where the
+    collective operations notice, else by JAX's runtime, which prints that another task died.
     """
     if place is None:
         return
     if place.source is Source.TPU:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds, initialization_timeout=timeout_seconds)
-        return
-    jax.distributed.initialize(
-        place.coordinator,
-        place.processes,
-        place.process,
-        None if place.local_devices is None else list(place.local_devices),
-        cluster_detection_method="deactivate",
-        heartbeat_timeout_seconds=heartbeat_seconds,
-        initialization_timeout=timeout_seconds,
+    else:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.processes,
+            place.process,
+            None if place.local_devices is None else list(place.local_devices),
+            cluster_detection_method="deactivate",
+            heartbeat_timeout_seconds=heartbeat_seconds,
+            initialization_timeout=timeout_seconds,
+        )
+    print(
+        f"process {jax.process_index()} of {jax.process_count()}, by {place.source.value}; "
+        f"a process without a heartbeat for {heartbeat_seconds} s ends the job",
+        file=sys.stderr,
     )
 
 
@@ -176,7 +183,7 @@ class Guard:
         if error is None or isinstance(error, SystemExit) or not _in_job():
             return
         code, message = _verdict(error)
-        if not isinstance(error, UserError):
+        if code != EXIT_HOST_LOST and not isinstance(error, UserError):
             traceback.print_exception(error)
         print(f"process {jax.process_index()} of {jax.process_count()}: {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -190,7 +197,8 @@ def _verdict(error: BaseException) -> tuple[int, str]:
     if isinstance(error, (RuntimeError, ValueError)) and _LOST.search(str(error)):
         return EXIT_HOST_LOST, (
             "another process of this job died or cannot be reached, so this one stops too (see the log of the process "
-            f"that stopped first). Start the job again with --resume; exit code {EXIT_HOST_LOST}."
+            f"that stopped first). Start the job again with --resume; exit code {EXIT_HOST_LOST}. "
+            f"[{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}]"
         )
     return 1, f"{type(error).__name__}; the other processes of this job stop as well."
 

@@ -1,20 +1,20 @@
 """Equal and nearly equal texts among very many, in bounded memory: 48 bytes a text, in a temporary file.
 
 A text is a record's messages joined by `MESSAGE`. Words are runs of letters and digits without regard to case, and each
-character of scripts written without spaces. Two texts are near duplicates when the Jaccard index of their sets of three
-consecutive words is at least `THRESHOLD`. Candidates share a band of a MinHash signature (6 bands of 4 rows: a pair at
-0.8 is found with probability 0.96, at 0.9 with 0.998; Broder 1997); every candidate is compared word by word before it is
-reported, so nothing reported is a mere collision.
+character of scripts written without spaces. Two texts are near duplicates when their `similarity` is at least
+`THRESHOLD`. Candidates share a band of a MinHash signature over three consecutive words (Broder 1997; 6 bands of 4 rows
+find a pair at 0.8 with probability 0.96, at 0.9 with 0.998). A hash alone proves nothing: compare candidates before
+reporting them.
 """
 
 import dataclasses
-import functools
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from collections.abc import Iterator
+from typing import IO, Any
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8, UInt32, UInt64, UInt
+from jaxtyping import Bool, Int, UInt, UInt8, UInt32, UInt64
 
 MESSAGE, RECORD = "\x1f", "\x1e"
 """Separators between the messages of a text, and between texts."""
@@ -23,7 +23,7 @@ SHINGLE = 3
 """Consecutive words that are compared."""
 
 THRESHOLD = 0.8
-"""Jaccard index from which two texts count as nearly equal."""
+"""`similarity` from which two texts count as nearly equal."""
 
 BANDS, ROWS = 6, 4
 
@@ -67,16 +67,16 @@ class Sketch:
     """Whether no text holds a control character other than white space."""
 
 
-def sketch(texts: Sequence[str], messages: int) -> Sketch:
-    """Hashes and signature of each text; `messages` is how many there are in all the texts together."""
-    rows = np.zeros(len(texts), DTYPE)
+def sketch(joined: bytes, texts: int, messages: int) -> Sketch:
+    """Hashes and signatures of texts joined by `RECORD`, as UTF-8; `messages` is their number in all texts together."""
+    rows = np.zeros(texts, DTYPE)
     if not texts:
         return Sketch(rows=rows, plain=True)
-    folded = RECORD.join(texts).encode().translate(_FOLD)
+    folded = joined.translate(_FOLD)
     data = np.frombuffer(folded, np.uint8)
     ends = np.flatnonzero(data == ord(RECORD))
     inner = np.flatnonzero(data == ord(MESSAGE))
-    if b"\1" in folded or len(ends) != len(texts) - 1 or len(inner) != messages - len(texts):
+    if b"\1" in folded or len(ends) != texts - 1 or len(inner) != messages - texts:
         return Sketch(rows=rows, plain=False)
     at, hashes = _words(folded)
     if at.size:
@@ -123,7 +123,7 @@ def _hash_texts(
     answer: Int[np.ndarray, " texts"],
     stop: Int[np.ndarray, " texts"],
 ) -> None:
-    """Fills the rows, given the number of each text's first word, of its last message's first word, and past its end."""
+    """Fills the rows, given each text's first word, its last message's first word, and the word past its end."""
     of = np.repeat(np.arange(len(rows)), stop - start)
     place = (np.arange(len(words)) - start[of]).astype(np.uint64)
     mixed = (words + place * _CONSTANTS[2]) * _CONSTANTS[3]
@@ -165,11 +165,17 @@ def _bands(
 
 
 class Sketches:
-    """Rows of very many texts, in a temporary file; numbered from 0 in the order in which they are added."""
+    """Rows of very many texts, numbered from 0 as they are added; a temporary file for the length of a `with` block."""
 
     def __init__(self):
-        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 closed with this object
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 closed on leaving the context
         self._length = 0
+
+    def __enter__(self) -> "Sketches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def add(self, rows: np.ndarray) -> None:
         self._file.write(rows.tobytes())
@@ -202,21 +208,28 @@ class Sketches:
         return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 
 
-def words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[bytes, ...]:
     """The words of a text, as they are compared."""
-    folded = text.encode().translate(_FOLD)
-    spaced = b"".join(b" " + folded[i : i + 1] if folded[i] >= 0xE0 else folded[i : i + 1] for i in range(len(folded)))
-    return tuple(word.decode(errors="replace") for word in spaced.replace(b"\x1f", b" ").replace(b"\x1e", b" ").split())
+    return tuple(_WORD.findall(text.encode(errors="replace").translate(_FOLD)))
+
+
+_WORD = re.compile(rb"[\xe0-\xff][0-9a-z\x80-\xdf]*|[0-9a-z\x80-\xdf]+")
 
 
 def similarity(left: str, right: str) -> float:
-    """Jaccard index of the sets of three consecutive words: shared / all, 1 for texts of the same words."""
+    """How alike two texts are, from 0 to 1: the Jaccard index (shared / all) of their sets of three consecutive words.
+
+    It is 0 when the last messages share less than half of their words: two questions about one long passage are two
+    examples, however long the passage is.
+    """
     a, b = words(left), words(right)
     if a == b:
         return 1.0
-    first, second = _shingles(a), _shingles(b)
-    return len(first & second) / len(first | second) if first and second else 0.0
+    answers = (frozenset(words(text.rpartition(MESSAGE)[2])) for text in (left, right))
+    if _jaccard(*answers) < 0.5:
+        return 0.0
+    return _jaccard(*(frozenset(zip(*(of[k:] for k in range(SHINGLE)), strict=False)) for of in (a, b)))
 
 
-def _shingles(of: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
-    return frozenset(of[i : i + SHINGLE] for i in range(len(of) - SHINGLE + 1))
+def _jaccard(left: frozenset[Any], right: frozenset[Any]) -> float:
+    return len(left & right) / len(left | right) if left or right else 1.0

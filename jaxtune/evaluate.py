@@ -109,7 +109,7 @@ def _add(totals: dict[str, np.ndarray], sums: LossSums) -> None:
     fetched = jax.device_get(sums)
     assert not fetched.over_capacity, "the loss capacity must cover every weighted position"
     for name, total in totals.items():
-        total += np.asarray(getattr(fetched, name), np.float64)  # float64: sums over batches of any size agree
+        total += np.asarray(getattr(fetched, name), np.float64)[: len(total)]  # float64: batches of any size agree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,9 +150,9 @@ def question(
     return Question(
         task=task,
         id=name,
-        text=before.messages[-1].content,
+        text=before.messages[-1].content or "",
         prompt=chat.render_prompt(before, template, tokenizer),
-        reference=conversation.messages[cut].content,
+        reference=conversation.messages[cut].content or "",
     )
 
 
@@ -166,9 +166,9 @@ def questions(
             continue
         source = task.source(split)
         for i in range(min(limit, len(source))):
-            record = source[i]
-            conversation = task.conversation(record, 0)
-            found.append(question(task.name, conversation, template, tokenizer, conversation.id or source.where(i)))
+            conversation = task.read(split, i)
+            if isinstance(conversation, Conversation):  # records of token ids have no text to compare with
+                found.append(question(task.name, conversation, template, tokenizer, conversation.id or source.where(i)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Model families of Hugging Face checkpoints, as a table: what config.json says, and which tensor holds which parameter."""
+"""Model families of Hugging Face checkpoints: what config.json says, and which tensor holds which parameter."""
 
 import dataclasses
 import math
@@ -72,7 +72,7 @@ class Family:
 
 
 def read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
-    """The ModelConfig of a config.json; `origin` names the file in errors. Unknown and unsupported fields raise UserError."""
+    """The ModelConfig of a config.json; UserError on unknown and unsupported fields names `origin`."""
     family = _family(fields.get("model_type"), origin)
     left = Fields(fields, origin)
     left.require("architectures", [family.architecture])
@@ -290,7 +290,7 @@ def _read_gemma(left: Fields, sizes: Sizes, *, period: int, soft_caps: tuple[flo
     bias = left.take("attention_bias", bool, False)
     left.require("use_bidirectional_attention", False)
     left.left.pop("hidden_act", None)  # Gemma reads hidden_activation; older files repeat it under this name
-    period = left.take("sliding_window_pattern", int, period)
+    period = left.take("sliding_window_pattern", int, left.take("_sliding_window_pattern", int, period))
     return {
         "norm_offset": True,
         "post_norms": True,

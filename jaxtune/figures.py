@@ -6,12 +6,12 @@ import enum
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-Format = Callable[[float], str]
+Number = int | float
+Format = Callable[[Number], str]
 
 POINTS = 500
 """Points kept of a long curve; more cannot be seen at these widths."""
@@ -25,7 +25,7 @@ class Style(enum.Enum):
     LINE = "line"
     RAW = "raw"  # thin and pale: what a smoothed line was made from
     DOTS = "dots"  # rings joined by a line: few measurements
-    DASHED = "dashed"
+    POINTS = "points"  # rings on a full line: values at named places
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,15 +33,15 @@ class Series:
     """One curve. Points with a NaN are gaps."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[Number]
+    y: Sequence[Number]
     colour: str = "--c:var(--accent)"
     style: Style = Style.LINE
-    spread: Sequence[float] | None = None
+    spread: Sequence[Number] | None = None
     """Half-width of the whisker at each point, if any."""
 
 
-def number_format(largest: float) -> Format:
+def number_format(largest: Number) -> Format:
     """Axis numbers for values up to `largest`: `0.0012`, `0.35`, `12`, `4.5k`."""
     if largest >= 10_000:
         return lambda value: f"{value / 1000:,.4g}k" if value else "0"
@@ -50,12 +50,12 @@ def number_format(largest: float) -> Format:
     return lambda value: f"{value:.2g}" if value else "0"
 
 
-def percent(value: float) -> str:
+def percent(value: Number) -> str:
     """A share as a percentage for an axis."""
     return f"{100 * value:.3g}%" if value else "0"
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
+def ticks(low: Number, high: Number, count: int = 4) -> list[Number]:
     """About `count` round numbers inside [low, high]: multiples of 1, 2 or 5 times a power of ten."""
     if not low < high:
         return [low]
@@ -67,7 +67,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def smooth(
-    values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], half_life: float
+    values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], half_life: Number
 ) -> Float[np.ndarray, " n"]:
     """Weighted straight line through the neighbours on both sides, read off at each point.
 
@@ -85,7 +85,7 @@ def smooth(
     return np.divide(t0 - slope * s1, s0, out=np.full(len(values), math.nan), where=s0 > 0) + slope * x
 
 
-def _both_sides(values: Float[np.ndarray, " n"], decay: float) -> Float[np.ndarray, " n"]:
+def _both_sides(values: Float[np.ndarray, " n"], decay: Number) -> Float[np.ndarray, " n"]:
     """sum_k decay^|t-k| v_k for every t."""
     forward, backward = values.copy(), values.copy()
     for index in range(1, len(values)):
@@ -102,8 +102,8 @@ def line_chart(
     x_label: str = "step",
     y_format: Format | None = None,
     from_zero: bool = False,
-    marks: Sequence[tuple[float, str]] = (),
-    x_ticks: Sequence[tuple[float, str]] | None = None,
+    marks: Sequence[tuple[Number, str]] = (),
+    x_ticks: Sequence[tuple[Number, str]] | None = None,
     x_named: bool = True,
     end_labels: bool = False,
 ) -> str:
@@ -135,20 +135,20 @@ def line_chart(
 class _Frame:
     """The plot rectangle and the two linear scales."""
 
-    left: float
-    right: float
-    top: float
-    bottom: float
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
+    left: Number
+    right: Number
+    top: Number
+    bottom: Number
+    x_low: Number
+    x_high: Number
+    y_low: Number
+    y_high: Number
 
-    def x(self, value: float) -> float:
+    def x(self, value: Number) -> float:
         span = self.x_high - self.x_low or 1.0
         return self.left + (value - self.x_low) / span * (self.right - self.left)
 
-    def y(self, value: float) -> float:
+    def y(self, value: Number) -> float:
         clipped = min(max(value, self.y_low), self.y_high)
         return self.bottom - (clipped - self.y_low) / (self.y_high - self.y_low) * (self.bottom - self.top)
 
@@ -168,7 +168,7 @@ def _frame(series: Sequence[Series], width: int, height: int, *, from_zero: bool
     )
 
 
-def _bounds(one: Series) -> list[float]:
+def _bounds(one: Series) -> list[Number]:
     """What the vertical scale has to hold of a series."""
     finite = [y for y in one.y if math.isfinite(y)]
     if one.style is Style.RAW and finite:
@@ -194,7 +194,7 @@ def thinned(one: Series, points: int = POINTS) -> Series:
     return dataclasses.replace(one, x=[*at, float(x[-1])], y=[*means, float(y[-1])], spread=None)
 
 
-def _axes(frame: _Frame, form: Format, x_label: str, x_ticks: Sequence[tuple[float, str]] | None) -> str:
+def _axes(frame: _Frame, form: Format, x_label: str, x_ticks: Sequence[tuple[Number, str]] | None) -> str:
     parts = []
     for value in ticks(frame.y_low, frame.y_high, 4 if frame.bottom - frame.top > 90 else 3):
         y = frame.y(value)
@@ -210,7 +210,7 @@ def _axes(frame: _Frame, form: Format, x_label: str, x_ticks: Sequence[tuple[flo
     return "".join(parts)
 
 
-def _round_x_ticks(frame: _Frame, x_label: str) -> list[tuple[float, str]]:
+def _round_x_ticks(frame: _Frame, x_label: str) -> list[tuple[Number, str]]:
     """Round numbers that leave room for the axis name at the right end."""
     form = number_format(frame.x_high)
     values = ticks(frame.x_low, frame.x_high, max(3, round((frame.right - frame.left) / 90)))
@@ -227,11 +227,11 @@ def _curve(frame: _Frame, one: Series) -> str:
             pieces.append(current)
             current = []
     pieces.append(current)
-    kind = {Style.LINE: "line", Style.RAW: "raw", Style.DOTS: "link", Style.DASHED: "line dashed"}[one.style]
+    kind = {Style.LINE: "line", Style.RAW: "raw", Style.DOTS: "link", Style.POINTS: "line"}[one.style]
     parts = [f'<polyline class="{kind}" points="{" ".join(piece)}"/>' for piece in pieces if len(piece) > 1]
     if one.spread is not None:
         parts += [_whisker(frame, x, y, s) for x, y, s in zip(one.x, one.y, one.spread, strict=True)]
-    if one.style is Style.DOTS or len(one.x) == 1:
+    if one.style in (Style.DOTS, Style.POINTS) or len(one.x) == 1:
         radius = 3.2 if len(one.x) < 40 else 2
         parts += [
             f'<circle class="dot" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}"/>'
@@ -241,14 +241,14 @@ def _curve(frame: _Frame, one: Series) -> str:
     return f'<g style="{one.colour}">{"".join(parts)}</g>'
 
 
-def _whisker(frame: _Frame, x: float, y: float, half: float) -> str:
+def _whisker(frame: _Frame, x: Number, y: Number, half: Number) -> str:
     if not (math.isfinite(y) and math.isfinite(half)) or half == 0:
         return ""
     at = f"{frame.x(x):.1f}"
     return f'<line class="whisker" x1="{at}" x2="{at}" y1="{frame.y(y - half):.1f}" y2="{frame.y(y + half):.1f}"/>'
 
 
-def _mark(frame: _Frame, x: float, label: str) -> str:
+def _mark(frame: _Frame, x: Number, label: str) -> str:
     at = frame.x(x)
     anchor = "end" if at > (frame.left + frame.right) / 2 else "start"
     rule = f'<line class="rule" x1="{at:.1f}" x2="{at:.1f}" y1="{frame.top:g}" y2="{frame.bottom:g}"/>'
@@ -258,7 +258,8 @@ def _mark(frame: _Frame, x: float, label: str) -> str:
 def _end_labels(frame: _Frame, series: Sequence[Series]) -> str:
     """Names at the right end of the curves, pushed apart where they would overlap."""
     named = [one for one in series if one.style is not Style.RAW and len(one.y)]
-    placed = sorted((frame.y(one.y[-1]), one) for one in named if math.isfinite(one.y[-1])) if named else []
+    ends = ((frame.y(one.y[-1]), one) for one in named if math.isfinite(one.y[-1]))
+    placed = sorted(ends, key=lambda end: end[0])
     at, parts = -math.inf, []
     for y, one in placed:
         at = max(y, at + 14)
@@ -266,7 +267,7 @@ def _end_labels(frame: _Frame, series: Sequence[Series]) -> str:
     return "".join(parts)
 
 
-def _slices(frame: _Frame, series: Sequence[Series], form: Format, x_label: str, names: Mapping[float, str]) -> str:
+def _slices(frame: _Frame, series: Sequence[Series], form: Format, x_label: str, names: Mapping[Number, str]) -> str:
     """Invisible strips that show a cursor and, as their title, every series' value there."""
     xs = sorted({x for one in series for x in one.x})
     if len(xs) > SLICES:
@@ -287,7 +288,7 @@ def _slices(frame: _Frame, series: Sequence[Series], form: Format, x_label: str,
     return "".join(parts)
 
 
-def _nearest(one: Series, x: float) -> float:
+def _nearest(one: Series, x: Number) -> float:
     """The series' value at the point nearest to x; NaN where it has none within its own spacing."""
     if not len(one.x):
         return math.nan
@@ -304,8 +305,8 @@ class PairedBar:
     """Two shares of one task, drawn as a thin neutral bar above a full one."""
 
     name: str
-    first: float
-    second: float
+    first: Number
+    second: Number
     colour: str
     note: str = ""
     """Printed at the right end."""
@@ -338,13 +339,14 @@ def paired_bars(bars: Sequence[PairedBar], *, width: int) -> str:
 
 def histogram(
     counts: Sequence[int],
-    edges: Sequence[float],
+    edges: Sequence[Number],
     *,
     width: int,
     height: int,
     colour: str,
     x_label: str,
-    marks: Sequence[tuple[float, str]] = (),
+    marks: Sequence[tuple[Number, str]] = (),
+    x_named: bool = True,
 ) -> str:
     """Bars over bins; `edges` has one more entry than `counts`."""
     frame = _Frame(
@@ -357,7 +359,7 @@ def histogram(
         y_low=0.0,
         y_high=1.05 * max([*counts, 1]),
     )
-    parts = [_axes(frame, number_format(frame.y_high), x_label, None)]
+    parts = [_axes(frame, number_format(frame.y_high), x_label if x_named else "", None)]
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         x, y = frame.x(low), frame.y(count)
         wide = max(frame.x(high) - x - 1, 0.8)
@@ -372,7 +374,7 @@ def histogram(
 
 
 def change_bar(
-    before: float, after: float, *, colour: str, width: int = 190, low: float = 0.0, high: float = 1.0
+    before: Number, after: Number, *, colour: str, width: int = 190, low: Number = 0.0, high: Number = 1.0
 ) -> str:
     """A value before (ring) and after (disc) on a common scale, for a table cell."""
     height, pad = 18, 6
@@ -394,9 +396,9 @@ class Whisker:
     """An estimate with its interval."""
 
     name: str
-    mean: float
-    low: float
-    high: float
+    mean: Number
+    low: Number
+    high: Number
     colour: str = "--c:var(--accent)"
     note: str = ""
 
@@ -439,74 +441,10 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+def _text(x: Number, y: Number, text: str, anchor: str, kind: str = "") -> str:
     attribute = f' class="{kind}"' if kind else ""
     return f'<text{attribute} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
 def _svg(width: int, height: int, parts: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Means over a two-way grid with their spread (NaN: none) and the number of runs behind each."""
-
-    title: str
-    rows: Sequence[str]
-    columns: Sequence[str]
-    row_label: str
-    column_label: str
-    mean: Float[np.ndarray, "rows columns"]
-    spread: Float[np.ndarray, "rows columns"]
-    higher_is_better: bool
-    form: Format
-
-    def shade(self, value: float) -> float:
-        """Where the value lies between the worst (0) and the best (1) of the grid."""
-        low, high = np.nanmin(self.mean), np.nanmax(self.mean)
-        share = (value - low) / (high - low) if high > low else 0.5
-        return float(share if self.higher_is_better else 1 - share)
-
-    @property
-    def best(self) -> tuple[int, int]:
-        """Row and column of the best mean."""
-        signed = self.mean if self.higher_is_better else -self.mean
-        row, column = np.unravel_index(int(np.nanargmax(signed)), signed.shape)
-        return int(row), int(column)
-
-
-def heatmap_png(grids: Sequence[Grid], path: Path) -> None:
-    """Heatmaps side by side as one PNG (160 dpi, white ground): mean, spread below it, the best cell framed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
-
-    colours = LinearSegmentedColormap.from_list("heat", ["#f4f6f9", "#9cc0ea", "#1f6fc4", "#123f73"])
-    rows, columns = len(grids[0].rows), len(grids[0].columns)
-    size = ((1.6 + 1.05 * columns) * len(grids), 1.3 + 0.66 * rows)
-    drawing, panels = pyplot.subplots(1, len(grids), figsize=size, squeeze=False, layout="constrained")
-    for axes, grid in zip(panels[0], grids, strict=True):
-        shades = np.vectorize(grid.shade)(grid.mean)
-        axes.imshow(shades, cmap=colours, vmin=0, vmax=1, aspect="auto")
-        for row in range(len(grid.rows)):
-            for column in range(len(grid.columns)):
-                ink = "white" if shades[row, column] > 0.55 else "#1b1e23"
-                value, spread = grid.mean[row, column], grid.spread[row, column]
-                below = f"\n± {grid.form(spread)}" if math.isfinite(spread) else ""
-                text = grid.form(value) + below if math.isfinite(value) else "–"
-                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9)
-        row, column = grid.best
-        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec="#1b1e23", lw=1.8, clip_on=False))
-        axes.set_xticks(range(len(grid.columns)), grid.columns)
-        axes.set_yticks(range(len(grid.rows)), grid.rows)
-        axes.set_xlabel(grid.column_label)
-        axes.set_ylabel(grid.row_label)
-        axes.set_title(grid.title, fontsize=11, fontweight="bold", loc="left")
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-    drawing.savefig(path, dpi=160)
-    pyplot.close(drawing)

@@ -44,7 +44,7 @@ TOKENIZER_FILES = (
 
 
 def resolve(source: str | Path) -> Path:
-    """The local folder of a model: a folder, or a Hub name such as `owner/model`, downloaded or taken from its cache."""
+    """The local folder of a model: itself, or where a Hub name such as `owner/model` was downloaded to."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -143,8 +143,8 @@ def check_tokenizer(config: ModelConfig, tokenizer_size: int, origin: str | Path
     """Raise UserError if the tokenizer can produce ids beyond the embedding; a larger embedding is fine."""
     if tokenizer_size > config.vocab_size:
         raise UserError(
-            f"{origin}: the tokenizer has {tokenizer_size} tokens, but the model's embedding only {config.vocab_size} rows. "
-            "Use the tokenizer that belongs to the model."
+            f"{origin}: the tokenizer has {tokenizer_size} tokens, "
+            f"and the model's embedding only {config.vocab_size} rows. Use the tokenizer that belongs to the model."
         )
 
 
@@ -255,7 +255,7 @@ def _is_redundant(name: str, config: ModelConfig, entries: Mapping[str, Entry]) 
     head, embedding = entries[name], entries["model.embed_tokens.weight"]
     if (head.shape, head.dtype) != (embedding.shape, embedding.dtype):
         return False
-    return np.array_equal(*(safetensors_io.read_tensor(entry).view(np.uint8) for entry in (head, embedding)))
+    return safetensors_io.read_tensor(head).tobytes() == safetensors_io.read_tensor(embedding).tobytes()
 
 
 # -------------------------------------------------------------------------------------------------------------- import

@@ -8,11 +8,39 @@ from jaxtune.errors import UserError
 from jaxtune.rope import RopeConfig, RopeScaling
 
 HARMLESS = frozenset(
-    """_attn_implementation_autoset _name_or_path add_cross_attention architectures auto_map bos_token_id
-    cache_implementation chunk_size_feed_forward dtype eos_token_id id2label initializer_range is_decoder
-    is_encoder_decoder is_llama_config label2id model_type output_attentions output_hidden_states output_router_logits
-    pad_token_id pretraining_tp problem_type return_dict router_aux_loss_coef torch_dtype transformers.js_config
-    transformers_version unsloth_fixed unsloth_version use_cache""".split()
+    {
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "add_cross_attention",
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "is_encoder_decoder",
+        "is_llama_config",
+        "label2id",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "router_aux_loss_coef",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+    }
 )
 """Fields that change neither the forward pass nor the tensors."""
 

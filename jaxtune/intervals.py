@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
+Number = int | float
 NORMAL = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
 
@@ -32,7 +33,7 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
-def mean_interval(values: Sequence[float]) -> Estimate:
+def mean_interval(values: Sequence[Number]) -> Estimate:
     """Mean with Student's t interval over independent measurements (seeds, paired differences); NaN is left out.
 
     mean ± t(0.975, n - 1) * s / sqrt(n). One measurement has no interval.
@@ -63,7 +64,7 @@ def paired_proportions(before: Sequence[bool], after: Sequence[bool]) -> Estimat
     )
 
 
-def independent_proportions(before: float, after: float, n: int) -> Estimate:
+def independent_proportions(before: Number, after: Number, n: int) -> Estimate:
     """Difference of two shares measured on `n` items each, item by item unknown, `after` minus `before`.
 
     Agresti and Caffo (2000): one right and one wrong answer are added to each side, then the Wald interval.

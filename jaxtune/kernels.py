@@ -47,7 +47,7 @@ def splash(
     soft_cap: float | None,
     interpret: bool = False,
 ) -> Float[Array, "b s h d"]:
-    """JAX's splash attention, row by row; blocks without a visible pair are skipped. `interpret` runs it without a TPU."""
+    """JAX's splash attention; blocks hidden by causal order or window are skipped. `interpret` needs no TPU."""
     length, heads, dim = query.shape[1:]
     assert length % LANES == 0
     shape = (length, length)
@@ -67,7 +67,7 @@ def splash(
     # The kernel wants [heads, seq, dim] and applies no scale.
     arguments = [_heads_first(x, dim) for x in ((query * scale).astype(query.dtype), key, value)]
     segments = splash_attention_kernel.SegmentIds(q=segment_ids, kv=segment_ids)
-    mixed = jax.vmap(kernel)(*arguments, segments)
+    mixed = jnp.asarray(jax.vmap(kernel)(*arguments, segments))
     return jnp.moveaxis(mixed, 1, 2)[..., :dim].astype(query.dtype)
 
 

@@ -1,18 +1,19 @@
-"""Matrix products in the compute dtype with float32 sums, forward and backward."""
+"""Matrix products in the compute dtype with float32 sums, forward and backward; linear layers and RMSNorm."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 
 def product(spec: str, left: Float[Array, "..."], right: Float[Array, "..."], *, out_dtype=None) -> Float[Array, "..."]:
-    """`einsum(spec, left, right)` computed in the dtype of `left`; the result has `out_dtype`, by default that of `left`.
+    """`einsum(spec, left, right)` in the dtype of `left`; the result has `out_dtype`, by default that of `left`.
 
-    Every index of an operand must be in the other operand or the result. In bfloat16 the sums are float32, and so is the
-    gradient of a float32 `right` (a parameter): it is never rounded to bfloat16. Cotangents are cast to the compute dtype
-    first, so that no matmul mixes dtypes (mixed ones run at float32 speed).
+    Every index of an operand must be in the other operand or the result. In bfloat16 the sums are float32, and so is
+    the gradient of a float32 `right` (a parameter): it is never rounded to bfloat16. Cotangents are cast to the compute
+    dtype first, so that no matmul mixes dtypes (mixed ones run at float32 speed).
     """
     out_dtype = left.dtype if out_dtype is None else jnp.dtype(out_dtype)
     if left.dtype == right.dtype == out_dtype == jnp.float32:
@@ -43,3 +44,48 @@ def _backward(spec, out_dtype, operands, cotangent):
 
 
 _product.defvjp(_forward, _backward)
+
+
+class Linear(nnx.Module):
+    """einsum(spec, x, kernel) + bias, in the dtype of x."""
+
+    def __init__(
+        self,
+        spec: str,
+        shape: tuple[int, ...],
+        bias: tuple[int, ...] | None = None,
+        *,
+        std: float,
+        rngs: nnx.Rngs,
+        dtype=jnp.float32,
+    ):
+        self.kernel = nnx.Param(normal(rngs, shape, std, dtype))
+        self.bias = None if bias is None else nnx.Param(jnp.zeros(bias, dtype))
+        self.spec = spec
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        y = product(self.spec, x, self.kernel[...])
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(y.dtype)
+        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * scale (arXiv 1910.07467), in float32; with `offset`, times 1 + scale."""
+
+    def __init__(self, dim: int, *, eps: float, offset: bool, dtype=jnp.float32):
+        self.scale = nnx.Param(jnp.zeros((dim,), dtype) if offset else jnp.ones((dim,), dtype))
+        self.eps = eps
+        self.offset = offset
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(jnp.float32) + (1.0 if self.offset else 0.0)
+        return (wide * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype) -> Float[Array, "..."]:
+    """Draws from a normal distribution around zero, drawn in float32 whatever the dtype."""
+    return (std * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)

@@ -1,20 +1,21 @@
 """One decoder-only Transformer for all families; their differences are typed fields of ModelConfig.
 
-Dimensions: B batch, S sequence, D model, H query heads, K key/value heads, Dh head, F feed-forward, V vocabulary, L layers,
-E experts, T cache slots. Parameters (float32 unless asked otherwise), as a nested dict:
+Dimensions: B batch, S sequence, D model, H query heads, K key/value heads, Dh head, F feed-forward, V vocabulary,
+L layers, E experts, T cache slots. Parameters (float32 unless asked otherwise), as a nested dict:
 
     embed.embedding [V, D]
     layers.attn_norm.scale, layers.mlp_norm.scale [L, D]        layers.{attn,mlp}_post_norm.scale [L, D]  (post_norms)
     layers.attn.q.kernel [L, D, H, Dh]    .bias [L, H, Dh]      layers.attn.{q,k}_norm.scale [L, Dh]      (qk_norm)
     layers.attn.{k,v}.kernel [L, D, K, Dh]  .bias [L, K, Dh]    layers.attn.o.kernel [L, H, Dh, D]  .bias [L, D]
     layers.mlp.{gate,up}.kernel [L, D, F]   .bias [L, F]        layers.mlp.down.kernel [L, F, D]    .bias [L, D]
-    layers.moe.router.kernel [L, D, E]      layers.moe.{gate,up}.kernel [L, E, D, F]   layers.moe.down.kernel [L, E, F, D]
+    layers.moe.router.kernel [L, D, E]      layers.moe.{gate,up}.kernel [L, E, D, F] layers.moe.down.kernel [L, E, F, D]
     final_norm.scale [D]
     head.kernel [D, V]                                          (absent when the embedding is tied)
 """
 
 import dataclasses
 import enum
+import functools
 import math
 
 import jax
@@ -22,10 +23,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxtune.attention import attention, cached_attention
+from jaxtune.attention import Backend, attention, cached_attention
+from jaxtune.blockwise import RESIDUAL
 from jaxtune.errors import UserError
-from jaxtune.linear import product
-from jaxtune.moe import MoeConfig, experts_mlp, route
+from jaxtune.linear import Linear, RMSNorm, normal, product
+from jaxtune.moe import Moe, MoeConfig
 from jaxtune.rope import RopeConfig, rotary_dim, rotate, tables
 from jaxtune.sharding import Layout, constrain, gathered, keep_all_but_gathered, weights_are_split
 
@@ -46,20 +48,17 @@ class LayerKind(enum.Enum):
 
 
 class Remat(enum.Enum):
-    """What the backward pass recomputes instead of keeping: nothing; all but matmul results; the whole layer.
+    """What the backward pass computes again instead of keeping it in memory."""
 
-    OFFLOAD keeps the layer inputs in host memory (accelerators only).
-    """
-
-    NONE = "none"
-    DOTS = "dots"
-    FULL = "full"
-    OFFLOAD = "offload"
+    NONE = "none"  # nothing
+    DOTS = "dots"  # all but the results of matmuls with weights, and of attention
+    FULL = "full"  # everything inside a layer; only the layers' inputs are kept
+    OFFLOAD = "offload"  # as DOTS, with the matmul results kept in host memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape and family of a Transformer. Everything but `remat` changes the numbers it computes."""
+    """Shape and family of a Transformer. All but `remat` and `attention` says what it computes; these two say how."""
 
     vocab_size: int
     d_model: int
@@ -100,6 +99,7 @@ class ModelConfig:
     moe: MoeConfig | None = None
     """Mixture of experts in place of the dense feed-forward; `d_ff` is then unused."""
     remat: Remat = Remat.NONE
+    attention: Backend = Backend.AUTO
 
     def __post_init__(self):
         sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
@@ -145,55 +145,19 @@ def init_cache(config: ModelConfig, batch_size: int, slots: int, dtype=jnp.float
     )
 
 
-class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * scale (arXiv 1910.07467), in float32; with `offset` times 1 + scale."""
-
-    def __init__(self, dim: int, *, eps: float, offset: bool, dtype):
-        self.scale = nnx.Param(jnp.zeros((dim,), dtype) if offset else jnp.ones((dim,), dtype))
-        self.eps = eps
-        self.offset = offset
-
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        scale = self.scale[...].astype(jnp.float32) + (1.0 if self.offset else 0.0)
-        return (wide * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
-
-
-class Linear(nnx.Module):
-    """einsum(spec, x, kernel) + bias in the dtype of x."""
-
-    def __init__(self, spec: str, shape: tuple[int, ...], bias: tuple[int, ...] | None, *, std: float, rngs, dtype):
-        self.kernel = nnx.Param(_normal(rngs, shape, std, dtype))
-        self.bias = None if bias is None else nnx.Param(jnp.zeros(bias, dtype))
-        self.spec = spec
-
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        y = product(self.spec, x, self.kernel[...])
-        if self.bias is None:
-            return y
-        bias = self.bias[...].astype(y.dtype)
-        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
-
-
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary embeddings."""
+    """Projections of grouped-query attention, with rotary embeddings."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
         d, h, k, dh = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
-        std = _stds(config)
-        make = lambda heads: Linear(
-            "bsd,dhe->bshe",
-            (d, heads, dh),
-            (heads, dh) if config.qkv_bias else None,
-            std=std["in"],
-            rngs=rngs,
-            dtype=dtype,
-        )
-        self.q, self.k, self.v = make(h), make(k), make(k)
-        self.o = Linear(
-            "bshe,hed->bsd", (h, dh, d), (d,) if config.out_bias else None, std=std["out"], rngs=rngs, dtype=dtype
-        )
+        out_bias = (d,) if config.out_bias else None
+
+        def project(heads: int) -> Linear:
+            bias = (heads, dh) if config.qkv_bias else None
+            return Linear("bsd,dhe->bshe", (d, heads, dh), bias, std=STD, rngs=rngs, dtype=dtype)
+
+        self.q, self.k, self.v = project(h), project(k), project(k)
+        self.o = Linear("bshe,hed->bsd", (h, dh, d), out_bias, std=_std_out(config), rngs=rngs, dtype=dtype)
         self.q_norm = _norm(config, dh, dtype) if config.qk_norm else None
         self.k_norm = _norm(config, dh, dtype) if config.qk_norm else None
 
@@ -210,38 +174,16 @@ class Mlp(nnx.Module):
     """down(activation(gate x) * up x) (arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
-        d, f, std = config.d_model, config.d_ff, _stds(config)
-        wide = (f,) if config.mlp_bias else None
-        self.gate = Linear("bsd,df->bsf", (d, f), wide, std=std["in"], rngs=rngs, dtype=dtype)
-        self.up = Linear("bsd,df->bsf", (d, f), wide, std=std["in"], rngs=rngs, dtype=dtype)
-        narrow = (d,) if config.mlp_bias else None
-        self.down = Linear("bsf,fd->bsd", (f, d), narrow, std=std["out"], rngs=rngs, dtype=dtype)
+        d, f = config.d_model, config.d_ff
+        wide, narrow = ((f,), (d,)) if config.mlp_bias else (None, None)
+        self.gate = Linear("bsd,df->bsf", (d, f), wide, std=STD, rngs=rngs, dtype=dtype)
+        self.up = Linear("bsd,df->bsf", (d, f), wide, std=STD, rngs=rngs, dtype=dtype)
+        self.down = Linear("bsf,fd->bsd", (f, d), narrow, std=_std_out(config), rngs=rngs, dtype=dtype)
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         gate, up = (constrain(project(x), Layout.FEED_FORWARD) for project in (self.gate, self.up))
-        return self.down(_activate(self.activation, gate) * up)
-
-
-class Moe(nnx.Module):
-    """Router and experts; see jaxtune.moe."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
-        assert config.moe is not None
-        d, e, f, std = config.d_model, config.moe.num_experts, config.moe.d_ff, _stds(config)
-        self.router = Linear("td,de->te", (d, e), None, std=std["in"], rngs=rngs, dtype=dtype)
-        self.gate = Linear("", (e, d, f), None, std=std["in"], rngs=rngs, dtype=dtype)
-        self.up = Linear("", (e, d, f), None, std=std["in"], rngs=rngs, dtype=dtype)
-        self.down = Linear("", (e, f, d), None, std=std["out"], rngs=rngs, dtype=dtype)
-        self.config = config.moe
-        self.activation = config.activation
-
-    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        tokens = x.reshape(-1, x.shape[-1])
-        weights, experts = route(self.router(tokens), self.config)
-        kernels = (linear.kernel[...].astype(x.dtype) for linear in (self.gate, self.up, self.down))
-        mixed = experts_mlp(tokens, weights, experts, *kernels, lambda h: _activate(self.activation, h))
-        return mixed.reshape(x.shape)
+        return self.down(ACTIVATIONS[self.activation](gate) * up)
 
 
 class Block(nnx.Module):
@@ -252,12 +194,13 @@ class Block(nnx.Module):
         self.attn = Attention(config, rngs=rngs, dtype=dtype)
         self.mlp_norm = _norm(config, config.d_model, dtype)
         self.mlp = Mlp(config, rngs=rngs, dtype=dtype) if config.moe is None else None
-        self.moe = None if config.moe is None else Moe(config, rngs=rngs, dtype=dtype)
+        self.moe = None if config.moe is None else _moe(config, config.moe, rngs=rngs, dtype=dtype)
         self.attn_post_norm = _norm(config, config.d_model, dtype) if config.post_norms else None
         self.mlp_post_norm = _norm(config, config.d_model, dtype) if config.post_norms else None
 
     def __call__(self, x: Float[Array, "b s d"], cos, sin, attend) -> Float[Array, "b s d"]:
         """`attend(query, key, value)` does the mixing over tokens."""
+        x = constrain(x, Layout.HIDDEN)
         mixed = self.attn.o(constrain(attend(*self.attn.project(self.attn_norm(x), cos, sin)), Layout.HEADS))
         x = x + (mixed if self.attn_post_norm is None else self.attn_post_norm(mixed))
         feed_forward = self.mlp if self.moe is None else self.moe
@@ -270,13 +213,14 @@ class Embed(nnx.Module):
     """Token embedding."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
-        self.embedding = nnx.Param(_normal(rngs, (config.vocab_size, config.d_model), 0.02, dtype))
+        self.embedding = nnx.Param(normal(rngs, (config.vocab_size, config.d_model), STD, dtype))
 
 
 class Transformer(nnx.Module):
     """Embedding, a scan over stacked layers, final norm, and the head.
 
-    Split it once (`init_params`) and use it through `apply` and `apply_cached`; or merge inside a traced function.
+    Split it once (`init_params`) and use it through `apply` and `apply_cached`, or merge it inside a traced function.
+    Compile time does not grow with the number of layers.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
@@ -290,8 +234,8 @@ class Transformer(nnx.Module):
         self.layers = stack(rngs)
         self.final_norm = _norm(config, config.d_model, param_dtype)
         shape = (config.d_model, config.vocab_size)
-        head = lambda: Linear("bsd,dv->bsv", shape, None, std=0.02, rngs=rngs, dtype=param_dtype)
-        self.head = None if config.tie_embeddings else head()
+        untied = lambda: Linear("bsd,dv->bsv", shape, std=STD, rngs=rngs, dtype=param_dtype)
+        self.head = None if config.tie_embeddings else untied()  # assigned once: Flax fixes an attribute's kind
 
     def __call__(
         self,
@@ -303,29 +247,18 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "b s d"]:
         """Final-normed hidden states of packed rows, in the compute dtype."""
         config = self.config
-        rotations = self._rotations(positions)
-        graphdef, stacked = nnx.split(self.layers)
+        graphdef, stacked = _split(self.layers)
+        rotations = _rotations(config, positions)
 
         def layer(x, scanned):
             weights, kind = scanned
-            weights, x = gathered(weights, "layers"), constrain(x, Layout.HIDDEN)
-            cos, sin = (jax.tree.map(lambda table: table[kind], part) for part in rotations)
+            attend = functools.partial(_attend, config, kind, segment_ids)
+            block = nnx.merge(graphdef, gathered(weights, "layers"))
+            cos, sin = _of_kind(rotations, kind)
+            return block(x, cos, sin, attend), None
 
-            def attend(query, key, value):
-                window = None if config.sliding_window is None else _windows(config, tokens.shape[1])[kind]
-                return attention(
-                    query,
-                    key,
-                    value,
-                    segment_ids,
-                    scale=_attn_scale(config),
-                    window=window,
-                    soft_cap=config.attn_soft_cap,
-                )
-
-            return nnx.merge(graphdef, weights)(x, cos, sin, attend), None
-
-        x, _ = jax.lax.scan(_rematerialised(layer, config.remat), self._embed(tokens, dtype), (stacked, _kinds(config)))
+        layer = _rematerialised(layer, config.remat)
+        x, _ = jax.lax.scan(layer, self._embed(tokens, dtype), (stacked, _kinds(config)))
         return self.final_norm(x)
 
     def extend(
@@ -343,44 +276,39 @@ class Transformer(nnx.Module):
         positions 0, 1, ...; then one token at a time at position `cache.lengths`.
         """
         config = self.config
-        rotations = self._rotations(positions)
-        graphdef, stacked = nnx.split(self.layers)
+        graphdef, stacked = _split(self.layers)
+        rotations = _rotations(config, positions)
         slots = cache.keys.shape[2]
         rows = jnp.arange(tokens.shape[0])[:, None]
-        places = jnp.where(segment_ids > 0, positions, slots)
+        places = jnp.where(segment_ids > 0, positions, slots)  # one past the end: dropped
 
         def layer(carry, scanned):
-            x, keys, values = carry
+            x, *buffers = carry
             weights, kind, index = scanned
-            cos, sin = (jax.tree.map(lambda table: table[kind], part) for part in rotations)
-            written = []
 
             def attend(query, key, value):
-                written.extend(
-                    buffer.at[index, rows, places].set(new.astype(buffer.dtype), mode="drop")
-                    for buffer, new in ((keys, key), (values, value))
-                )
-                held = (buffer[index].astype(query.dtype) for buffer in written)
-                window = None if config.sliding_window is None else _windows(config, slots)[kind]
-                return cached_attention(
-                    query, *held, positions, scale=_attn_scale(config), window=window, soft_cap=config.attn_soft_cap
-                )
+                for i, new in enumerate((key, value)):
+                    stored = new.astype(buffers[i].dtype)
+                    buffers[i] = buffers[i].at[index, rows, places].set(stored, mode="drop")
+                keys, values = (buffer[index].astype(query.dtype) for buffer in buffers)
+                return cached_attention(query, keys, values, positions, window=_window(config, kind), **_scores(config))
 
-            x = nnx.merge(graphdef, weights)(x, cos, sin, attend)
-            return (x, *written), None
+            block = nnx.merge(graphdef, gathered(weights, "layers"))
+            cos, sin = _of_kind(rotations, kind)
+            x = block(x, cos, sin, attend)
+            return (x, *buffers), None
 
         scanned = (stacked, _kinds(config), jnp.arange(config.num_layers))
         (x, keys, values), _ = jax.lax.scan(layer, (self._embed(tokens, dtype), cache.keys, cache.values), scanned)
         ends = jnp.where(segment_ids > 0, positions + 1, 0).max(axis=1).astype(jnp.int32)
-        lengths = jnp.maximum(cache.lengths, ends)
-        return self.final_norm(x), Cache(keys=keys, values=values, lengths=lengths)
+        return self.final_norm(x), Cache(keys=keys, values=values, lengths=jnp.maximum(cache.lengths, ends))
 
     def head_kernel(self) -> Float[Array, "d v"]:
         """The matrix from hidden states to logits; the embedding's transpose when tied."""
         return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
 
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
-        """Float32 next-token logits, soft cap included. For losses prefer `jaxtune.losses`, which never holds them all."""
+        """Float32 next-token logits, soft cap included. Losses use `jaxtune.losses`, which never holds them all."""
         logits = product("bsd,dv->bsv", hidden, self.head_kernel(), out_dtype=jnp.float32)
         cap = self.config.final_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
@@ -390,17 +318,9 @@ class Transformer(nnx.Module):
         x = constrain(table[tokens].astype(dtype), Layout.HIDDEN)
         return x if self.config.embed_scale is None else x * jnp.asarray(self.config.embed_scale, dtype)
 
-    def _rotations(self, positions: Int[Array, "b s"]):
-        """(cosines, sines), each with a leading axis over layer kinds."""
-        config = self.config
-        ropes = [config.rope] if config.local_rope is None else [config.rope, config.local_rope]
-        pairs = [tables(rope, config.head_dim, positions) for rope in ropes]
-        pairs = pairs * 2 if len(pairs) == 1 else pairs
-        return tuple(jnp.stack(part) for part in zip(*pairs, strict=True))
-
 
 def init_params(config: ModelConfig, seed: int, dtype=jnp.float32) -> tuple[nnx.GraphDef, dict]:
-    """Graph definition and freshly drawn parameters, a nested dict of arrays. Pure: may be called under jit or eval_shape."""
+    """Graph definition and freshly drawn parameters, a nested dict of arrays. Pure, so it may be jitted."""
     graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(seed), param_dtype=dtype), nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
 
@@ -439,53 +359,98 @@ def apply_cached(
     return nnx.merge(graphdef, params).extend(tokens, positions, segment_ids, cache, dtype=dtype)
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype) -> Float[Array, "..."]:
-    return (std * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
+def apply_logits(graphdef: nnx.GraphDef, params, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+    """Next-token logits of hidden states; see Transformer.logits."""
+    return nnx.merge(graphdef, params).logits(hidden)
 
 
-def _stds(config: ModelConfig) -> dict[str, float]:
-    """Normal(0, 0.02), and residual outputs divided by sqrt(2 L) so that depth does not raise the variance (GPT-2)."""
-    return {"in": 0.02, "out": 0.02 / math.sqrt(2 * config.num_layers)}
+ACTIVATIONS = {
+    Activation.SILU: jax.nn.silu,
+    Activation.GELU_TANH: functools.partial(jax.nn.gelu, approximate=True),
+    Activation.GELU: functools.partial(jax.nn.gelu, approximate=False),
+}
+STD = 0.02
+"""Standard deviation of initial weights."""
+
+
+def _std_out(config: ModelConfig) -> float:
+    """Outputs into the residual stream start smaller by sqrt(2 L), so that depth does not raise its variance."""
+    return STD / math.sqrt(2 * config.num_layers)
 
 
 def _norm(config: ModelConfig, dim: int, dtype) -> RMSNorm:
     return RMSNorm(dim, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype)
 
 
-def _activate(activation: Activation, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    match activation:
-        case Activation.SILU:
-            return jax.nn.silu(x)
-        case Activation.GELU_TANH:
-            return jax.nn.gelu(x, approximate=True)
-        case Activation.GELU:
-            return jax.nn.gelu(x, approximate=False)
+def _moe(config: ModelConfig, moe: MoeConfig, *, rngs: nnx.Rngs, dtype) -> Moe:
+    activation = ACTIVATIONS[config.activation]
+    return Moe(moe, config.d_model, activation, std_in=STD, std_out=_std_out(config), rngs=rngs, dtype=dtype)
 
 
-def _attn_scale(config: ModelConfig) -> float:
-    return config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
+def _split(layers: nnx.Module):
+    """Graph definition of one layer, and the stacked weights as a nested dict."""
+    graphdef, stacked = nnx.split(layers)
+    return graphdef, nnx.to_pure_dict(stacked)
+
+
+def _rotations(config: ModelConfig, positions: Int[Array, "b s"]):
+    """Cosines and sines, each with a leading axis over kinds of layers where these differ."""
+    if config.local_rope is None:
+        return tables(config.rope, config.head_dim, positions)
+    pairs = [tables(rope, config.head_dim, positions) for rope in (config.rope, config.local_rope)]
+    return tuple(jnp.stack(part) for part in zip(*pairs, strict=True))
+
+
+def _of_kind(rotations, kind: Int[Array, ""]):
+    return tuple(table[kind] if table.ndim == 4 else table for table in rotations)
+
+
+def _scores(config: ModelConfig) -> dict:
+    scale = config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
+    return {"scale": scale, "soft_cap": config.attn_soft_cap}
+
+
+def _attend(config: ModelConfig, kind, segment_ids, query, key, value):
+    """Attention of a layer whose kind is traced, with windows that are static, as kernels need them."""
+    options = {"backend": config.attention, **_scores(config)}
+
+    def whole(query, key, value):
+        return attention(query, key, value, segment_ids, window=None, **options)
+
+    def local(query, key, value):
+        return attention(query, key, value, segment_ids, window=config.sliding_window, **options)
+
+    match frozenset(config.kinds):
+        case kinds if kinds == {LayerKind.GLOBAL}:
+            return whole(query, key, value)
+        case kinds if kinds == {LayerKind.LOCAL}:
+            return local(query, key, value)
+    return jax.lax.cond(kind == 1, local, whole, query, key, value)
+
+
+def _window(config: ModelConfig, kind: Int[Array, ""]) -> Int[Array, ""] | None:
+    """Window of a layer; a global layer's is longer than any context."""
+    if config.sliding_window is None:
+        return None
+    return jnp.where(kind == 1, config.sliding_window, jnp.iinfo(jnp.int32).max)
 
 
 def _kinds(config: ModelConfig) -> Int[Array, " l"]:
     return jnp.asarray([int(kind is LayerKind.LOCAL) for kind in config.kinds], jnp.int32)
 
 
-def _windows(config: ModelConfig, length: int) -> Int[Array, " 2"]:
-    """Window by layer kind; a global layer's is the whole row."""
-    return jnp.asarray([max(length, 1), config.sliding_window], jnp.int32)
-
-
 def _rematerialised(layer, remat: Remat):
     policies = jax.checkpoint_policies
+    attended = policies.save_only_these_names(RESIDUAL)
     match remat:
         case Remat.NONE if weights_are_split():
-            return jax.checkpoint(layer, prevent_cse=False, policy=keep_all_but_gathered)
+            policy = keep_all_but_gathered
         case Remat.NONE:
             return layer
         case Remat.FULL:
-            return jax.checkpoint(layer, prevent_cse=False)
+            policy = policies.nothing_saveable
         case Remat.DOTS:
-            return jax.checkpoint(layer, prevent_cse=False, policy=policies.dots_with_no_batch_dims_saveable)
+            policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, attended)
         case Remat.OFFLOAD:
             policy = policies.offload_dot_with_no_batch_dims("device", "pinned_host")
-            return jax.checkpoint(layer, prevent_cse=False, policy=policy)
+    return jax.checkpoint(layer, prevent_cse=False, policy=policy)

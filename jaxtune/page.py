@@ -2,11 +2,18 @@
 
 import dataclasses
 import html
-import importlib.resources
-from collections.abc import Iterable, Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+Number = int | float
+STYLE_SHEET = Path(__file__).parent / "assets" / "page.css"
 PALETTE = 8
 """Number of task colours in the style sheet; further tasks start over and are told apart by their labels."""
+TASKS_DRAWN = 24
+"""Tasks that get a panel or a card of their own; tables hold them all."""
 
 
 class Html(str):
@@ -59,7 +66,7 @@ def page(title: str, *, kicker: str, lead: object, top: object, sections: Sequen
         tag("header", tag("div", *head), tag("nav", tag("div", *links))),
         tag("main", *(section.html() for section in sections), tag("footer", foot)),
     ]
-    style = importlib.resources.files("jaxtune").joinpath("assets", "page.css").read_text(encoding="utf-8")
+    style = STYLE_SHEET.read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -157,34 +164,109 @@ def facts(pairs: Iterable[tuple[str, object]]) -> Html:
     return tag("dl", *(join([tag("dt", name), tag("dd", value)]) for name, value in pairs), class_="facts")
 
 
-def tokens(pieces: Sequence[str], weights: Sequence[float], *, shown: int = 1200) -> Html:
+def tokens(
+    pieces: Sequence[str], weights: Sequence[Number], controls: Sequence[bool] | None = None, *, shown: int = 1200
+) -> Html:
     """Token pieces with those that carry loss marked; the weight of each is its hover title.
 
-    Line breaks are drawn and kept; after `shown` pieces the rest is counted instead of printed.
+    Line breaks are drawn and kept; after `shown` pieces the rest is counted instead of printed. Without `controls`,
+    pieces in angle brackets count as control tokens.
     """
-    parts = [_token(piece, weight) for piece, weight in zip(pieces[:shown], weights[:shown], strict=True)]
+    if controls is None:
+        controls = [piece.startswith("<") and piece.endswith(">") for piece in pieces]
+    parts = [_token(*one) for one in zip(pieces[:shown], weights[:shown], controls[:shown], strict=True)]
     if len(pieces) > shown:
         parts.append(tag("span", f" … {len(pieces) - shown:,} more tokens", class_="cut"))
     return tag("div", *parts, class_="tokens")
 
 
-def _token(piece: str, weight: float) -> Html:
-    names = (["w"] if weight > 0 else []) + (["control"] if piece.startswith("<") and piece.endswith(">") else [])
-    shown = join(LINE_BREAK if char == "\n" else char for char in piece)
+def _token(piece: str, weight: Number, control: bool) -> Html:
+    names = (["w"] if weight > 0 else []) + (["control"] if control else [])
+    shown = join(LINE_BREAK if char == "\n" else _printable(char) for char in piece)
     if not names:
         return shown
     style = f"--a:{100 * min(weight, 1):.0f}%" if 0 < weight < 1 else None
     return tag("span", shown, class_=" ".join(names), style=style, title=f"weight {weight:g}")
 
 
-def example_card(name: Html, identity: str, pieces: Sequence[str], weights: Sequence[float]) -> Html:
-    """One example: its tokens in a frame that says how many of them are trained."""
-    trained = sum(weight > 0 for weight in weights)
+def _printable(char: str) -> str:
+    """The character, or its escape where a page cannot hold it."""
+    return char if char.isprintable() or char in "\t\xa0" else char.encode("unicode_escape").decode()
+
+
+def example_card(name: Html, sample: Mapping[str, Any]) -> Html:
+    """One example (`tokens`, `weights`, `id`) in a frame that says how many of its tokens are trained."""
+    trained = sample.get("trained", sum(weight > 0 for weight in sample["weights"]))
     head = tag(
         "div",
         tag("b", name),
-        tag("span", identity),
-        tag("span", f"{trained:,} of {len(pieces):,} tokens trained", class_="right"),
+        tag("span", sample.get("id", ""), class_="id"),
+        tag("span", f"{trained:,} of {sample.get('length', len(sample['tokens'])):,} tokens trained", class_="right"),
         class_="head",
     )
-    return tag("div", head, tokens(pieces, weights), class_="example")
+    return tag("div", head, tokens(sample["tokens"], sample["weights"], sample.get("controls")), class_="example")
+
+
+def examples_section(samples: Mapping[str, Sequence[Mapping[str, Any]]], order: Mapping[str, int]) -> Section:
+    """A card for each task with its first example, the others behind a line that opens them."""
+    parts = []
+    for task, rows in list(samples.items())[:TASKS_DRAWN]:
+        cards = [example_card(swatch(order.get(task, 0), task), row) for row in rows]
+        more = [details(f"{len(cards) - 1} more of {task}", *cards[1:])] if len(cards) > 1 else []
+        parts.append(tag("div", *cards[:1], *more))
+    lead = "As the model sees them. Marked tokens carry loss (hover for the weight); all others are context only."
+    return Section("examples", "What is trained", lead, [tag("div", *parts, class_="grid2")])
+
+
+# Numbers as text
+
+
+def decimals(value: Number, digits: int = 3) -> str:
+    """A fixed number of decimals; a dash where there is no number."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def share(value: Number, digits: int = 1) -> str:
+    """A percentage; a dash where there is no number."""
+    return f"{100 * value:.{digits}f}%" if math.isfinite(value) else "–"
+
+
+def signed(value: Number, digits: int, scale: Number = 1.0) -> str:
+    """A difference with its sign (a true minus)."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{scale * value:+.{digits}f}".replace("-", "−")
+
+
+def change(value: Number, digits: int, *, better: int, scale: Number = 1.0, clear: bool = True) -> Html:
+    """A signed difference, coloured when it is an improvement or a loss (`better` is the good direction, +1 or -1)."""
+    text = signed(value, digits, scale)
+    zero = float(f"{scale * value:.{digits}f}") == 0 if math.isfinite(value) else True
+    if zero or not clear:
+        return tag("span", text)
+    return tag("span", text, class_="good" if value * better > 0 else "bad")
+
+
+def from_to(before: Number, after: Number, form: Callable[[Number], str]) -> Html:
+    """`before → after` for a headline figure."""
+    if not math.isfinite(before):
+        return tag("span", form(after))
+    return join([tag("span", f"{form(before)} → ", class_="from"), form(after)])
+
+
+def words(name: object) -> str:
+    """An option's name in words."""
+    return str(name).replace("_", " ")
+
+
+def plain_text(value: Any) -> str:
+    """A JSON value on one line."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+
+
+def pretty(value: Any, limit: int = 40_000) -> str:
+    """A JSON value as indented text; an enormous one is cut, and says so."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return text if len(text) <= limit else f"{text[:limit]}\n… {len(text) - limit:,} more characters in the run folder"

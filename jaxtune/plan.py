@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -19,9 +18,11 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxtune.errors import UserError
+from jaxtune.ledger import COLUMNS, Ledger
+from jaxtune.lengthtable import Lengths, Table
 from jaxtune.mixture import Allocation, Budget, MixingUnit, MixtureConfig, Selection, allocate, resolve_budget
 from jaxtune.order import MixedOrder, Order, SequentialOrder, keyed, permute, stream_key
-from jaxtune.packing import Batch, PackPolicy, best_fit
+from jaxtune.packing import PackPolicy, best_fit
 
 WINDOW = 4096
 """Consecutive positions that are packed together."""
@@ -29,9 +30,6 @@ _CHUNK = 16
 """Windows handled at a time while planning."""
 _SNAPSHOT = 4
 """Chunks between two stored ledgers."""
-_BYTES_PER_EXAMPLE = 12
-_SMALL_TABLE = 2**26
-"""Bytes of a flat table of lengths that are never too many."""
 _VERSION = 1
 """Raise it when the same inputs give another plan."""
 
@@ -55,31 +53,6 @@ class Placement:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ledger:
-    """What was drawn from each task."""
-
-    tasks: tuple[str, ...]
-    examples: Int[np.ndarray, " n"]
-    tokens: Int[np.ndarray, " n"]
-    loss_tokens: Int[np.ndarray, " n"]
-    """Tokens that carry loss weight and are a target (the first token of an example is none)."""
-
-    def __add__(self, other: "Ledger") -> "Ledger":
-        return Ledger(
-            tasks=self.tasks,
-            examples=self.examples + other.examples,
-            tokens=self.tokens + other.tokens,
-            loss_tokens=self.loss_tokens + other.loss_tokens,
-        )
-
-    def to_json(self) -> dict[str, dict[str, int]]:
-        """{task: {examples, tokens, loss_tokens}}"""
-        columns = zip(self.examples.tolist(), self.tokens.tolist(), self.loss_tokens.tolist(), strict=True)
-        names = ("examples", "tokens", "loss_tokens")
-        return {task: dict(zip(names, row, strict=True)) for task, row in zip(self.tasks, columns, strict=True)}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:
     """The examples of one window, by row and by place in the row. `row` counts from the window's first row."""
 
@@ -87,85 +60,12 @@ class Window:
     offset: Int[np.ndarray, " k"]
     length: Int[np.ndarray, " k"]
     loss_length: Int[np.ndarray, " k"]
+    response_length: Int[np.ndarray, " k"]
     task: Int[np.ndarray, " k"]
     example: Int[np.ndarray, " k"]
     template: Int[np.ndarray, " k"]
     epoch: Int[np.ndarray, " k"]
     use: Int[np.ndarray, " k"]
-
-
-class Lengths:
-    """Token and loss-token counts by (task, example, template).
-
-    Copied into one flat table where that takes at most 12 bytes an example (or little at all), which makes looking up
-    many tasks quick; otherwise read from the arrays given. Memory-mapped arrays pickle as the name of their file.
-    """
-
-    def __init__(
-        self,
-        tokens: Mapping[str, Int[np.ndarray, "_ _"]],
-        loss_tokens: Mapping[str, Int[np.ndarray, "_ _"]],
-    ):
-        self.names = tuple(tokens)
-        self.tokens = [tokens[name] for name in self.names]
-        self.loss_tokens = [loss_tokens[name] for name in self.names]
-        for name, a, b in zip(self.names, self.tokens, self.loss_tokens, strict=True):
-            if a.shape != b.shape:
-                raise ValueError(f"task {name!r}: lengths {a.shape} and loss lengths {b.shape} must agree")
-        self._flatten()
-
-    def _flatten(self) -> None:
-        examples, entries = sum(len(a) for a in self.tokens), sum(a.size for a in self.tokens)
-        longest = max((int(a.max()) for a in self.tokens if a.size), default=0)
-        dtype = np.uint16 if longest < 2**16 else np.int32
-        self._flat = None
-        if 2 * entries * np.dtype(dtype).itemsize <= max(_BYTES_PER_EXAMPLE * examples, _SMALL_TABLE):
-            self._flat = np.empty((entries, 2), dtype)
-            for column, arrays in enumerate((self.tokens, self.loss_tokens)):
-                np.concatenate([a.reshape(-1) for a in arrays], out=self._flat[:, column], casting="unsafe")
-            self._starts = np.cumsum([0] + [a.size for a in self.tokens])
-            self._templates = np.array([a.shape[1] for a in self.tokens])
-
-    def look_up(
-        self, task: Int[np.ndarray, " k"], example: Int[np.ndarray, " k"], template: Int[np.ndarray, " k"]
-    ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-        """Tokens and loss tokens of each (task, example, template)."""
-        if self._flat is not None:
-            found = self._flat[self._starts[task] + example * self._templates[task] + template].astype(np.int64)
-            return found[:, 0], found[:, 1]
-        tokens, loss_tokens = np.empty(len(task), np.int64), np.empty(len(task), np.int64)
-        by_task = np.argsort(task, kind="stable")
-        ids, starts = np.unique(task[by_task], return_index=True)
-        for i, part in zip(ids.tolist(), np.split(by_task, starts[1:]), strict=True):
-            tokens[part] = self.tokens[i][example[part], template[part]]
-            loss_tokens[part] = self.loss_tokens[i][example[part], template[part]]
-        return tokens, loss_tokens
-
-    def check(self, seq_len: int) -> None:
-        """Raise UserError if an example does not fit a row."""
-        long = [name for name, a in zip(self.names, self.tokens, strict=True) if a.size and int(a.max()) > seq_len]
-        if long:
-            raise UserError(
-                f"examples of {', '.join(long)} are longer than rows of {seq_len} tokens; "
-                "raise seq_len, or choose a length policy that drops or truncates"
-            )
-
-    def digests(self) -> list[list[str]]:
-        """Fingerprint of each task's two arrays."""
-        return [[_digest(a), _digest(b)] for a, b in zip(self.tokens, self.loss_tokens, strict=True)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            "names": self.names,
-            "tokens": [_packed(a) for a in self.tokens],
-            "loss_tokens": [_packed(a) for a in self.loss_tokens],
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.names = state["names"]
-        self.tokens = [_unpacked(a) for a in state["tokens"]]
-        self.loss_tokens = [_unpacked(a) for a in state["loss_tokens"]]
-        self._flatten()
 
 
 class Plan:
@@ -290,6 +190,8 @@ class Plan:
         for i, row in enumerate(out["tasks"]):
             row["tokens"] = int(totals.tokens[i])
             row["loss_tokens"] = int(totals.loss_tokens[i])
+            row["response_tokens"] = int(totals.response_tokens[i])
+            row["prompt_tokens"] = row["tokens"] - row["response_tokens"]
             row["token_share"], row["loss_token_share"] = (float(share[i]) for share in shares)
         return out | {
             "examples": self.num_examples,
@@ -308,7 +210,7 @@ class Plan:
         """Walk all windows once: rows per window, tokens per row, ledgers."""
         total = -(-self._order.total // self._window_size)
         zero = np.zeros(len(self.tasks), np.int64)
-        ledger = Ledger(tasks=self.tasks, examples=zero, tokens=zero, loss_tokens=zero)
+        ledger = Ledger(tasks=self.tasks, **dict.fromkeys(COLUMNS, zero))
         self._ledgers, numbers, tokens, loss_tokens = [], [0], [], []
         for start in range(0, total, _CHUNK):
             if start % (_CHUNK * _SNAPSHOT) == 0:
@@ -328,21 +230,21 @@ class Plan:
         """Consecutive windows; the order and the lengths are looked up for all of them together."""
         size = self._window_size
         stretch = self._order.stretch(start * size, min(stop * size, self._order.total))
-        length, loss_length = self._lengths.look_up(stretch.task, stretch.example, stretch.template)
+        lengths = self._lengths.look_up(stretch.task, stretch.example, stretch.template)
         out = []
         for number in range(start, stop):
             part = slice((number - start) * size, (number - start + 1) * size)
-            row = self._row_of(number, length[part])
+            row = self._row_of(number, lengths[part, 0])
             order = np.argsort(row, kind="stable")
-            row, ordered = row[order], length[part][order]
-            ends = np.cumsum(ordered)
-            row_starts = (ends - ordered)[np.searchsorted(row, row)]
+            row, (length, loss_length, response_length) = row[order], lengths[part][order].T
+            starts = np.cumsum(length) - length
             out.append(
                 Window(
                     row=row,
-                    offset=ends - ordered - row_starts,
-                    length=ordered,
-                    loss_length=loss_length[part][order],
+                    offset=starts - starts[np.searchsorted(row, row)],
+                    length=length,
+                    loss_length=loss_length,
+                    response_length=response_length,
                     task=stretch.task[part][order],
                     example=stretch.example[part][order],
                     template=stretch.template[part][order],
@@ -366,11 +268,16 @@ class Plan:
     def _count(self, window: Window, rows: int | None = None) -> Ledger:
         last = len(window.row) if rows is None else int(np.searchsorted(window.row, rows))
         task, n = window.task[:last], len(self.tasks)
+
+        def summed(values: Int[np.ndarray, " k"]) -> Int[np.ndarray, " n"]:
+            return np.bincount(task, weights=values[:last], minlength=n).astype(np.int64)
+
         return Ledger(
             tasks=self.tasks,
             examples=np.bincount(task, minlength=n),
-            tokens=np.bincount(task, weights=window.length[:last], minlength=n).astype(np.int64),
-            loss_tokens=np.bincount(task, weights=window.loss_length[:last], minlength=n).astype(np.int64),
+            tokens=summed(window.length),
+            loss_tokens=summed(window.loss_length),
+            response_tokens=summed(window.response_length),
         )
 
     def _placement(self, window: Window, i: int) -> Placement:
@@ -394,8 +301,8 @@ class Plan:
 
 
 def make_plan(
-    lengths: Mapping[str, Int[np.ndarray, "_ _"]],
-    loss_lengths: Mapping[str, Int[np.ndarray, "_ _"]],
+    lengths: Table,
+    loss_lengths: Table,
     allocation: Allocation,
     *,
     seed: int,
@@ -403,16 +310,22 @@ def make_plan(
     rows_per_step: int,
     packing: PackPolicy = PackPolicy.BEST_FIT,
     window: int = WINDOW,
+    response_lengths: Table | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Plan a training run.
 
     `lengths` and `loss_lengths` give, for every task of the allocation, the tokens and the loss tokens of each usable
-    example (rows) under each template (columns). `progress` is called with (positions planned, positions in all).
+    example (rows) under each template (columns); `response_lengths` is needed for the ledger only where prompts carry
+    loss weight. `progress` is called with (positions planned, positions in all).
     """
     if not allocation.counts:
         raise UserError("a plan needs a budget: give examples, epochs, steps or tokens")
-    table = Lengths({task: lengths[task] for task in allocation.counts}, loss_lengths)
+    table = Lengths(
+        {task: lengths[task] for task in allocation.counts},
+        loss_lengths,
+        *([response_lengths] if response_lengths else []),
+    )
     sizes = {name: len(a) for name, a in zip(table.names, table.tokens, strict=True)}
     if sizes != dict(allocation.sizes):
         raise ValueError(f"the allocation is for other sizes than the lengths: {dict(allocation.sizes)} and {sizes}")
@@ -447,19 +360,18 @@ def make_plan(
 
 
 def make_eval_plan(
-    lengths: Mapping[str, Int[np.ndarray, "_ _"]],
-    loss_lengths: Mapping[str, Int[np.ndarray, "_ _"]],
+    lengths: Table,
+    loss_lengths: Table,
     *,
     seq_len: int,
     rows_per_step: int,
     packing: PackPolicy = PackPolicy.BEST_FIT,
     window: int = WINDOW,
 ) -> Plan:
-    """Plan an evaluation: every example once with its first template, in a fixed order."""
+    """Plan an evaluation: every example once with its first template, in file order, task after task."""
     table = Lengths(lengths, loss_lengths)
-    order = SequentialOrder(np.array([len(a) for a in table.tokens]))
     return Plan(
-        order,
+        SequentialOrder(np.array([len(a) for a in table.tokens])),
         table,
         seed=None,
         seq_len=seq_len,
@@ -472,8 +384,8 @@ def make_eval_plan(
 
 def plan_for_budget(
     budget: Budget,
-    lengths: Mapping[str, Int[np.ndarray, "_ _"]],
-    loss_lengths: Mapping[str, Int[np.ndarray, "_ _"]],
+    lengths: Table,
+    loss_lengths: Table,
     config: MixtureConfig,
     *,
     seed: int,
@@ -481,6 +393,7 @@ def plan_for_budget(
     rows_per_step: int,
     packing: PackPolicy = PackPolicy.BEST_FIT,
     window: int = WINDOW,
+    response_lengths: Table | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Resolve the budget, allocate and plan.
@@ -502,6 +415,7 @@ def plan_for_budget(
             rows_per_step=rows_per_step,
             packing=packing,
             window=window,
+            response_lengths=response_lengths,
             progress=progress,
         )
 
@@ -534,9 +448,7 @@ def _fill_rows(plan: Callable[[int], Plan], examples: int, rows: int, tries: int
         tried = plan(examples)
 
 
-def unit_totals(
-    lengths: Mapping[str, Int[np.ndarray, "_ _"]], loss_lengths: Mapping[str, Int[np.ndarray, "_ _"]], unit: MixingUnit
-) -> dict[str, Fraction]:
+def unit_totals(lengths: Table, loss_lengths: Table, unit: MixingUnit) -> dict[str, Fraction]:
     """Mixing units that each task holds, a mean over its templates."""
     if unit is MixingUnit.EXAMPLES:
         return {task: Fraction(len(a)) for task, a in lengths.items()}
@@ -544,41 +456,5 @@ def unit_totals(
     return {task: Fraction(int(np.sum(a, dtype=np.int64)), a.shape[1]) for task, a in table.items()}
 
 
-def count_batch(batch: Batch, tasks: tuple[str, ...]) -> Ledger:
-    """Ledger of one host batch, read from its arrays alone."""
-    n = len(tasks)
-    task, real = np.asarray(batch.task_ids).ravel(), np.asarray(batch.segment_ids).ravel() > 0
-    first = real & (np.asarray(batch.positions).ravel() == 0)
-    trained = real & ~first & (np.asarray(batch.loss_weights).ravel() > 0)
-    examples, tokens, loss_tokens = (np.bincount(task[chosen], minlength=n) for chosen in (first, real, trained))
-    return Ledger(tasks=tasks, examples=examples, tokens=tokens, loss_tokens=loss_tokens)
-
-
 def _share(counts: Int[np.ndarray, " n"]) -> np.ndarray:
     return counts / max(int(counts.sum()), 1)
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array, "<i4").tobytes() + repr(array.shape).encode()).hexdigest()
-
-
-@dataclasses.dataclass(frozen=True)
-class _MappedFile:
-    """Where a memory-mapped array lies."""
-
-    filename: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-
-def _packed(array: np.ndarray) -> np.ndarray | _MappedFile:
-    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):  # a whole file, not a view of one
-        return _MappedFile(str(array.filename), array.dtype.str, array.shape, array.offset)
-    return array
-
-
-def _unpacked(array: np.ndarray | _MappedFile) -> np.ndarray:
-    if isinstance(array, _MappedFile):
-        return np.memmap(array.filename, array.dtype, "r", array.offset, array.shape)
-    return array

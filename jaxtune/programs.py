@@ -16,7 +16,16 @@ from jaxtune.model import ModelConfig
 from jaxtune.optim import OptimConfig
 from jaxtune.packing import Batch
 from jaxtune.step import (
-    Forward, HeadSpec, Hparams, LossConfig, Params, StepMetrics, TrainState, init_state, make_eval_step, make_train_step,
+    Forward,
+    HeadSpec,
+    Hparams,
+    LossConfig,
+    Params,
+    StepMetrics,
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_train_step,
 )  # fmt: skip
 
 
@@ -55,6 +64,8 @@ class Programs:
 
     def __init__(self) -> None:
         self._built: dict[Any, Program] = {}
+        self.memo: dict[Any, Any] = {}
+        """Results that every arm of a sweep shares."""
 
     def get(self, spec: ProgramSpec, trainable: Params) -> Program:
         """The program of a spec; `trainable` holds the trained parameters, arrays or shapes."""
@@ -116,7 +127,7 @@ def make_forward(graphdef: nnx.GraphDef, spec: ProgramSpec) -> Forward:
             jnp.asarray(batch.segment_ids),
             dtype=dtype,
         )
-        head = full["embed"]["embedding"] if spec.model.tie_embeddings else full["head"]["kernel"]
-        return hidden, head
+        part, name = ("embed", "embedding") if spec.model.tie_embeddings else ("head", "kernel")
+        return hidden, sharding.gathered(full[part][name], f"{part}.{name}")
 
     return forward

@@ -8,7 +8,8 @@ the assistant's words train, so every character must know its source:
     (('<|user|>', None, 0), ('hi <|end|>', 0, 0), ('<|end|>', None, 0))
 
 An operation that keeps characters (concatenation, slicing, strip, split) keeps their sources. Any other operation gives
-its whole result the source of its first user part: text of the template may then pass for the user's, never the reverse.
+its whole result the source of its first user part: text of the template may then pass for the user's, never the
+reverse.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,24 +1,34 @@
 """One run folder as one self-contained page, `report.html`; it reads only the files of the folder."""
 
-import dataclasses
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from jaxtune import figures, page
-from jaxtune.figures import Series, Style
-from jaxtune.intervals import Estimate, independent_proportions, mean_of_estimates, paired_proportions
-from jaxtune.page import Column, Html, Section, Stat, join, tag
+from jaxtune.curves import training_section
+from jaxtune.intervals import Estimate, mean_of_estimates
+from jaxtune.outcome import TaskResult, macro_mean, measured, overfitting, status, task_results
+from jaxtune.page import (
+    TASKS_DRAWN,
+    Column,
+    Html,
+    Section,
+    Stat,
+    change,
+    decimals,
+    from_to,
+    join,
+    plain_text,
+    pretty,
+    share,
+    tag,
+    words,
+)
 from jaxtune.progress import duration, quantity
-from jaxtune.tracking import Json, Run, TrainRow, number, read_run, replace_file
+from jaxtune.shares import mixture_section
+from jaxtune.tracking import Json, Run, number, read_run, replace_file
 
 REPORT = "report.html"
-TASKS_DRAWN = 24
-"""Tasks that get a panel or a card of their own; the tables hold them all."""
 ANSWERS_OPEN, ANSWERS_SHOWN = 3, 12
 
 
@@ -35,7 +45,7 @@ def render(run: Run) -> str:
     sections = [
         results_section(run),
         training_section(run),
-        mixture_section(run),
+        mixture_section(run.tasks, run.mixture, run.config.get("mixture", {})) if run.tasks else None,
         examples_section(run),
         answers_section(run),
         facts_section(run),
@@ -48,143 +58,6 @@ def render(run: Run) -> str:
         sections=[section for section in sections if section is not None],
         foot=f"Written by jaxtune from the files in {run.path}",
     )
-
-
-# Numbers
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """A task before and after tuning; NaN where it was not measured."""
-
-    task: str
-    loss_before: float
-    loss_after: float
-    score_before: float
-    score_after: float
-    difference: Estimate | None
-    """Change in exact match; None without scores on both sides."""
-    others: Mapping[str, tuple[float, float]]
-    """Further metrics, before and after."""
-
-
-def measured(run: Run, when: str) -> Json:
-    """Losses and scores `before` or `after` tuning: the summary's, or for an unfinished run its first or last rows."""
-    recorded = run.summary.get(when)
-    if recorded:
-        return recorded
-    at = 0 if when == "before" else -1
-    evals = [row for row in run.evals if when == "after" or row.step == 0]
-    scores = [row for row in run.scores if (row.step > 0) == (when == "after")]
-    found: Json = {}
-    if evals:
-        found |= {"loss": evals[at].loss, "macro_loss": evals[at].macro_loss, "task_loss": evals[at].task_loss}
-    if scores:
-        found |= {"task_score": scores[at].task_score, "macro_exact_match": scores[at].macro_exact_match}
-    return found
-
-
-def task_results(run: Run) -> list[TaskResult]:
-    """Every task that was evaluated, in the run's order."""
-    before, after = measured(run, "before"), measured(run, "after")
-    results = []
-    for task in run.task_names:
-        old, new = (side.get("task_score", {}).get(task, {}) for side in (before, after))
-        others = {
-            metric: (number(old.get(metric)), number(new.get(metric)))
-            for metric in {**old, **new}
-            if metric not in ("exact_match", "n")
-        }
-        results.append(
-            TaskResult(
-                task=task,
-                loss_before=number(before.get("task_loss", {}).get(task)),
-                loss_after=number(after.get("task_loss", {}).get(task)),
-                score_before=number(old.get("exact_match")),
-                score_after=number(new.get("exact_match")),
-                difference=score_difference(run, task, old, new),
-                others=others,
-            )
-        )
-    return results
-
-
-def score_difference(run: Run, task: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Estimate | None:
-    """Change in exact match: paired by question where every answer of both sides was kept, else as two samples."""
-    if "exact_match" not in before or "exact_match" not in after:
-        return None
-    n = int(after.get("n", 0))
-    old, new = (
-        {row["id"]: bool(row["correct"]) for row in run.generations.get(side, {}).get(task, [])}
-        for side in ("before", "after")
-    )
-    if n and old.keys() == new.keys() and len(old) == n:
-        return paired_proportions(list(old.values()), [new[key] for key in old])
-    if n and n == int(before.get("n", 0)):
-        return independent_proportions(float(before["exact_match"]), float(after["exact_match"]), n)
-    return Estimate(mean=float(after["exact_match"]) - float(before["exact_match"]), n=n)
-
-
-def macro_mean(values: Sequence[float]) -> float:
-    """Mean over tasks of what was measured."""
-    kept = [value for value in values if math.isfinite(value)]
-    return math.fsum(kept) / len(kept) if kept else math.nan
-
-
-def status(run: Run) -> str:
-    """How the run ended, in words."""
-    words = {
-        "finished": "finished",
-        "early_stopped": "stopped early: validation no longer improved",
-        "stopped": "stopped before its end",
-        "failed": "failed",
-    }
-    step = run.train[-1].step if run.train else 0
-    recorded = run.summary.get("status")
-    return words.get(str(recorded), str(recorded)) if recorded else f"not finished, at step {step:,}"
-
-
-# Formats
-
-
-def decimals(value: float, digits: int = 3) -> str:
-    """A fixed number of decimals; a dash where there is no number."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
-
-
-def share(value: float, digits: int = 1) -> str:
-    """A percentage; a dash where there is no number."""
-    return f"{100 * value:.{digits}f}%" if math.isfinite(value) else "–"
-
-
-def signed(value: float, digits: int, scale: float = 1.0) -> str:
-    """A difference with its sign (a true minus)."""
-    if not math.isfinite(value):
-        return "–"
-    return f"{scale * value:+.{digits}f}".replace("-", "−")
-
-
-def change(value: float, digits: int, *, better: int, scale: float = 1.0, clear: bool = True) -> Html:
-    """A signed difference, coloured when it is an improvement or a loss (`better` is the good direction, +1 or -1)."""
-    text = signed(value, digits, scale)
-    zero = float(f"{scale * value:.{digits}f}") == 0 if math.isfinite(value) else True
-    if zero or not clear:
-        return tag("span", text)
-    return tag("span", text, class_="good" if value * better > 0 else "bad")
-
-
-def points_interval(estimate: Estimate | None) -> str:
-    """An interval of a share, in percentage points."""
-    if estimate is None or not math.isfinite(estimate.low):
-        return "–"
-    return f"{signed(estimate.low, 1, 100)} to {signed(estimate.high, 1, 100)}"
-
-
-def from_to(before: float, after: float, form: Callable[[float], str]) -> Html:
-    """`before → after` for a headline figure."""
-    if not math.isfinite(before):
-        return tag("span", form(after))
-    return join([tag("span", f"{form(before)} → ", class_="from"), form(after)])
 
 
 # Head
@@ -243,11 +116,6 @@ def headline_stats(run: Run) -> Html:
     return page.stats(items)
 
 
-def words(name: object) -> str:
-    """An option's name in words."""
-    return str(name).replace("_", " ")
-
-
 # Results
 
 
@@ -304,6 +172,13 @@ def score_cells(before: float, after: float, difference: Estimate | None, colour
     return [share(before), share(after), step, points_interval(difference), bar]
 
 
+def points_interval(estimate: Estimate | None) -> str:
+    """An interval of a share, in percentage points."""
+    if estimate is None or not math.isfinite(estimate.low):
+        return "–"
+    return f"{page.signed(estimate.low, 1, 100)} to {page.signed(estimate.high, 1, 100)}"
+
+
 def other_cell(pair: tuple[float, float] | None) -> str:
     return "" if pair is None else f"{decimals(pair[0])} → {decimals(pair[1])}"
 
@@ -336,299 +211,13 @@ def result_notes(run: Run, results: Sequence[TaskResult], held: set[str]) -> lis
     return notes
 
 
-def overfitting(run: Run, by: float = 0.02) -> list[tuple[str, int, float, float]]:
-    """Tasks whose last validation loss is more than the share `by` above their lowest: task, step, lowest, last."""
-    found = []
-    for task in run.task_names:
-        curve = [(row.task_loss[task], row.step) for row in run.evals if task in row.task_loss]
-        if len(curve) > 1:
-            low, step = min(curve)
-            if curve[-1][0] > (1 + by) * low:
-                found.append((task, step, low, curve[-1][0]))
-    return found
-
-
-# Training
-
-
-def training_section(run: Run) -> Section | None:
-    """Loss curves over all and per task, and how the optimizer and the machine did."""
-    if not run.train:
-        return None
-    best = run.summary.get("best", {})
-    marks = [(float(best["step"]), f"best, step {best['step']:,}")] if best.get("step", -1) >= 0 else []
-    entries = [
-        ("stroke", "--c:var(--accent)", "training, smoothed"),
-        ("ring", "--c:var(--ink)", "validation"),
-    ]
-    overall = figures.line_chart(
-        loss_series([row.step for row in run.train], [row.loss for row in run.train], [1.0] * len(run.train))
-        + [validation_series(run, None)],
-        width=1040,
-        height=290,
-        marks=marks,
-    )
-    parts: list[object] = [
-        page.legend(entries),
-        page.figure(Html(overall), caption="Loss, all tasks", note="nats per trained token", wide=True),
-    ]
-    panels = [task_panel(run, task, index, marks) for index, task in enumerate(run.task_names[:TASKS_DRAWN])]
-    if len(run.task_names) > 1:
-        parts += [subheading("Loss by task", "by step"), tag("div", *panels, class_="grid4")]
-    if len(run.task_names) > TASKS_DRAWN:
-        rest = len(run.task_names) - TASKS_DRAWN
-        parts.append(tag("p", f"The curves of {rest:,} more tasks are in metrics.jsonl.", class_="note"))
-    parts += [subheading("Optimizer and throughput", "by step"), tag("div", *machine_panels(run), class_="grid3")]
-    parts += trouble(run)
-    lead = (
-        "Training loss is that of the sampled mixture, validation loss that of the validation sets; "
-        "compare each with itself over time."
-    )
-    return Section("training", "Training", lead, parts)
-
-
-def subheading(text: str, note: str) -> Html:
-    """A heading inside a section, with a quiet remark."""
-    return tag("h3", text, " ", tag("span", note, class_="dim"))
-
-
-def loss_series(
-    steps: Sequence[int], losses: Sequence[float], weights: Sequence[float], colour: str = "--c:var(--accent)"
-) -> list[Series]:
-    """A raw curve and its smoothed one."""
-    half_life = max(1.0, len(steps) / 40)
-    smoothed = figures.smooth(np.asarray(losses, float), np.asarray(weights, float), half_life)
-    return [
-        Series(name="training, raw", x=steps, y=losses, colour=colour, style=Style.RAW),
-        Series(name="training", x=steps, y=smoothed.tolist(), colour=colour),
-    ]
-
-
-def validation_series(run: Run, task: str | None) -> Series:
-    """Validation loss over all tasks, or of one."""
-    rows = [row for row in run.evals if task is None or task in row.task_loss]
-    losses = [row.loss if task is None else row.task_loss[task] for row in rows]
-    return Series(name="validation", x=[row.step for row in rows], y=losses, colour="--c:var(--ink)", style=Style.DOTS)
-
-
-def task_panel(run: Run, task: str, index: int, marks: Sequence[tuple[float, str]]) -> Html:
-    """One task's curves."""
-    rows = [row for row in run.train if task in row.task_loss]
-    series = [validation_series(run, task)]
-    if rows:
-        weights = [max(row.task_tokens.get(task, 1.0), 0.0) for row in rows]
-        losses = [row.task_loss[task] for row in rows]
-        series = loss_series([row.step for row in rows], losses, weights, page.colour(index)) + series
-    bare = [(step, "") for step, _ in marks]
-    drawing = figures.line_chart(series, width=250, height=150, marks=bare, x_named=False)
-    return page.figure(Html(drawing), caption=page.swatch(index, task))
-
-
-def machine_panels(run: Run) -> list[Html]:
-    """Learning rate, gradient norm, speed, padding and whatever else was logged of the machine."""
-    percent = figures.percent
-    speed: list[Curve] = [("all", lambda row: row.tokens_per_s), ("trained", lambda row: row.loss_tokens_per_s)]
-    panels = [
-        panel(run, "Learning rate", [("rate", lambda row: row.learning_rate)], smoothed=False),
-        panel(run, "Gradient norm", [("norm", lambda row: row.grad_norm)], note="before clipping"),
-        panel(run, "Tokens per second", speed, labels=True),
-        panel(run, "Padding", [("padding", lambda row: row.padding)], form=percent, note="share of slots"),
-        panel(run, "Waiting for data", [("waiting", extra("data_wait"))], form=percent, note="share of time"),
-        panel(run, "Share of peak", [("MFU", extra("mfu"))], form=percent, note="of the matrix-multiply rate"),
-    ]
-    return [one for one in panels if one is not None]
-
-
-Curve = tuple[str, Callable[[TrainRow], float]]
-"""A name, and the number of a train row that it stands for."""
-
-
-def extra(name: str) -> Callable[[TrainRow], float]:
-    """A number that only some runs log."""
-    return lambda row: number(row.extra.get(name))
-
-
-def panel(
-    run: Run,
-    caption: str,
-    curves: Sequence[Curve],
-    *,
-    smoothed: bool = True,
-    form: figures.Format | None = None,
-    note: str = "",
-    labels: bool = False,
-) -> Html | None:
-    """A small chart of numbers of the train rows; None if none was logged."""
-    steps = [row.step for row in run.train]
-    series: list[Series] = []
-    for (name, value), colour in zip(curves, ("--c:var(--accent)", "--c:var(--soft)"), strict=False):
-        values = [value(row) for row in run.train]
-        if not any(math.isfinite(one) for one in values):
-            continue
-        pair = loss_series(steps, values, [1.0] * len(values), colour)
-        drawn = pair if smoothed else [dataclasses.replace(pair[1], y=values)]
-        series += [dataclasses.replace(one, name=one.name.replace("training", name)) for one in drawn]
-    if not series:
-        return None
-    drawing = figures.line_chart(
-        series, width=336, height=150, from_zero=True, y_format=form, x_named=False, end_labels=labels
-    )
-    return page.figure(Html(drawing), caption=caption, note=note)
-
-
-def trouble(run: Run) -> list[object]:
-    """Skipped updates, loss spikes and other events, if there were any."""
-    skipped = [row.step for row in run.train if row.skipped]
-    parts: list[object] = []
-    if skipped:
-        listed = ", ".join(f"{step:,}" for step in skipped[:12]) + (" …" if len(skipped) > 12 else "")
-        parts.append(tag("p", f"{len(skipped):,} updates were skipped: steps {listed}.", class_="note"))
-    if run.events:
-        columns = [
-            Column("Step"),
-            Column("Event", number=False),
-            Column("Loss"),
-            Column("Examples of the step", number=False),
-        ]
-        rows = [
-            [
-                f"{event['step']:,}",
-                words(event["kind"]),
-                decimals(number(event.get("loss"))),
-                figures.shorten(", ".join(map(str, event.get("examples", []))), 120),
-            ]
-            for event in run.events[:20]
-        ]
-        parts += [tag("h3", "Events"), page.table(columns, rows)]
-        if len(run.events) > 20:
-            parts.append(tag("p", f"{len(run.events) - 20:,} more are in metrics.jsonl.", class_="note"))
-    return parts
-
-
-# Mixture
-
-
-def mixture_section(run: Run) -> Section | None:
-    """Natural against sampled shares, and what each task contributed."""
-    if not run.tasks:
-        return None
-    mixed = run.mixture
-    entries = [
-        ("fill", "--c:var(--natural)", "natural share: the task's part of all usable examples"),
-        ("fill", page.colour(0), "sampled share: its part of the examples trained on"),
-    ]
-    parts: list[object] = [
-        page.legend(entries),
-        page.figure(Html(figures.paired_bars(share_bars(run), width=1040)), wide=True),
-        tag("div", mixture_table(run), style="margin-top:22px"),
-    ]
-    about = []
-    if mixed.get("effective_tasks") is not None:
-        about.append(
-            f"{number(mixed['effective_tasks']):.2f} effective tasks (exponential of the entropy of the shares)"
-        )
-    if mixed.get("total_variation") is not None:
-        about.append(f"caps and rounding moved {share(number(mixed['total_variation']))} of the run between tasks")
-    if mixed.get("fill") is not None:
-        about.append(f"rows of {mixed.get('seq_len', '?')} tokens are {share(number(mixed['fill']))} full")
-    if about:
-        parts.append(tag("p", ". ".join(text[0].upper() + text[1:] for text in about) + ".", class_="note"))
-    return Section("mixture", "Mixture", mixture_lead(run), parts)
-
-
-def mixture_lead(run: Run) -> str:
-    mixed = run.mixture
-    total, drawn = (
-        sum(one.usable or one.size for one in run.tasks),
-        mixed.get("budget") or sum(t.count for t in run.tasks),
-    )
-    text = f"{total:,} usable examples; the plan draws {drawn:,}"
-    if mixed.get("strategy") == "temperature":
-        text += f" with shares proportional to size^(1/{number(mixed.get('temperature')):g})"
-    repeats = run.config.get("mixture", {}).get("max_repeats")
-    if isinstance(repeats, int | float):
-        text += f", each at most {repeats:g} times"
-    return text + "."
-
-
-def share_bars(run: Run) -> list[figures.PairedBar]:
-    total = sum(one.usable or one.size for one in run.tasks)
-    bars = []
-    for index, one in enumerate(run.tasks[:TASKS_DRAWN]):
-        realised = one.realised if math.isfinite(one.realised) else one.probability
-        size = one.usable or one.size
-        title = f"{one.task}: {size:,} usable examples, {one.count:,} drawn, nominal share {share(one.probability)}"
-        note = f"{one.epochs:.2f} epochs{', capped' if one.capped else ''}" if math.isfinite(one.epochs) else ""
-        bars.append(
-            figures.PairedBar(
-                name=one.task, first=size / total, second=realised, colour=page.colour(index), note=note, title=title
-            )
-        )
-    return bars
-
-
-def mixture_table(run: Run) -> Html:
-    columns = [
-        Column("Task", number=False),
-        Column("size", title="Examples in the source"),
-        Column(
-            "usable", title="After the length policy, the filter for examples without trained tokens, and max_examples"
-        ),
-        Column("nominal", title="Share that the mixture asks for"),
-        Column("sampled", title="Share that the plan holds"),
-        Column("drawn", title="Examples trained on, repeats included"),
-        Column("epochs", title="Drawn / usable"),
-        Column("prompt tokens"),
-        Column("response tokens"),
-        Column("trained tokens"),
-        Column("of all trained", title="The task's share of all trained tokens"),
-    ]
-    rows = []
-    for index, one in enumerate(run.tasks):
-        capped = [" ", tag("span", "cap", class_="tag", title="At its repetition cap")] if one.capped else []
-        rows.append(
-            [
-                page.swatch(index, one.task),
-                f"{one.size:,}",
-                f"{one.usable:,}",
-                share(one.probability),
-                share(one.realised),
-                f"{one.count:,}",
-                join([f"{one.epochs:.2f}", *capped]),
-                f"{one.prompt_tokens:,}",
-                f"{one.response_tokens:,}",
-                f"{one.loss_tokens:,}",
-                share(one.loss_token_share),
-            ]
-        )
-    sums = {name: sum(getattr(one, name) for one in run.tasks) for name in ("size", "usable", "count", "loss_tokens")}
-    prompt, response = sum(one.prompt_tokens for one in run.tasks), sum(one.response_tokens for one in run.tasks)
-    epochs = f"{sums['count'] / sums['usable']:.2f}" if sums["usable"] else "–"
-    total = ["All", f"{sums['size']:,}", f"{sums['usable']:,}", "", "", f"{sums['count']:,}", epochs]
-    total += [f"{prompt:,}", f"{response:,}", f"{sums['loss_tokens']:,}", ""]
-    return page.table(columns, rows, total=total)
-
-
 # Examples and answers
 
 
 def examples_section(run: Run) -> Section | None:
     """Examples of each task with the trained tokens marked."""
-    if not run.samples:
-        return None
     order = {task: index for index, task in enumerate(run.task_names)}
-    parts = []
-    for task, samples in list(run.samples.items())[:TASKS_DRAWN]:
-        cards = [
-            page.example_card(
-                page.swatch(order.get(task, 0), task), str(one.get("id", "")), one["tokens"], one["weights"]
-            )
-            for one in samples
-        ]
-        more = [page.details(f"{len(cards) - 1} more of {task}", *cards[1:])] if len(cards) > 1 else []
-        parts.append(tag("div", *cards[:1], *more))
-    lead = "As the model sees them. Marked tokens carry loss (hover for the weight); all others are context only."
-    return Section("examples", "What is trained", lead, [tag("div", *parts, class_="grid2")])
+    return page.examples_section(run.samples, order) if run.samples else None
 
 
 def answers_section(run: Run) -> Section | None:
@@ -702,16 +291,3 @@ def facts_section(run: Run) -> Section:
     parts = [page.facts(pairs)]
     parts += [page.details(name, tag("pre", pretty(value))) for name, value in files.items() if value]
     return Section("facts", "Run facts", "", parts)
-
-
-def plain_text(value: Any) -> str:
-    """A JSON value on one line."""
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
-
-
-def pretty(value: Any, limit: int = 40_000) -> str:
-    """A JSON value as indented text; an enormous one is cut, and says so."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    return text if len(text) <= limit else f"{text[:limit]}\n… {len(text) - limit:,} more characters in the run folder"

@@ -1,4 +1,4 @@
-"""Where the assistant's responses stand in a rendered chat, which characters are control tokens, and how the text is cut.
+"""Where the responses stand in a rendered chat, which characters are control tokens, and how the text is cut.
 
 Works on one template with one tokenizer. Knows messages as plain dicts; `chat` gives them their types.
 """
@@ -6,32 +6,37 @@ Works on one template with one tokenizer. Knows messages as plain dicts; `chat` 
 import bisect
 import dataclasses
 import datetime
+import functools
+import os.path
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtune import jinja
 from jaxtune.errors import UserError
 from jaxtune.provenance import OTHER, Piece, trace_all
-from jaxtune.tokenizer import After, Tokenizer
+from jaxtune.tokenizer import After, Tokenizer, require_encodable
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _BUILT_IN = "Add `{% generation %}` marks around what the assistant says, or use a built-in template."
 
+_SEEN, _SEEN_CHARS = 20_000, 100
+"""How many short texts, and of what length, are kept with their ids: the template's own, mostly."""
+
 PlainMessage = Mapping[str, Any]
 
+_PROBE: list[PlainMessage] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
-@dataclasses.dataclass(frozen=True)
-class Response:
-    """Characters `start` to `stop` of the text are what the assistant says in message `message`, terminator included."""
+
+class Response(NamedTuple):
+    """Characters `start` to `stop` are what the assistant says in message `message`, end-of-turn token included."""
 
     start: int
     stop: int
     message: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A stretch of the text that is tokenised on its own, or one control token."""
 
     start: int
@@ -39,12 +44,9 @@ class Segment:
     """What is tokenised; empty for a control token."""
     control: int | None
     after: After
-    fixed: bool
-    """Written by the template alone, so worth keeping once tokenised."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """A rendered chat, taken apart."""
 
     text: str
@@ -52,8 +54,7 @@ class Layout:
     segments: tuple[Segment, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Control:
+class _Control(NamedTuple):
     start: int
     stop: int
     string: str
@@ -74,32 +75,66 @@ class Renderer:
     ):
         self.name = name
         self._today = today
+        self._tokenizer = tokenizer
         self._controls = tokenizer.controls
         self._template = jinja.compile_template(source, name)
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-        self._variables = {key: tokenizer.piece(token) for key, token in ids.items() if token is not None}
-        self._variables |= {key: trace_all(value, OTHER) for key, value in variables.items()}
+        self._special = {key: tokenizer.piece(token) for key, token in ids.items() if token is not None}
+        self._given = variables
         self._marked = _MARKS.search(source) is not None
         self._exact = exact_marks and self._marked
         self._header = ""
-        self._terminators: tuple[str, ...] = ()
+        self.terminators: list[tuple[str, ...]] = []
+        """What ends an assistant message: control tokens in a row. First, what ends the last one of a conversation."""
+        self._seen: dict[tuple[After, str], list[int]] = {}
         self._probe()
-
-    @property
-    def terminator(self) -> str:
-        """The control token that ends the last assistant message."""
-        return self._terminators[0]
 
     def layout(
         self, messages: Sequence[PlainMessage], tools: Sequence[Any] | None = None, *, generation_prompt: bool = False
     ) -> Layout:
         """Render `messages` and take the text apart. Raises `UserError` where responses can't be found and verified."""
         rendered = self._render(messages, tools, generation_prompt)
+        require_encodable(rendered.text)
         self._require_complete(rendered.pieces, messages, tools)
         controls = self._find_controls(rendered, messages, tools)
         responses = self._find_responses(rendered, controls, messages, tools)
         cuts = {edge for response in responses for edge in (response.start, response.stop)}
         return Layout(rendered.text, tuple(responses), tuple(self._cut(rendered, controls, cuts)))
+
+    def text(
+        self, messages: Sequence[PlainMessage], tools: Sequence[Any] | None = None, *, generation_prompt: bool = False
+    ) -> str:
+        """The rendered text alone, without any tracing."""
+        variables = self._special | dict(self._given) | {"messages": messages, "tools": tools, "documents": None}
+        variables["add_generation_prompt"] = generation_prompt
+        given = sum(len(message["content"]) for message in messages)
+        return jinja.render(self._template, self.name, variables, today=self._today, given_chars=given).text
+
+    def encode(self, chats: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
+        """For each chat, the ids of each of its segments. Texts are tokenised once each, in one call per context."""
+        if len(self._seen) > _SEEN:
+            self._seen.clear()
+        new: dict[After, list[tuple[str, list[int]]]] = {after: [] for after in After}
+        seen = dict[tuple[After, str], list[int]]()
+        result: list[list[list[int]]] = []
+        for chat in chats:
+            row: list[list[int]] = []
+            for segment in chat:
+                key = (segment.after, segment.text)
+                if segment.control is not None:
+                    ids = [segment.control]
+                elif (ids := self._seen.get(key) or seen.get(key)) is None:  # filled below, wherever it is shared
+                    ids = seen[key] = []
+                    new[segment.after].append((segment.text, ids))
+                row.append(ids)
+            result.append(row)
+        for after, texts in new.items():
+            if texts:
+                encoded = self._tokenizer.encode_batch([text for text, _ in texts], after=after)
+                for (_, ids), found in zip(texts, encoded, strict=True):
+                    ids += found
+        self._seen |= {key: ids for key, ids in seen.items() if len(key[1]) <= _SEEN_CHARS}
+        return result
 
     def _render(
         self, messages: Sequence[PlainMessage], tools: Sequence[Any] | None, generation_prompt: bool
@@ -108,7 +143,8 @@ class Renderer:
             {key: value if key == "role" else trace_all(value, i) for key, value in message.items()}
             for i, message in enumerate(messages)
         ]
-        variables = self._variables | {
+        variables = self._special | {key: trace_all(value, OTHER) for key, value in self._given.items()}
+        variables |= {
             "messages": traced,
             "tools": None if tools is None else trace_all(tools, OTHER),
             "documents": None,
@@ -117,28 +153,52 @@ class Renderer:
         given = sum(len(message["content"]) for message in messages)
         return jinja.render(self._template, self.name, variables, today=self._today, given_chars=given)
 
+    def _spell_terminators(self) -> str:
+        return " or ".join(map("".join, self.terminators))
+
+    def _error(self, text: str) -> UserError:
+        return UserError(f"chat template {self.name!r}: {text}")
+
     def _probe(self) -> None:
         """Learn the end-of-turn tokens, and what of the generation prompt the marks enclose, from two short chats."""
-        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        terminators: list[str] = []
-        for messages in (chat, chat + chat):
-            rendered = self._render(messages, None, False)
-            controls = self._find_controls(rendered, messages, None)
-            _, end = _extent(rendered.pieces, 1)
-            found = next((control.string for control in controls if control.start >= end > 0), None)
-            if found is None:
-                raise UserError(
-                    f"chat template {self.name!r}: no control token of this tokenizer follows the assistant's text, so the "
-                    "model could never learn to stop. Use the tokenizer that belongs to the template, or another template."
-                )
-            terminators.append(found)
-        self._terminators = tuple(dict.fromkeys(terminators))
-        rendered = self._render(chat, None, False)
+        last, middle = (self._tail(messages) for messages in (_PROBE, _PROBE + _PROBE))
+        if not last:
+            raise self._error(
+                "no control token of this tokenizer follows the assistant's text, so the model could never learn "
+                "to stop. Use the tokenizer that belongs to the template, or another template."
+            )
+        common = os.path.commonprefix([last, middle])
+        if common or not middle:  # at the end of the text, tokens may follow that end no turn
+            self.terminators = [tuple(common or last[:1])]
+        else:  # a single control token in a middle turn would be the header of the next turn
+            self.terminators = [tuple(last[:1]), *([tuple(middle[:1])] if len(middle) > 1 else [])]
+        rendered = self._render(_PROBE, None, False)
         blocks = _blocks(rendered.pieces)
         if self._marked and not self._exact and blocks:
-            prompt = self._render(chat[:1], None, True).text
+            prompt = self._render(_PROBE[:1], None, True).text
             if rendered.text.startswith(prompt):
                 self._header = rendered.text[blocks[0].start : len(prompt)]
+
+    def _tail(self, messages: list[PlainMessage]) -> list[str]:
+        """The control tokens that follow the first assistant message, as far as they touch each other."""
+        rendered = self._render(messages, None, False)
+        _, end = _extent(rendered.pieces, 1)
+        limit = _extent(rendered.pieces, 2)[0] if len(messages) > 2 else len(rendered.text)
+        tail: list[_Control] = []
+        for control in self._find_controls(rendered, messages, None):
+            if 0 < end <= control.start < limit and (not tail or tail[-1].stop == control.start):
+                tail.append(control)
+        return [control.string for control in tail]
+
+    @functools.cached_property
+    def openings(self) -> tuple[str, ...]:
+        """What the template itself may write between the generation prompt and the text of a message."""
+        found = {""}
+        for messages in (_PROBE, _PROBE + _PROBE):
+            layout = self.layout(messages)
+            pieces = self._render(messages, None, False).pieces
+            found |= {layout.text[r.start : _extent(pieces, r.message)[0]] for r in layout.responses}
+        return tuple(sorted(found, key=len, reverse=True))
 
     def _require_complete(
         self, pieces: Sequence[Piece], messages: Sequence[PlainMessage], tools: Sequence[Any] | None
@@ -153,14 +213,14 @@ class Renderer:
             calls = [_call_name(call) for call in message.get("tool_calls") or []]
             if (message["content"].strip() and not text) or not all(call in text for call in calls):
                 part = "the tool calls of " if text or not message["content"].strip() else ""
-                raise UserError(
-                    f"chat template {self.name!r} leaves out {part}message {i} (role {message['role']}). "
-                    "Remove it from the conversation, or use a template that has a place for it."
+                raise self._error(
+                    f"it leaves out {part}message {i} (role {message['role']}). Remove it from the conversation, or "
+                    "use a template that has a place for it."
                 )
         if tools and OTHER not in written:
-            raise UserError(
-                f"chat template {self.name!r} has no place for tool declarations. "
-                "Remove `tools` from the conversation, or use a template for tools."
+            raise self._error(
+                "it has no place for tool declarations. Remove `tools` from the conversation, or use a template that "
+                "has one."
             )
 
     def _find_controls(
@@ -180,10 +240,10 @@ class Renderer:
 
     def _require_given(self, control: str, messages: Sequence[PlainMessage], tools: Sequence[Any] | None) -> None:
         """A control string in user text must come from the user: else a string operation blurred the sources."""
-        if not any(control in text for text in _strings([messages, tools, self._variables])):
-            raise UserError(
-                f"chat template {self.name!r} mixes its control token {control!r} with text of the conversation before it "
-                "changes the text, so the two can't be told apart. Apply filters to the messages' texts alone."
+        if not any(control in text for text in _strings([messages, tools, self._given])):
+            raise self._error(
+                f"it joins its control token {control!r} to text of the conversation and then changes the whole, so "
+                "the two can't be told apart. Apply filters to the messages' texts alone."
             )
 
     def _find_responses(
@@ -200,9 +260,8 @@ class Renderer:
             found = [self._derived_response(rendered, controls, messages, tools, i) for i in speakers]
         for before, after in zip(found, found[1:], strict=False):
             if before.stop > after.start:
-                raise UserError(
-                    f"chat template {self.name!r}: the responses of messages {before.message} and {after.message} overlap. "
-                    + _BUILT_IN
+                raise self._error(
+                    f"the responses of messages {before.message} and {after.message} overlap. {_BUILT_IN}"
                 )
         return found
 
@@ -214,12 +273,12 @@ class Renderer:
         owners = [min(block.sources, default=None) for block in blocks]
         strangers = [source for block in blocks for source in block.sources if source not in speakers]
         if strangers or any(len(block.sources) > 1 for block in blocks) or len(blocks) != len(speakers):
-            raise UserError(
-                f"chat template {self.name!r} marks {len(blocks)} generation blocks for {len(speakers)} assistant messages, "
-                "or encloses text of other messages. Put one block around the text of each assistant message."
+            raise self._error(
+                f"it marks {len(blocks)} generation blocks for {len(speakers)} assistant messages, or encloses text of "
+                "other messages. Put one block around the text of each assistant message."
             )
         if any(owner not in (None, speaker) for owner, speaker in zip(owners, speakers, strict=True)):
-            raise UserError(f"chat template {self.name!r} changes the order of messages. Use another template.")
+            raise self._error("it changes the order of the assistant messages. Use another template.")
         if self._exact:
             return [Response(b.start, b.stop, i) for b, i in zip(blocks, speakers, strict=True)]
         return [self._trim(rendered, controls, b, i) for b, i in zip(blocks, speakers, strict=True)]
@@ -230,9 +289,9 @@ class Renderer:
         start = block.start + (len(self._header) if inside else 0)
         end = self._terminator_after(controls, max(start, block.last))
         if end is None or end.start > block.stop:
-            raise UserError(
-                f"chat template {self.name!r}: no end-of-turn token ({' or '.join(self._terminators)}) in or right after the "
-                f"generation block of message {message}, so the model could never learn to stop. Put it inside the block."
+            raise self._error(
+                f"no end-of-turn token ({self._spell_terminators()}) stands in or right after the generation block "
+                f"of message {message}, so the model could never learn to stop. Put it inside the block."
             )
         return Response(start, end.stop, message)
 
@@ -249,44 +308,49 @@ class Renderer:
         first, last = _extent(rendered.pieces, message)
         start = _after_prompt(rendered, prompt, first)
         if start is None:
-            raise UserError(
-                f"chat template {self.name!r} has no generation marks, and the text before message {message} differs from the "
-                f"prompt that a model would be given there, so what it should say can't be told. {_BUILT_IN}"
+            raise self._error(
+                f"it has no generation marks, and the text before message {message} differs from the prompt that a "
+                f"model would be given there, so what it should say can't be told. {_BUILT_IN}"
             )
         end = self._terminator_after(controls, max(start, last))
-        later = min((e for i in range(message + 1, len(messages)) if (e := _extent(rendered.pieces, i)[0]) > 0), default=None)
+        later = min(
+            (e for i in range(message + 1, len(messages)) if (e := _extent(rendered.pieces, i)[0]) > 0), default=None
+        )
         if end is None or (later is not None and end.start >= later):
-            raise UserError(
-                f"chat template {self.name!r} has no generation marks, and no end-of-turn token "
-                f"({' or '.join(self._terminators)}) follows message {message}. {_BUILT_IN}"
+            raise self._error(
+                f"it has no generation marks, and no end-of-turn token ({self._spell_terminators()}) follows "
+                f"message {message}. {_BUILT_IN}"
             )
         return Response(start, end.stop, message)
 
     def _terminator_after(self, controls: list[_Control], position: int) -> _Control | None:
-        following = bisect.bisect_left(controls, position, key=lambda control: control.start)
-        return next((control for control in controls[following:] if control.string in self._terminators), None)
+        for i in range(bisect.bisect_left(controls, position, key=lambda control: control.start), len(controls)):
+            for strings in self.terminators:
+                if tuple(control.string for control in controls[i : i + len(strings)]) == strings:
+                    return _Control(controls[i].start, controls[i + len(strings) - 1].stop, "".join(strings))
+        return None
 
     def _cut(self, rendered: jinja.Rendered, controls: list[_Control], cuts: set[int]) -> list[Segment]:
         """Control tokens, and the text between them cut at `cuts`."""
         segments: list[Segment] = []
-        user_text = _user_text(rendered.pieces)
+        ids, eats_left, eats_right = self._controls.ids, self._controls.eats_left, self._controls.eats_right
         edges = sorted(cuts)
         begin, after, eat = 0, After.NOTHING, False
-        for control in [*controls, None]:
-            end = control.start if control else len(rendered.text)
-            inner = edges[bisect.bisect_right(edges, begin) : bisect.bisect_left(edges, end)]
-            for low, high in zip([begin, *inner], [*inner, end], strict=True):
-                text = rendered.text[low:high]
+        for control in [*controls, _Control(len(rendered.text), 0, "")]:
+            while begin < control.start:
+                while edges and edges[0] <= begin:
+                    edges.pop(0)
+                end = min(edges[0], control.start) if edges else control.start
+                text = rendered.text[begin:end]
                 text = text.lstrip() if eat else text
-                if control and high == end and control.string in self._controls.eats_left:
-                    text = text.rstrip()
+                text = text.rstrip() if end == control.start and control.string in eats_left else text
                 if text:
-                    segments.append(Segment(low, text, None, after, not user_text.overlaps(low, high)))
+                    segments.append(Segment(begin, text, None, after))
                     after = After.TEXT
-                eat = False
-            if control:
-                segments.append(Segment(control.start, "", self._controls.ids[control.string], after, True))
-                begin, after, eat = control.stop, After.CONTROL, control.string in self._controls.eats_right
+                begin, eat = end, False
+            if control.string:
+                segments.append(Segment(begin, "", ids[control.string], after))
+                begin, after, eat = control.stop, After.CONTROL, control.string in eats_right
         return segments
 
 
@@ -337,38 +401,27 @@ def _extent(pieces: Sequence[Piece], message: int) -> tuple[int, int]:
 def _after_prompt(rendered: jinja.Rendered, prompt: jinja.Rendered, first: int) -> int | None:
     """Where the text goes on after the generation prompt; `first` is where the message's own text begins.
 
-    A template may move text (a system message, say) when messages are added. Then only what stands between the last user
-    text before the message and the message is compared.
+    A template may move text (a system message, say) when messages are added. Then only what stands between the last
+    user text before the message and the message is compared.
     """
     if rendered.text.startswith(prompt.text):
         return len(prompt.text)
     if first < 0:
         return None
-    before = max((stop for stop in _user_text(rendered.pieces).stops if stop <= first), default=0)
-    tail = prompt.text[max(_user_text(prompt.pieces).stops, default=0) :]
+    before = max((stop for stop in _user_stops(rendered.pieces) if stop <= first), default=0)
+    tail = prompt.text[max(_user_stops(prompt.pieces), default=0) :]
     return before + len(tail) if rendered.text[before:first].startswith(tail) else None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Intervals:
-    starts: list[int]
-    stops: list[int]
-
-    def overlaps(self, low: int, high: int) -> bool:
-        i = bisect.bisect_right(self.stops, low)
-        return i < len(self.starts) and self.starts[i] < high
-
-
-def _user_text(pieces: Sequence[Piece]) -> _Intervals:
-    starts: list[int] = []
+def _user_stops(pieces: Sequence[Piece]) -> list[int]:
+    """Where each stretch of user text ends."""
     stops: list[int] = []
     start = 0
     for text, source, _ in pieces:
-        if source is not None and text:
-            starts.append(start)
-            stops.append(start + len(text))
         start += len(text)
-    return _Intervals(starts, stops)
+        if source is not None and text:
+            stops.append(start)
+    return stops
 
 
 def _call_name(call: Mapping[str, Any]) -> str:

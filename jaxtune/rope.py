@@ -39,7 +39,7 @@ class RopeConfig:
     """Context length of pretraining. LLAMA3, YARN, LONGROPE."""
     low_freq_factor: float | None = None
     high_freq_factor: float | None = None
-    """LLAMA3: wavelengths above original_max_len / low are divided by `factor`, those below original_max_len / high kept."""
+    """LLAMA3: frequencies of under `low` turns in the original context are divided by `factor`, of over `high` kept."""
     beta_fast: float | None = None
     beta_slow: float | None = None
     """YARN (arXiv 2309.00071): rotations over the original context between which the ramp runs; None: 32 and 1."""

@@ -45,7 +45,8 @@ def prepare(run_dir: pathlib.Path, *, overwrite: bool) -> None:
 
 
 def write_facts(
-    run_dir: pathlib.Path, *, config: Any, identity: Mapping[str, Any], mixture: Any, samples: Any, command: Mapping[str, Any]
+    run_dir: pathlib.Path, *, config: Any, identity: Mapping[str, Any], mixture: Any, samples: Any,
+    command: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Config, environment, manifest, mixture, samples and the command: what is known before step 0."""
     write_json(run_dir / MARK, config)

@@ -6,7 +6,6 @@ Mesh axes, slowest first: `trial` (independent runs of a sweep), `data` (rows), 
 
 import dataclasses
 import enum
-import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -261,7 +260,8 @@ def gathered(weights: PyTree, prefix: str) -> PyTree:
         if "fsdp" not in axes:
             return weight
         whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in axes))
-        return _gather(NamedSharding(mesh, PartitionSpec(*axes)), NamedSharding(mesh, whole), weight)
+        split = jax.lax.with_sharding_constraint(weight, PartitionSpec(*axes))  # for the gradient, on its way back
+        return jax.lax.with_sharding_constraint(split, whole)
 
     return jax.tree_util.tree_map_with_path(gather, weights)
 
@@ -278,17 +278,6 @@ def keep_all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     Without it a scan over layers would keep the whole weights of all layers on every device.
     """
     return primitive.name != "sharding_constraint"
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gather(split: NamedSharding, whole: NamedSharding, weight: Array) -> Array:
-    return jax.lax.with_sharding_constraint(weight, whole)
-
-
-_gather.defvjp(
-    lambda split, whole, weight: (_gather(split, whole, weight), None),
-    lambda split, whole, _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
-)
 
 
 def table(mesh: Mesh, params: PyTree, tree: PyTree[NamedSharding]) -> list[tuple[str, tuple[int, ...], str, int]]:

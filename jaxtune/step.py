@@ -128,8 +128,8 @@ def example_normalized(
 
 
 def batch_sums(
-    forward: Forward, params: Params, frozen: Params, batch: Batch, *, num_tasks: int, loss: LossConfig, head_spec: HeadSpec,
-    capacity: int | None,
+    forward: Forward, params: Params, frozen: Params, batch: Batch, *, num_tasks: int, loss: LossConfig,
+    head_spec: HeadSpec, capacity: int | None,
 ) -> losses.LossSums:  # fmt: skip
     """Loss sums of one micro-batch [rows, seq]."""
     hidden, head = forward(params, frozen, batch)
@@ -213,7 +213,8 @@ def make_train_step(
 
 
 def make_eval_step(
-    forward: Forward, *, num_tasks: int, head_spec: HeadSpec = HeadSpec(), capacity: int | None = None, chunk: int | None = None
+    forward: Forward, *, num_tasks: int, head_spec: HeadSpec = HeadSpec(), capacity: int | None = None,
+    chunk: int | None = None,
 ) -> Callable[[Params, Params, Batch], losses.LossSums]:  # fmt: skip
     """`(params, frozen, batch [rows, seq]) -> LossSums`: the plain token loss, whatever the training objective adds."""
     loss = LossConfig(chunk=chunk)

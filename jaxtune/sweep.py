@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune import config as configs
-from jaxtune import report
+from jaxtune.ablation import sweep_table, write_sweep_report
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
 from jaxtune.programs import Programs
@@ -151,9 +151,9 @@ def run_one(
 
 def write_results(sweep_dir: pathlib.Path) -> None:
     """results.csv, heatmap.png and report.html from the finished runs."""
-    rows = report.sweep_table(sweep_dir)
+    rows = sweep_table(sweep_dir)
     with (sweep_dir / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    report.write_sweep_report(sweep_dir)
+    write_sweep_report(sweep_dir)

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import tokenizers
 
@@ -33,14 +33,15 @@ _TURN_MARKER = re.compile(r"<\|[^\s]*\|>|<｜[^\s]*｜>")
 """Shape of pieces that count as control tokens even when a tokenizer file forgot to flag them as special."""
 
 
-class After(enum.Enum):
+class After(enum.IntEnum):
     """What precedes a text that is encoded on its own; decides whether a word-boundary `▁` is put before it."""
 
-    NOTHING = "nothing"  # the start of the whole text
-    CONTROL = "control"  # a control token
-    TEXT = "text"  # other text: the two parts read as one, so no prefix is added
+    NOTHING = 0  # the start of the whole text
+    CONTROL = 1  # a control token
+    TEXT = 2  # other text: the two parts read as one, so no prefix is added
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of jaxtune needs of a tokenizer. Implementations pickle, so worker processes can hold one."""
 
@@ -187,7 +188,7 @@ class HfTokenizer:
             return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         except TypeError:
             for text in texts:
-                _require_encodable(text)
+                require_encodable(text)
             raise
 
     def decode(self, ids: Sequence[int], *, controls: bool = True) -> str:
@@ -265,7 +266,7 @@ class SentencePieceTokenizer:
         if specials:
             return [_encode_with_controls(self, text, after) for text in texts]
         for text in texts:
-            _require_encodable(text)
+            require_encodable(text)
         model = self._inside if after is After.TEXT else self._model
         if self._shield is None:
             return model.encode(list(texts))
@@ -334,7 +335,7 @@ class ByteTokenizer:
     def encode(self, text: str, *, specials: bool = False, after: After = After.NOTHING) -> list[int]:
         if specials:
             return _encode_with_controls(self, text, after)
-        _require_encodable(text)
+        require_encodable(text)
         return list(text.encode())
 
     def encode_batch(
@@ -380,7 +381,8 @@ def _encode_with_controls(tokenizer: Tokenizer, text: str, after: After) -> list
     return ids
 
 
-def _require_encodable(text: str) -> None:
+def require_encodable(text: str) -> None:
+    """Raise `UserError` for text that has no UTF-8 form."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -303,7 +303,7 @@ def read_run(run_dir: Path | str) -> Run:
         environment=_optional(path / "environment.json"),
         manifest=_optional(path / "manifest.json"),
         mixture=mixture,
-        tasks=tuple(_typed(TaskShare, share, path / "mixture.json") for share in shares),
+        tasks=task_shares(shares, path / "mixture.json"),
         samples=_optional(path / "samples.json"),
         generations=_optional(path / "generations.json"),
         summary=_optional(path / "summary.json"),
@@ -312,6 +312,11 @@ def read_run(run_dir: Path | str) -> Run:
         scores=tuple(_typed(ScoreRow, row, path / METRICS) for row in rows if row["kind"] == "score"),
         events=tuple(row for row in rows if row["kind"] not in ("train", "eval", "score")),
     )
+
+
+def task_shares(rows: Sequence[Json], path: Path = Path("mixture.json")) -> tuple[TaskShare, ...]:
+    """The task rows of a `mixture.json`, typed; `path` is what an error names."""
+    return tuple(_typed(TaskShare, row, path) for row in rows)
 
 
 def _optional(path: Path) -> Json:

@@ -7,32 +7,29 @@ import json
 import math
 import pathlib
 import resource
-import shutil
-import signal
 import statistics
 import time
 from collections import deque
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxtune import config as configs
-from jaxtune import evaluate, experiment, hf, manifest, report, sharding
+from jaxtune import experiment, report, runfolder
 from jaxtune.checkpoint import Checkpoints, abstract
 from jaxtune.config import ExperimentConfig
-from jaxtune.distributed import Guard, StopSignal
+from jaxtune.distributed import Guard, StopSignal, barrier, from_main, is_main
 from jaxtune.errors import UserError
 from jaxtune.evaluate import LossResult, ScoreResult
 from jaxtune.experiment import Experiment
-from jaxtune.generate import SamplingConfig, generate
+from jaxtune.mirrors import make_mirror
+from jaxtune.placed import Placed, place
 from jaxtune.programs import Programs
 from jaxtune.progress import TrainProgress
-from jaxtune.step import Params, StepMetrics, TrainState, hparams
-from jaxtune.mirrors import make_mirror
-from jaxtune.tracking import JsonlTracker, Trackers, write_json
+from jaxtune.step import StepMetrics, TrainState
+from jaxtune.tracking import JsonlTracker, Tracker, Trackers, write_json
+
 
 class Status(enum.Enum):
     """How a run ended."""
@@ -92,80 +89,135 @@ def train(
     started = time.monotonic()
 
     # 1. Refuse what can be refused before any work.
-    check_run_dir(run_dir, resume=resume, overwrite=overwrite)
+    runfolder.check(run_dir, resume=resume, overwrite=overwrite)
     enable_compilation_cache(config.compilation_cache)
 
     # 2. Data, tokenizer, mixture, plan: everything that can be wrong with the input shows here.
     job = experiment.resolve(config)
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.local_rows(mesh, job.micro_rows)
-
-    # 3. Model and optimizer.
-    base = experiment.load_base(job, mesh)
-    program = (programs or Programs()).get(experiment.program_spec(job, mesh), base.trainable)
-    state = program.init(base.trainable)
-    numbers = hparams(config.optim.peak_lr, config.optim.weight_decay)
-
-    # 4. The run folder, new or resumed.
     identity = experiment.identity(job)
     if resume:
-        experiment.check_same(run_dir, identity)
-    else:
-        prepare_run_dir(run_dir, overwrite=overwrite)
-        write_facts(run_dir, job, identity, command)
+        runfolder.check_same(run_dir, identity)
+
+    # 3. Devices: mesh, base model, programs, state.
+    programs = programs or Programs()
+    placed = place(job, programs)
+    state = placed.initial_state()
+
+    # 4. The run folder, new or resumed. From here on things are written.
+    if not resume and is_main():
+        runfolder.prepare(run_dir, overwrite=overwrite)
+        runfolder.write_facts(
+            run_dir, config=configs.to_json(config), identity=identity, mixture=experiment.mixture_json(job),
+            samples=experiment.samples(job), command=dict(command or {"config": None, "overrides": []}),
+        )  # fmt: skip
+    barrier("jaxtune: run folder")
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(Guard())
+        stack.enter_context(jax.set_mesh(placed.mesh))
         checkpoints = stack.enter_context(Checkpoints(run_dir / "checkpoints", config.checkpoint))
         memory = Progressing()
-        start = 0
         if resume:
-            state, memory, start = restore(checkpoints, state, resume_step, job)
-        tracker = Trackers([JsonlTracker(run_dir, resume_step=start if resume else None), *mirrors(config, run_dir)])
+            state, memory = restore(checkpoints, state, resume_step, job)
+        start = int(state.step)
+        tracker = open_tracker(config, run_dir, start if resume else None)
         stack.callback(tracker.close)
-        run = Loop(config, job, mesh, program, base, numbers, checkpoints, tracker, memory, run_dir)
+        loop = Loop(placed, checkpoints, tracker, memory, run_dir, programs.memo)
 
         # 5. Before tuning.
-        if start == 0 and not resume:
-            run.validate(state, 0)
-            run.score(state, 0, "before")
+        if start == 0:
+            loop.validate(state, 0)
+            loop.score(state, 0, "before")
 
         # 6. The loop.
-        status, state, step, exit_code = run.steps(state, start, stack.enter_context(StopSignal()))
+        with StopSignal() as stop:
+            status, state, exit_code = loop.steps(state, start, stop)
 
-        # 7. Finish: the best parameters, scores, export, summary, report.
-        if status in (Status.FINISHED, Status.EARLY_STOPPED):
-            run.finish(state, step)
-        summary = run.summary(status, step, time.monotonic() - started)
-        write_json(run_dir / "summary.json", summary)
-    report.write_report(run_dir)
+        # 7. The best parameters: scores, export. Then the summary and the report.
+        if status is not Status.STOPPED:
+            loop.finish(state)
+        summary = loop.summary(status, int(state.step), time.monotonic() - started)
+        if is_main():
+            write_json(run_dir / "summary.json", summary)
+            report.write_report(run_dir)
     return Outcome(status=status, exit_code=exit_code, run_dir=run_dir, summary=summary)
+
+
+def restore(
+    checkpoints: Checkpoints, state: TrainState, step: int | None, job: Experiment
+) -> tuple[TrainState, Progressing]:
+    """The state to continue from: the newest checkpoint, or the one asked for. Never falls back in silence."""
+    latest = checkpoints.latest() if step is None else step
+    if latest is None:
+        raise UserError(f"no checkpoint to resume from in {checkpoints.directory}; start again with --overwrite")
+    restored = checkpoints.restore(latest, abstract(state))
+    extra = checkpoints.extra(latest)
+    if extra["plan_hash"] != job.plan.hash:
+        raise UserError(
+            f"checkpoint {latest} was made with plan {extra['plan_hash'][:12]}, this config gives "
+            f"{job.plan.hash[:12]}; resume with the config and data of the run, or start another run folder"
+        )
+    checkpoints.set_aside_after(latest)
+    return restored, Progressing(**runfolder.read_progress(extra))
+
+
+def open_tracker(config: ExperimentConfig, run_dir: pathlib.Path, resume_step: int | None) -> Tracker:
+    """metrics.jsonl and the mirrors, on the main process; nothing on the others."""
+    if not is_main():
+        return Trackers([])
+    facts = configs.to_json(config)
+    mirrors = [
+        make_mirror(kind, run_dir, config=facts, project=config.name, resume_step=resume_step)
+        for kind in config.mirrors
+    ]
+    return Trackers([JsonlTracker(run_dir, resume_step=resume_step), *mirrors])
+
+
+def enable_compilation_cache(folder: str | None) -> None:
+    """Keep compiled programs between runs."""
+    if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def peak_memory_mb() -> float:
+    """Peak MB on the first device; where the backend does not count them (CPU), peak resident size of the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 class Loop:
     """The loop's state with a lifetime: open trackers and checkpoints, counters, the display."""
 
-    def __init__(self, config, job: Experiment, mesh, program, base, numbers, checkpoints, tracker, memory, run_dir):
-        self.config: ExperimentConfig = config
-        self.job, self.mesh, self.program, self.base = job, mesh, program, base
-        self.numbers, self.checkpoints, self.tracker = numbers, checkpoints, tracker
-        self.memory: Progressing = memory
-        self.run_dir: pathlib.Path = run_dir
+    def __init__(
+        self, placed: Placed, checkpoints: Checkpoints, tracker: Tracker, memory: Progressing, run_dir: pathlib.Path,
+        memo: dict[Any, Any],
+    ):  # fmt: skip
+        self.placed, self.job, self.config = placed, placed.job, placed.config
+        self.checkpoints, self.tracker, self.memory = checkpoints, tracker, memory
+        self.run_dir, self.memo = run_dir, memo
         self.recent: deque[float] = deque(maxlen=50)
-        self.last_eval: LossResult | None = None
+        self.after: LossResult | None = None
+        self.after_score: ScoreResult | None = None
+        self.exported_step: int | None = None
 
-    def steps(self, state: TrainState, start: int, stop: StopSignal) -> tuple[Status, TrainState, int, int]:
-        """Train from `start` to the end, an early stop or a signal; returns status, state, steps done, exit code."""
+    def steps(self, state: TrainState, start: int, stop: StopSignal) -> tuple[Status, TrainState, int]:
+        """Train from `start` to the end, an early stop or a signal; returns status, state and exit code."""
         total, config = self.job.total_steps, self.config
-        batches = self.job.train_batches(start, self.mesh)
+        batches = self.placed.train_batches(start)
         pending: tuple[int, StepMetrics] | None = None
         with contextlib.closing(batches), TrainProgress(total) as display:
             self.display, self.clock, self.waited = display, time.monotonic(), 0.0
             for step in range(start, total):
                 asked = time.monotonic()
-                batch = sharding.put_batch(self.mesh, next(batches), self.job.micro_rows)
+                batch = self.placed.put(next(batches))
                 self.waited += time.monotonic() - asked
-                state, metrics = self.program.train_step(state, self.base.frozen, batch, self.numbers)  # does not wait
+                state, metrics = self.placed.program.train_step(
+                    state, self.placed.base.frozen, batch, self.placed.numbers
+                )
                 if pending is not None:
                     self.log(*pending)  # the previous step's numbers, while the device works
                 pending = step, metrics
@@ -183,16 +235,16 @@ class Loop:
                     self.save(state, done, watched)
                 if stopping:
                     display.write(
-                        f"stopped by {signal.Signals(stop.received or 0).name} after step {done}; continue with --resume"
+                        f"stopped after step {done} of {total}; the same command with --resume continues"
                     )
-                    return Status.STOPPED, state, done, stop.exit_code
+                    return Status.STOPPED, state, stop.exit_code
                 patience = config.early_stopping.patience
                 if patience is not None and self.memory.since_best >= patience:
                     display.write(
                         f"stopped early after step {done}: best validation was at step {self.memory.best_step}"
                     )
-                    return Status.EARLY_STOPPED, state, done, 0
-        return Status.FINISHED, state, total, 0
+                    return Status.EARLY_STOPPED, state, 0
+        return Status.FINISHED, state, 0
 
     def log(self, step: int, metrics: StepMetrics) -> None:
         """Fetch one step's numbers, check them, count them, write them."""
@@ -231,7 +283,7 @@ class Loop:
             "skipped": not bool(values.applied),
         }
         if self.config.health.peak_flops:
-            row["mfu"] = self.job.flops_per_step(real) / seconds / self.config.health.peak_flops
+            row["mfu"] = self.placed.flops_per_step(real) / seconds / self.config.health.peak_flops
         self.tracker.log(row)
         self.display.update(
             step + 1, loss=row["loss"], tokens_per_s=row["tokens_per_s"], loss_tokens_per_s=row["loss_tokens_per_s"],
@@ -247,8 +299,8 @@ class Loop:
             if self.memory.skipped > self.config.health.skip_budget:
                 raise UserError(
                     f"step {step + 1}: loss {float(values.loss)}, gradient norm {float(values.grad_norm)} (not finite); "
-                    f"health.skip_budget={self.config.health.skip_budget} allows no more. Examples of the step: "
-                    f"{', '.join(examples[:8])}{' ...' if len(examples) > 8 else ''}. Lower the learning rate, or look at them."
+                    f"health.skip_budget={self.config.health.skip_budget} allows no more. Lower the learning rate, or "
+                    f"look at the examples of the step: {', '.join(examples[:8])}{' ...' if len(examples) > 8 else ''}"
                 )
             return
         if not values.applied:
@@ -263,30 +315,43 @@ class Loop:
 
     def validate(self, state: TrainState, step: int) -> float | None:
         """Per-task validation loss into the metrics; returns the watched number, or None without validation data."""
-        if not self.job.eval_tasks:
+        result = self.placed.validation_loss(state.params)
+        if result is None:
             return None
-        result = self.job.evaluate(self.program, state.params, self.base.frozen, self.mesh)
-        self.last_eval = result
         self.tracker.log(
             {"kind": "eval", "step": step, "split": "validation", "loss": result.loss, "macro_loss": result.macro_loss,
              "task_loss": result.task_loss, "task_tokens": result.task_tokens, "task_accuracy": result.task_accuracy}
         )  # fmt: skip
         self.clock = time.monotonic()
         stopping = self.config.early_stopping
-        return result.watched(stopping.aggregate, stopping.task)
+        return from_main(result.watched(stopping.aggregate, stopping.task))
 
     def score(self, state: TrainState, step: int, when: str) -> ScoreResult | None:
-        """Generate answers to the test questions, score them, keep them."""
-        if not self.config.eval.generate or not self.job.questions:
+        """Answers to the test questions, scored; kept in generations.json.
+
+        The base model's answers are the same in every arm of a sweep and generated once.
+        """
+        if not self.job.questions:
             return None
-        result = self.job.score(self.full_params(state))
+        key = (
+            "before",
+            str(self.job.folder),
+            self.job.questions[0].id,
+            len(self.job.questions),
+            repr(self.config.eval),
+        )
+        result = self.memo.get(key) if when == "before" else None
+        if result is None:
+            result = self.placed.score(state.params)
+        if when == "before":
+            self.memo[key] = result
         self.tracker.log(
             {"kind": "score", "step": step, "split": "test", "task_score": result.task_score,
              "macro_exact_match": result.macro_exact_match}
         )  # fmt: skip
         path = self.run_dir / "generations.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        write_json(path, kept | {when: result.answers})
+        if is_main():
+            write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | {when: result.answers})
         return result
 
     def save(self, state: TrainState, step: int, watched: float | None) -> None:
@@ -297,35 +362,26 @@ class Loop:
         metrics = {} if watched is None else {self.config.checkpoint.metric: watched}
         self.checkpoints.save(step, state, extra, metrics)
 
-    def finish(self, state: TrainState, step: int) -> None:
-        """Score and export the best checkpoint's parameters (the last ones where nothing was validated)."""
+    def finish(self, state: TrainState) -> None:
+        """Score and export the parameters of the best checkpoint (of the last step where nothing was validated)."""
+        step = int(state.step)
         best = self.checkpoints.best()
         if best is not None and best != step:
-            params = self.checkpoints.restore_params(best, abstract(state.params))
-            state = dataclasses.replace(state, params=params)
+            state = dataclasses.replace(state, params=self.checkpoints.restore_params(best, abstract(state.params)))
             step = best
         self.exported_step = step
-        self.after = (
-            self.job.evaluate(self.program, state.params, self.base.frozen, self.mesh) if self.job.eval_tasks else None
-        )
+        self.after = self.placed.validation_loss(state.params)
         self.after_score = self.score(state, step, "after")
-        if jax.process_index() == 0:
-            self.job.export(self.full_params(state), self.run_dir / "model")
-
-    def full_params(self, state: TrainState) -> Params:
-        """Model parameters with adapters merged in."""
-        return self.job.merged(state.params, self.base.frozen)
+        self.placed.export(state.params, self.run_dir / "model")
 
     def summary(self, status: Status, step: int, seconds: float) -> dict[str, Any]:
         """Contents of summary.json."""
-        first = experiment.first_numbers(self.run_dir)
-        after = getattr(self, "after", None)
-        score = getattr(self, "after_score", None)
+        after, score = self.after, self.after_score
         return {
             "status": status.value,
             "steps": step,
             "total_steps": self.job.total_steps,
-            "before": first,
+            "before": runfolder.first_numbers(self.run_dir) if is_main() else {},
             "after": {
                 **(
                     {}
@@ -343,7 +399,7 @@ class Loop:
                 "metric": self.config.early_stopping.aggregate.value,
                 "value": None if math.isinf(self.memory.best_value) else self.memory.best_value,
             },
-            "exported_step": getattr(self, "exported_step", None),
+            "exported_step": self.exported_step,
             "ledger": {"examples": self.memory.task_examples, "loss_tokens": self.memory.task_tokens},
             "tokens": self.memory.tokens,
             "loss_tokens": self.memory.loss_tokens,
@@ -352,3 +408,42 @@ class Loop:
             "seconds": seconds,
             "peak_memory_mb": peak_memory_mb(),
         }
+
+
+def evaluate_only(config: ExperimentConfig) -> dict[str, Any]:
+    """Validation loss and test scores by task of a config's model, as it is."""
+    enable_compilation_cache(config.compilation_cache)
+    job = experiment.resolve(config)
+    placed = place(job, Programs())
+    with jax.set_mesh(placed.mesh):
+        loss = placed.validation_loss(placed.base.trainable)
+        score = placed.score(placed.base.trainable) if job.questions else None
+    numbers: dict[str, Any] = {"model": str(job.folder)}
+    if loss is not None:
+        numbers |= {"loss": loss.loss, "macro_loss": loss.macro_loss, "task_loss": dict(loss.task_loss)}
+        numbers |= {"task_accuracy": dict(loss.task_accuracy), "task_tokens": dict(loss.task_tokens)}
+    if score is not None:
+        numbers |= {"task_score": dict(score.task_score), "macro_exact_match": score.macro_exact_match}
+    return numbers
+
+
+def export_checkpoint(config: ExperimentConfig, run_dir: pathlib.Path, out: pathlib.Path, step: str, dtype: str | None):
+    """Write a checkpoint of a run (`best`, `latest` or a step) as a Hugging Face folder."""
+    job = experiment.resolve(config, questions=False)
+    runfolder.check_same(run_dir, experiment.identity(job))
+    placed = place(job, Programs())
+    with Checkpoints(run_dir / "checkpoints", config.checkpoint, read_only=True) as checkpoints:
+        number = {"best": checkpoints.best, "latest": checkpoints.latest}.get(step, lambda: checkpoint_number(step))()
+        if number is None:
+            number = checkpoints.latest()  # nothing was validated, so no step is better than the last
+        if number is None:
+            raise UserError(f"{run_dir} holds no checkpoint")
+        params = checkpoints.restore_params(number, abstract(placed.base.trainable))
+    placed.export(params, out, dtype)
+
+
+def checkpoint_number(text: str) -> int:
+    """A step on the command line."""
+    if not text.isdecimal():
+        raise UserError(f"--step takes `best`, `latest` or a step number, got {text!r}")
+    return int(text)

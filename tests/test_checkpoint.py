@@ -29,7 +29,7 @@ from jaxtune.sharding import MeshConfig
 class State:
     step: jax.Array
     params: dict
-    opt_state: tuple
+    opt_state: optax.OptState
 
 
 OPTIMIZER = optax.adamw(1e-3)
@@ -200,6 +200,14 @@ def test_every_single_bit_flip_in_array_files_is_found(saved):
         assert checkpoints.problems(30) == []
 
 
+def test_a_truncated_file_is_described_by_its_size(saved):
+    damage_truncate(saved)
+    with Checkpoints(saved, read_only=True) as checkpoints:
+        (problem,) = checkpoints.problems(30)
+    found, written = (int(word) for word in problem.split() if word.isdigit())
+    assert found == written - 1
+
+
 def test_when_nothing_good_is_left_the_message_says_so(saved):
     for step in (10, 20, 30):
         flip_bit(max(data_files(saved, step), key=lambda path: path.stat().st_size), 0.5)
@@ -230,7 +238,7 @@ def test_leaves_that_do_not_fit_are_all_listed(three_steps):
 
 def test_the_best_and_the_latest_stay_also_across_a_restart(tmp_path):
     config = CheckpointConfig(keep_latest=1, keep_best=2)
-    losses = {1: 5.0, 2: 1.0, 3: float("nan"), 4: 1.5, 5: 1.0}
+    losses = {1: float("nan"), 2: 1.0, 3: 5.0, 4: 1.5, 5: 1.0}
     for step, loss in losses.items():
         with Checkpoints(tmp_path / "c", config) as checkpoints:
             checkpoints.save(step, make_state(step), metrics={"loss": loss})
@@ -296,9 +304,12 @@ def test_reading_a_run_leaves_its_unfinished_save_alone_and_training_removes_it(
 
 
 def test_options_out_of_range_and_a_missing_folder_are_user_errors(tmp_path):
-    for wrong in ({"save_every": 0}, {"keep_latest": 0}, {"keep_best": -1}):
-        with pytest.raises(UserError, match=f"checkpoint.{next(iter(wrong))} must be at least"):
-            CheckpointConfig(**wrong)
+    with pytest.raises(UserError, match="checkpoint.save_every must be at least 1, got 0"):
+        CheckpointConfig(save_every=0)
+    with pytest.raises(UserError, match="checkpoint.keep_latest must be at least 1, got 0"):
+        CheckpointConfig(keep_latest=0)
+    with pytest.raises(UserError, match="checkpoint.keep_best must be at least 0, got -1"):
+        CheckpointConfig(keep_best=-1)
     with pytest.raises(UserError, match="no checkpoints here"):
         Checkpoints(tmp_path / "none", read_only=True)
 

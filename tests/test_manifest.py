@@ -120,6 +120,7 @@ def test_commit_and_dirty_state_come_from_the_repository_that_tracks_the_code(tm
         subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True)
 
     git("init")
+    git("commit", "--allow-empty", "-m", "before")
     monkeypatch.setattr(manifest, "_PACKAGE", package)
     assert manifest.code()["commit"] is None, "untracked files belong to no commit"
     git("add", ".")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from jaxtune.errors import UserError
+from jaxtune.ledger import count_batch
 from jaxtune.mixture import Budget, MixingUnit, MixtureConfig, OnCap, Selection, Strategy, allocate
 from jaxtune.order import permutation
 from jaxtune.packing import Example, PackPolicy, assemble
-from jaxtune.plan import count_batch, make_eval_plan, make_plan, plan_for_budget, unit_totals
+from jaxtune.plan import make_eval_plan, make_plan, plan_for_budget, unit_totals
 
 SIZES = {"qa": 900, "math": 60, "code": 240}
 TEMPLATES = {"qa": 1, "math": 3, "code": 2}
@@ -41,10 +42,35 @@ def draw_lengths(sizes, templates, seq_len, seed=0):
 LENGTHS, LOSS_LENGTHS = draw_lengths(SIZES, TEMPLATES, SEQ_LEN)
 
 
-def small_plan(budget=2000, *, config=None, seed=3, packing=PackPolicy.BEST_FIT, window=256, **changes):
-    allocation = allocate(SIZES, config or MixtureConfig(max_repeats=4), budget)
-    arguments = dict(seed=seed, seq_len=SEQ_LEN, rows_per_step=ROWS, packing=packing, window=window) | changes
-    return make_plan(LENGTHS, LOSS_LENGTHS, allocation, **arguments)
+def small_plan(
+    budget=2000,
+    *,
+    config=None,
+    seed=3,
+    seq_len=SEQ_LEN,
+    rows_per_step=ROWS,
+    packing=PackPolicy.BEST_FIT,
+    window=256,
+    lengths=LENGTHS,
+    loss_lengths=LOSS_LENGTHS,
+    **options,
+):
+    return make_plan(
+        lengths,
+        loss_lengths,
+        allocate(SIZES, config or MixtureConfig(max_repeats=4), budget),
+        seed=seed,
+        seq_len=seq_len,
+        rows_per_step=rows_per_step,
+        packing=packing,
+        window=window,
+        **options,
+    )
+
+
+def counts(plan):
+    assert plan.allocation is not None
+    return dict(plan.allocation.counts)
 
 
 def placements(plan, steps=None):
@@ -56,7 +82,7 @@ def test_the_plan_places_exactly_what_the_allocation_counted(packing):
     plan = small_plan(packing=packing)
     placed = placements(plan)
     counted = {task: sum(p.task == task for p in placed) for task in SIZES}
-    assert counted == dict(plan.allocation.counts)
+    assert counted == counts(plan)
     assert len(placed) == plan.num_examples == 2000
     for task in SIZES:
         assert sorted(p.use for p in placed if p.task == task) == list(range(counted[task]))
@@ -178,8 +204,6 @@ def test_the_plan_hash_sees_everything_that_decides_a_batch():
     assert small_plan().hash == base.hash
     longer = {task: a.copy() for task, a in LENGTHS.items()}
     longer["code"][5, 1] += 1
-    allocation = base.allocation
-    same = dict(seed=3, seq_len=SEQ_LEN, rows_per_step=ROWS, window=256)
     others = [
         small_plan(seed=4),
         small_plan(1999),
@@ -189,8 +213,8 @@ def test_the_plan_hash_sees_everything_that_decides_a_batch():
         small_plan(packing=PackPolicy.PADDED),
         small_plan(config=MixtureConfig(max_repeats=4, max_examples=800)),
         small_plan(config=MixtureConfig(max_repeats=4, selection=Selection.HEAD)),
-        make_plan(longer, LOSS_LENGTHS, allocation, **(same | {"seq_len": SEQ_LEN + 1})),
-        make_plan(LENGTHS, {t: np.maximum(a - 1, 0) for t, a in LOSS_LENGTHS.items()}, allocation, **same),
+        small_plan(lengths=longer, seq_len=SEQ_LEN + 1),
+        small_plan(loss_lengths={t: np.maximum(a - 1, 0) for t, a in LOSS_LENGTHS.items()}),
     ]
     assert len({base.hash, *(plan.hash for plan in others)}) == len(others) + 1
 
@@ -242,7 +266,7 @@ def test_a_budget_in_steps_is_cut_short_by_caps_that_end_the_run():
     plan = plan_for_budget(
         Budget(steps=100_000), LENGTHS, LOSS_LENGTHS, config, seed=0, seq_len=SEQ_LEN, rows_per_step=16
     )
-    assert plan.allocation.counts == SIZES
+    assert counts(plan) == SIZES
 
 
 def test_a_budget_in_tokens_is_met_within_a_few_examples():
@@ -284,7 +308,7 @@ def test_eighteen_hundred_tasks_are_all_drawn_as_counted():
     plan = make_plan(
         lengths, losses, allocate(sizes, MixtureConfig(), 12_000), seed=0, seq_len=SEQ_LEN, rows_per_step=16
     )
-    assert plan.ledger().examples.tolist() == list(plan.allocation.counts.values())
+    assert plan.ledger().examples.tolist() == list(counts(plan).values())
     assert plan.ledger().examples.min() > 0
 
 
@@ -303,8 +327,8 @@ def test_lengths_in_files_are_read_from_them_and_pickle_as_their_names(tmp_path)
 
 def test_tables_too_large_to_copy_are_looked_up_where_they_are(monkeypatch):
     copied = small_plan()
-    monkeypatch.setattr("jaxtune.plan._SMALL_TABLE", 0)
-    monkeypatch.setattr("jaxtune.plan._BYTES_PER_EXAMPLE", 0)
+    monkeypatch.setattr("jaxtune.lengthtable._SMALL_TABLE", 0)
+    monkeypatch.setattr("jaxtune.lengthtable._BYTES_PER_EXAMPLE", 0)
     in_place = small_plan()
     assert in_place.rows(9) == copied.rows(9)
     assert in_place.max_loss_tokens(4) == copied.max_loss_tokens(4)
@@ -325,6 +349,14 @@ def test_an_evaluation_plan_holds_every_example_once_with_its_first_wording(pack
     placed = [(p.task, p.example, p.template) for p in placements(plan)]
     assert sorted(placed) == sorted((task, i, 0) for task, n in SIZES.items() for i in range(n))
     assert plan.ledger().examples.tolist() == list(SIZES.values())
+
+
+def test_prompts_and_responses_are_told_apart_where_both_carry_weight():
+    plan = small_plan(loss_lengths={t: a - 1 for t, a in LENGTHS.items()}, response_lengths=LOSS_LENGTHS)
+    rows = plan.to_json()["tasks"]
+    assert plan.ledger().response_tokens.tolist() == small_plan().ledger().loss_tokens.tolist()
+    assert [row["prompt_tokens"] + row["response_tokens"] for row in rows] == plan.ledger().tokens.tolist()
+    assert [row["loss_tokens"] for row in rows] == (plan.ledger().tokens - plan.ledger().examples).tolist()
 
 
 def test_a_batch_counts_to_the_ledger_of_its_step():
@@ -362,7 +394,7 @@ def test_lengths_of_another_data_set_are_refused():
     with pytest.raises(ValueError, match="other sizes"):
         make_plan(LENGTHS, LOSS_LENGTHS, allocation, seed=0, seq_len=SEQ_LEN, rows_per_step=ROWS)
     short = dict(LOSS_LENGTHS, qa=LOSS_LENGTHS["qa"][:-1])
-    with pytest.raises(ValueError, match="must agree"):
+    with pytest.raises(ValueError, match="must agree in shape"):
         make_plan(LENGTHS, short, allocate(SIZES, MixtureConfig(), 9), seed=0, seq_len=SEQ_LEN, rows_per_step=ROWS)
 
 

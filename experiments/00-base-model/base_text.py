@@ -16,7 +16,7 @@ from jaxtune.tasks.builtin import (
     summarization,
     translation,
 )
-from jaxtune.tasks.builtin.problem import Split, split_of
+from jaxtune.tasks.builtin.exercise import Split, split_of
 from jaxtune.tasks.builtin.stream import Stream
 from jaxtune.tasks.builtin.words import NAMES, THINGS
 

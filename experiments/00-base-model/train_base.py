@@ -3,8 +3,9 @@
 Run:    python experiments/00-base-model/train_base.py --steps 6000 --out runs/base
 Takes:  see README.md.
 
-A row of 128 tokens holds whole documents `<s> text </s>`, each its own segment. Document number and row are a pure
-function of the step, so the run can be repeated bit for bit, and continued from a checkpoint.
+A row of 128 tokens holds whole documents `<s> text </s>`, each its own segment. The rows of a step are a pure function of
+its number, so a run can be continued from its last checkpoint (`--resume`) with the same result. The learning rate is
+constant until the last quarter of the steps, so `--steps` may be changed on resume as long as that quarter has not begun.
 """
 
 import argparse
@@ -29,6 +30,7 @@ CONFIG = model.ModelConfig(
 )
 SEQ_LEN = 128
 DOCUMENTS_PER_WINDOW = 1000
+HELD_OUT_WINDOW, FIRST_WINDOW = 0, 1
 TOKENIZER = Path(__file__).parents[2] / "jaxtune/assets/base/tokenizer.model"
 
 
@@ -101,25 +103,16 @@ def make_steps(total_steps: int, config: optim.OptimConfig, seed: int):
     return step.init_state(params, optimizer), jax.jit(train_step, donate_argnums=0), jax.jit(eval_step)
 
 
-def flatten(params: dict, prefix: str = "") -> dict[str, np.ndarray]:
-    """Nested parameters as one dict with dotted names."""
-    flat = {}
-    for name, value in params.items():
-        path = f"{prefix}{name}"
-        flat.update(flatten(value, f"{path}.") if isinstance(value, dict) else {path: np.asarray(value)})
-    return flat
+def save_state(state: step.TrainState, path: Path) -> None:
+    """Every array of the state under its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    save_file({jax.tree_util.keystr(place): np.asarray(leaf) for place, leaf in leaves}, path)
 
 
-def unflatten(flat: dict[str, np.ndarray]) -> dict:
-    """The inverse of `flatten`."""
-    params: dict = {}
-    for path, value in flat.items():
-        *parents, name = path.split(".")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = jnp.asarray(value)
-    return params
+def load_state(like: step.TrainState, path: Path) -> step.TrainState:
+    """The saved state, in the structure of `like`."""
+    arrays = load_file(path)
+    return jax.tree_util.tree_map_with_path(lambda place, _: jnp.asarray(arrays[jax.tree_util.keystr(place)]), like)
 
 
 def held_out_loss(eval_step, params, batch: Batch) -> float:
@@ -133,12 +126,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--rows", type=int, default=16, help="rows of 128 tokens per update")
     parser.add_argument("--peak-lr", type=float, default=3e-3)
-    parser.add_argument("--optimizer", type=optim.Optimizer, default=optim.Optimizer.ADAMW)
+    parser.add_argument("--optimizer", type=optim.Optimizer, default=optim.Optimizer.MUON)
     parser.add_argument("--decay-frac", type=float, default=0.25)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--first-window", type=int, default=1, help="first window of documents; window 0 is held out")
-    parser.add_argument("--init", type=Path, help="params.safetensors to start from")
-    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--resume", action="store_true", help="go on from state.safetensors of the output folder")
+    parser.add_argument("--save-every", type=int, default=200)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     config = optim.OptimConfig(
@@ -146,16 +138,18 @@ def main() -> None:
         warmup_steps=min(100, args.steps // 10), b2=0.95, weight_decay=0.05,
     )  # fmt: skip
     state, train_step, eval_step = make_steps(args.steps, config, seed=0)
-    if args.init is not None:
-        state = step.TrainState(step=state.step, params=unflatten(load_file(args.init)), opt_state=state.opt_state)
+    if args.resume:
+        state = load_state(state, args.out / "state.safetensors")
     numbers = step.hparams(config.peak_lr, config.weight_decay)
-    held_out = next(batches(64, 0))
-    stream = batches(args.rows, args.first_window)
+    held_out = next(batches(64, HELD_OUT_WINDOW))
+    stream = batches(args.rows, FIRST_WINDOW)
     tokens, start = 0, time.perf_counter()
     with (args.out / "loss.jsonl").open("a") as log:
         for k in range(args.steps):
             batch = next(stream)
             tokens += int((batch.segment_ids > 0).sum())
+            if k < int(state.step):
+                continue
             state, metrics = train_step(state, {}, batch, numbers)
             if (k + 1) % 50 == 0 or k + 1 == args.steps:
                 row = {
@@ -173,7 +167,7 @@ def main() -> None:
                 log.flush()
                 print(row, flush=True)
             if (k + 1) % args.save_every == 0 or k + 1 == args.steps:
-                save_file(flatten(state.params), args.out / "params.safetensors")
+                save_state(state, args.out / "state.safetensors")
 
 
 if __name__ == "__main__":

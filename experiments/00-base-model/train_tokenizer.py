@@ -10,8 +10,8 @@ from pathlib import Path
 import sentencepiece as spm
 
 from base_text import documents
-from jaxtune.tasks.builtin.problem import Split
-from jaxtune.tasks.builtin.records import FAMILIES, records
+from jaxtune.tasks.builtin.exercise import Split
+from jaxtune.tasks.builtin.collection import FAMILIES, GeneratedSource
 from jaxtune.tasks.builtin.words import (
     CITIES,
     COLOUR_NAMES,
@@ -42,9 +42,9 @@ def training_lines() -> list[str]:
     """
     lines = [line for text in documents(0, 20_000) for line in text.split("\n")]
     for task, family in FAMILIES.items():
-        for record in records(task, Split.TRAIN):
-            prompts = [phrasing.format(**record["fields"]) for phrasing in family.phrasings]
-            lines += [line for text in [*prompts, record["system"] or "", record["answer"]] for line in text.split("\n")]
+        for record in GeneratedSource(task, Split.TRAIN):
+
+            lines += [line for text in [*record["prompts"], record["system"] or "", record["answer"]] for line in text.split("\n")]
     return lines + ["system", "user", "assistant"] * 2000 + [*WORDS, *(f" {word}" for word in WORDS)] * 1000
 
 

@@ -1,6 +1,7 @@
 """Tune SmolLM2-135M-Instruct on seven small real tasks, packed, for 60 steps.
 
-Run:     JAXTUNE_SMOLLM2=<model folder> JAXTUNE_EXTRA_DATA=<data folder> jaxtune train experiments/08-smollm2-compact/config.py --run-dir runs/smollm2
+Run:     JAXTUNE_SMOLLM2=<model folder> JAXTUNE_EXTRA_DATA=<data folder> \\
+         jaxtune train experiments/08-smollm2-compact/config.py --run-dir runs/smollm2
 Takes and reaches: see README.md beside this file.
 """
 
@@ -23,7 +24,10 @@ def config() -> ExperimentConfig:
         name="smollm2-compact",
         model=ModelSource(path=os.environ["JAXTUNE_SMOLLM2"]),
         tasks=tuple(
-            Task(name=name, splits={split: from_jsonl(data / name / f"{split}.jsonl") for split in ("train", "validation")})
+            Task(
+                name=name,
+                splits={split: from_jsonl(data / name / f"{split}.jsonl") for split in ("train", "validation")},
+            )
             for name in TASKS
         ),
         duration=Budget(steps=60),

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from jaxtune.chat import Conversation, Message
 from jaxtune.errors import UserError
 from jaxtune.packing import Example
 from jaxtune.tasks import shapes
-from jaxtune.tasks.problems import Problem, RecordError
+from jaxtune.tasks.problems import Problem, ProblemLog, RecordError
 from jaxtune.tasks.records import RecordSource, canonical
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources import SubsetSource
-from jaxtune.tasks.templates import Builder, FewShot, FewShotStyle, Template, fill_messages
+from jaxtune.tasks.templates import Builder, FewShot, FewShotStyle, Template, call_builder, fill_messages
 
 TRAIN = "train"
 """Name of the split that is trained on."""
@@ -91,11 +90,43 @@ class Task:
     @functools.cached_property
     def _shares(self) -> dict[str, SubsetSource]:
         assert self.records is not None
-        shares = {name: share for name, share in self.splits.items() if isinstance(share, float)}
-        owners = assign_splits(self.records, shares, split_by=self.split_by)
+        names = [name for name, share in self.splits.items() if isinstance(share, float)]
+        owners = np.array([names.index(split) for split in self._owners()], np.int64)
         return {
-            name: SubsetSource(self.records, np.flatnonzero(owners == i), label=name) for i, name in enumerate(shares)
+            name: SubsetSource(self.records, np.flatnonzero(owners == k), label=name) for k, name in enumerate(names)
         }
+
+    def _owners(self) -> Iterator[str]:
+        """The split of each of `records`; raises one `UserError` with all that cannot be read."""
+        assert self.records is not None
+        log = ProblemLog()
+        for i in range(len(self.records)):
+            try:
+                yield self.split_of(self.records[i], file=self.records.file(i), line=self.records.line(i))
+            except RecordError as error:
+                log.add(error.problems)
+        log.raise_if_any(self.records.name)
+
+    def split_of(self, record: Mapping[str, Any], *, file: str = "", line: int | None = None) -> str:
+        """Which share of `records` a record falls in, by a hash of its content without its id.
+
+        Adding or reordering records moves no other record; equal records fall in one split, whatever task they are in.
+        `train` comes last on the scale, so another share may grow at its cost alone.
+        """
+        key = canonical(record)
+        if self.split_by is not None:
+            try:
+                key = repr(shapes.look_up(record, self.split_by)).encode()
+            except KeyError:
+                message = f"no field {self.split_by!r}, which split_by= names; it has {sorted(record)}"
+                raise RecordError([Problem(rule="missing-field", message=message, file=file, line=line)]) from None
+        place = _hash64(key) / 2.0**64
+        for name, share in self.splits.items():
+            if name != TRAIN and isinstance(share, float):
+                if place < share:
+                    return name
+                place -= share
+        return TRAIN
 
     def shape_in(self, split: str = TRAIN) -> Shape:
         """The records' shape in a split."""
@@ -127,30 +158,34 @@ class Task:
         source = self.source(split)
         place = {"file": source.file(i), "line": source.line(i)}
         record = source[i]
-        if self.shape_in(split) is Shape.TOKENS:
+        shape = self.shape_in(split)
+        if shape is Shape.TOKENS:
             return shapes.to_example(record, self.columns, **place)
-        return self.conversation(record, template, split=split, **place)
+        return self.conversation(record, template, shape=shape, **place)
 
     def conversation(
         self,
         record: Mapping[str, Any],
         template: int = 0,
         *,
-        split: str = TRAIN,
+        shape: Shape | None = None,
         file: str = "",
         line: int | None = None,
     ) -> Conversation:
-        """A record in one wording, with its exemplars; a pure function of the task and the record."""
+        """A record in one wording, with its exemplars; a pure function of the task and the record.
+
+        `shape` is the record's, by default that of the first split; `file` and `line` are for messages.
+        """
         wording = self.templates[template] if self.templates else None
-        plain = self._plain(record, wording, split, file, line)
+        shape = self.shape_in(next(iter(self.splits))) if shape is None else shape
+        plain = self._plain(record, wording, shape, file, line)
         shots = self._shots(wording)
         if not shots:
             return plain
         return self._with_exemplars(plain, record, template, shots)
 
-    def check(self, record: Any, split: str = TRAIN) -> list[tuple[str, str]]:
+    def check(self, record: Any, shape: Shape) -> list[tuple[str, str]]:
         """(rule, message) of everything that is wrong with one record, in any wording; errors and warnings."""
-        shape = self.shape_in(split)
         findings = shapes.check_record(record, shape, self.columns)
         if findings or not self.templates:
             return findings
@@ -159,14 +194,16 @@ class Task:
             if isinstance(wording, Template):
                 messages, found = fill_messages(wording, renamed)
                 findings += found or shapes.check_messages(messages)
+            else:
+                findings += call_builder(wording, renamed)[1]
         return list(dict.fromkeys(findings))
 
     def _plain(
-        self, record: Mapping[str, Any], wording: Template | Builder | None, split: str, file: str, line: int | None
+        self, record: Mapping[str, Any], wording: Template | Builder | None, shape: Shape, file: str, line: int | None
     ) -> Conversation:
         """One conversation without exemplars."""
         if wording is None:
-            return shapes.to_conversation(record, self.shape_in(split), self.columns, file=file, line=line)
+            return shapes.to_conversation(record, shape, self.columns, file=file, line=line)
         id = shapes.record_id(record, self.columns)
         renamed, findings = shapes.rename(record, self.columns)
         if isinstance(wording, Template):
@@ -175,9 +212,9 @@ class Task:
             shapes.raise_errors(findings, file=file, line=line, id=id)
             return shapes.conversation_of(messages, id=id)
         shapes.raise_errors(findings, file=file, line=line, id=id)
-        built = wording(renamed)
-        if not isinstance(built, Conversation):
-            raise TypeError(f"{wording} returned {type(built).__name__}, not Conversation")
+        built, findings = call_builder(wording, renamed)
+        if built is None:
+            raise RecordError(Problem(rule=rule, message=text, file=file, line=line, id=id) for rule, text in findings)
         return built if built.id is not None else dataclasses.replace(built, id=id)
 
     def _shots(self, wording: Template | Builder | None) -> int:
@@ -195,7 +232,7 @@ class Task:
         source = self.source(TRAIN)
         for i in _draws(f"{few_shot.seed}|{self.name}|{template}|".encode() + canonical(record), len(source)):
             place = {"file": source.file(i), "line": source.line(i)}
-            exemplar = self._plain(source[i], wording, TRAIN, **place)
+            exemplar = self._plain(source[i], wording, self.shape_in(TRAIN), **place)
             if _prompt(exemplar) not in asked:  # never the example itself, nor the same question again
                 asked.add(_prompt(exemplar))
                 chosen.append(exemplar)
@@ -257,31 +294,6 @@ def _complete(
     return own | {TRAIN: rest}
 
 
-def assign_splits(
-    source: RecordSource, shares: Mapping[str, float], *, split_by: str | None = None
-) -> Int[np.ndarray, " records"]:
-    """The number of each record's split, by a hash of its content without its id.
-
-    Adding or reordering records moves no other record; equal records fall in one split, whatever task they are in.
-    The share `train` comes last on the scale, so another share may grow at its cost alone.
-    """
-    order = sorted(range(len(shares)), key=lambda k: list(shares)[k] == TRAIN)
-    edges = np.cumsum([list(shares.values())[k] for k in order])[:-1]
-    owners = np.empty(len(source), np.int64)
-    for i in range(len(source)):
-        record = source[i]
-        key = canonical(record)
-        if split_by is not None:
-            try:
-                key = repr(shapes.look_up(record, split_by)).encode()
-            except KeyError:
-                message = f"no field {split_by!r}, which split_by= names; it has {sorted(record)}"
-                problem = Problem(rule="missing-field", message=message, file=source.file(i), line=source.line(i))
-                raise RecordError([problem]) from None
-        owners[i] = order[int(np.searchsorted(edges, _hash64(key) / 2.0**64, side="right"))]
-    return owners
-
-
 def _hash64(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
@@ -300,7 +312,7 @@ def _draws(key: bytes, n: int) -> Iterator[int]:
 
 def _prompt(conversation: Conversation) -> tuple[str, ...]:
     """What is asked: the text of all messages but the last."""
-    return tuple(message.content for message in conversation.messages[:-1] if message.role != "system")
+    return tuple(message.content or "" for message in conversation.messages[:-1] if message.role != "system")
 
 
 def _join(exemplars: Sequence[Conversation], plain: Conversation, few_shot: FewShot) -> Conversation:
@@ -324,7 +336,7 @@ def _pair(conversation: Conversation) -> tuple[str, str]:
     turns = [message for message in conversation.messages if message.role != "system"]
     if [message.role for message in turns] != ["user", "assistant"]:
         raise UserError("few_shot style `text` needs conversations of one question and one answer; use style `turns`")
-    return turns[0].content, turns[1].content
+    return turns[0].content or "", turns[1].content or ""
 
 
 def _wording_fingerprint(wording: Template | Builder) -> str:

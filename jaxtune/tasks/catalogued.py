@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class ArrayRecordSource(RecordSource):
     def __len__(self) -> int:
         return len(self._reader)
 
-    def raw(self, i: int) -> bytes:
+    def raw(self, i: SupportsIndex) -> bytes:
         """The bytes of record i."""
         i = range(len(self))[i]
         try:
@@ -58,7 +58,7 @@ class ArrayRecordSource(RecordSource):
         except (RuntimeError, ValueError) as error:
             raise self._error(i, "damaged-file", _short(error)) from error
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         raw = self.raw(i)
         if self._decode is not None:
             return self._decode(raw)
@@ -69,13 +69,13 @@ class ArrayRecordSource(RecordSource):
             raise self._error(i, "not-an-object", f"the record is {json_type(value)}")
         return value
 
-    def _error(self, i: int, rule: str, message: str) -> RecordError:
+    def _error(self, i: SupportsIndex, rule: str, message: str) -> RecordError:
         return RecordError([Problem(rule=rule, message=message, file=self.name, line=self.line(i))])
 
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         return int(i) + 1
 
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         return self.name
 
     def check_unchanged(self) -> None:
@@ -163,7 +163,7 @@ class TfdsSource(RecordSource):
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         i = range(len(self))[i]
         try:
             return plain(self._data[i])
@@ -171,10 +171,10 @@ class TfdsSource(RecordSource):
             problem = Problem(rule="damaged-file", message=_short(error), file=self.name, line=self.line(i))
             raise RecordError([problem]) from error
 
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         return int(i) + 1
 
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         return self.name
 
     def check_unchanged(self) -> None:
@@ -206,7 +206,7 @@ class HubSource(RecordSource):
     @functools.cached_property
     def _data(self) -> Any:
         try:
-            import datasets
+            import datasets  # pyright: ignore[reportMissingImports] optional
         except ModuleNotFoundError as error:
             raise UserError("from_hub needs the package `datasets`: pip install 'jaxtune[hub]'") from error
         try:
@@ -235,13 +235,13 @@ class HubSource(RecordSource):
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         return without_nulls(plain(self._data[range(len(self))[i]]))
 
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         return int(i) + 1
 
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         return self.name
 
     def check_unchanged(self) -> None:

@@ -83,7 +83,7 @@ def _trains(wording: Template | Builder, names: Sequence[str]) -> bool:
 def _check_known(names: Sequence[str], tasks: Mapping[str, Task]) -> None:
     clusters = {task.cluster for task in tasks.values()}
     clusters |= {w.cluster for task in tasks.values() for w in task.templates if isinstance(w, Template)}
-    known = sorted(clusters - {None}) + sorted(tasks)
+    known = sorted(cluster for cluster in clusters if cluster is not None) + sorted(tasks)
     unknown = [n for n in names if n not in tasks and not any(in_cluster(cluster, n) for cluster in clusters)]
     if unknown:
         raise UserError(f"held-out {unknown} is no cluster or task; known: {known}")

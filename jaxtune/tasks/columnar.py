@@ -9,7 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from jaxtune.errors import UserError
 from jaxtune.tasks.files import PinnedFile
@@ -93,15 +93,15 @@ class ParquetSource(RecordSource):
         self._groups.move_to_end(k)
         return self._groups[k]
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         i = range(len(self))[i]
         k = bisect.bisect_right(self._starts, i) - 1
         return _row(self._group(k), i - self._starts[k], self.where(i))
 
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         return int(i) + 1
 
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         return self.name
 
     def check_unchanged(self) -> None:
@@ -163,16 +163,16 @@ class ArrowFolderSource(RecordSource):
     def __len__(self) -> int:
         return self._batches[1][-1]
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         i = range(len(self))[i]
         batches, starts = self._batches
         k = bisect.bisect_right(starts, i) - 1
         return _row(batches[k], i - starts[k], self.where(i))
 
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         return int(i) + 1
 
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         return self.name
 
     def check_unchanged(self) -> None:

@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, SupportsIndex
 
 from jaxtune.errors import UserError
 from jaxtune.tasks.files import PinnedFile, cache_folder
@@ -65,6 +65,15 @@ class CompressedJsonlSource(RecordSource):
     def _plain(self) -> JsonlSource:
         return JsonlSource(self._decompressed(), shown_as=self.name)
 
+    def check_format(self) -> None:
+        """Raises `RecordError` when the first decompressed bytes show that they are not UTF-8 JSON lines."""
+        self._plain.check_format()
+
+    @property
+    def text_path(self) -> Path:
+        """The file of plain JSON lines."""
+        return self._plain.path
+
     def _decompressed(self) -> Path:
         """The copy; made where it is missing. Its name ends in its size, so a copy cut short is not taken for whole."""
         folder = cache_folder() / "decompressed"
@@ -102,13 +111,13 @@ class CompressedJsonlSource(RecordSource):
     def __len__(self) -> int:
         return len(self._plain)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         return self._plain[i]
 
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         return self._plain.line(i)
 
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         return self.name
 
     def check_unchanged(self) -> None:

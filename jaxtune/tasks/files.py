@@ -30,6 +30,8 @@ class PinnedFile:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "no such file"
             raise RecordError([Problem(rule="unreadable-file", message=what, file=shown_as)])
+        if not os.access(path, os.R_OK):
+            raise RecordError([Problem(rule="unreadable-file", message="no permission to read it", file=shown_as)])
         self._state = self._stat()
         self._sha256: str | None = None
 

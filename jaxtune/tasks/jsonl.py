@@ -5,9 +5,10 @@ import functools
 import hashlib
 import json
 import os
+import re
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import orjson
@@ -59,17 +60,18 @@ def count_keys(value: Any) -> int:
     return 0
 
 
-def plain_keys(raw: bytes) -> bool:
-    """Whether every key of this JSON text is followed at once by its colon, so that `written_keys` is exact."""
-    return not (b'" :' in raw or b'"\t:' in raw or b'"\r:' in raw or b'"\n:' in raw or b'\\\\":' in raw)
+def written_keys(raw: bytes) -> int | None:
+    """How many object keys stand in JSON text, repeated ones included; None where that cannot be told quickly.
 
-
-def written_keys(raw: bytes) -> int:
-    """How many object keys stand in JSON text, repeated ones included, where `plain_keys` holds.
-
-    A quote inside a string is escaped, so `":` closes a key unless a backslash stands before it.
+    A quote inside a string is escaped, so a quote and a colon close a key unless a backslash stands before them. White
+    space before the colon, and two backslashes before the quote, are left to the slow parser.
     """
+    if b'\\\\":' in raw or _LOOSE_KEY.search(raw):
+        return None
     return raw.count(b'":') - raw.count(b'\\":')
+
+
+_LOOSE_KEY = re.compile(rb'"[ \t\r\n]+:')
 
 
 def parse_line(raw: bytes) -> tuple[Any, list[Finding]]:
@@ -82,7 +84,7 @@ def parse_line(raw: bytes) -> tuple[Any, list[Finding]]:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         return None, _diagnose(raw) or [("invalid-json", str(error))]
-    if plain_keys(raw) and written_keys(raw) == count_keys(value):
+    if written_keys(raw) == count_keys(value):
         return value, []
     findings = _diagnose(raw)
     return (None, findings) if findings else (value, [])
@@ -204,10 +206,7 @@ class JsonlSource(RecordSource):
     @functools.cached_property
     def index(self) -> LineIndex:
         """Where each record's line is."""
-        with self._pin.path.open("rb") as file:
-            foreign = foreign_format(file.read(4096))
-        if foreign:
-            raise RecordError([Problem(rule=foreign[0], message=foreign[1], file=self.name, line=1)])
+        self.check_format()
         index = build_index(self.path)
         self._pin.sha256 = index.fingerprint
         return index
@@ -216,6 +215,18 @@ class JsonlSource(RecordSource):
     def fingerprint(self) -> str:
         return self.index.fingerprint
 
+    def check_format(self) -> None:
+        """Raises `RecordError` when the first bytes show that the file is not UTF-8 JSON lines."""
+        with self._pin.path.open("rb") as file:
+            foreign = foreign_format(file.read(4096))
+        if foreign:
+            raise RecordError([Problem(rule=foreign[0], message=foreign[1], file=self.name, line=1)])
+
+    @property
+    def text_path(self) -> Path:
+        """The file of plain JSON lines."""
+        return self._pin.path
+
     @property
     def origins(self) -> frozenset[str]:
         return frozenset((str(Path(self.name).resolve()),))
@@ -223,16 +234,17 @@ class JsonlSource(RecordSource):
     def __len__(self) -> int:
         return len(self.index.starts)
 
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         """1-based line of record i."""
         numbers = self.index.numbers
         return int(i) + 1 if numbers is None else int(numbers[i])
 
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         return self.name
 
-    def raw(self, i: int) -> bytes:
+    def raw(self, i: SupportsIndex) -> bytes:
         """The bytes of record i's line, without its line end."""
+        i = range(len(self))[i]
         start, length = int(self.index.starts[i]), int(self.index.lengths[i])
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDONLY)
@@ -242,7 +254,7 @@ class JsonlSource(RecordSource):
             raise UserError(f"{self.name} became shorter while it was in use; put the old file back, or start again")
         return data
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         value, findings = parse_line(self.raw(i))
         if not findings and not isinstance(value, dict):
             findings = [("not-an-object", f"the record is {json_type(value)}")]

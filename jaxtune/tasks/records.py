@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import orjson
 
@@ -17,7 +17,7 @@ class RecordSource(abc.ABC):
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         """Record i; raises `RecordError` with the place when it cannot be read."""
 
     @property
@@ -31,18 +31,18 @@ class RecordSource(abc.ABC):
         """The files or objects that the records come from; two sources that share one share records."""
 
     @abc.abstractmethod
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         """1-based line or row of record i in its file."""
 
     @abc.abstractmethod
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         """The file that record i is in."""
 
     @abc.abstractmethod
     def check_unchanged(self) -> None:
         """Raises `UserError` when the content is no longer what was opened."""
 
-    def where(self, i: int) -> str:
+    def where(self, i: SupportsIndex) -> str:
         """file:line of record i."""
         return f"{self.file(i)}:{self.line(i)}"
 

@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.chat import Conversation, Message
+from jaxtune.chat import ROLES, Conversation, Message
 from jaxtune.errors import UserError
 from jaxtune.packing import Example
 from jaxtune.tasks.jsonl import Finding, json_type
 from jaxtune.tasks.problems import RULES, Problem, RecordError, Severity
 from jaxtune.tasks.records import RecordSource
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-"""Roles of a message."""
 
 SPEAKERS = {
     "system": "system",
@@ -94,26 +91,29 @@ def shape_of(record: Mapping[str, Any]) -> Shape | None:
 
 def detect(source: RecordSource, columns: Mapping[str, str] | None = None, *, sample: int = 100) -> Shape:
     """The shape of most of a source's first `sample` readable records; raises when none has a known shape."""
-    seen: collections.Counter[Shape | None] = collections.Counter()
     unreadable: list[Problem] = []
-    fields: dict[str, None] = {}
+    records: list[Mapping[str, Any]] = []
     for i in range(min(sample, len(source))):
         try:
-            record = source[i]
+            records.append(source[i])
         except RecordError as error:
             unreadable.extend(error.problems)
-            continue
-        fields.update(dict.fromkeys(record))
-        seen[shape_of(rename(record, columns)[0])] += 1
+    if unreadable and not records:
+        raise RecordError(unreadable[:20])
+    return majority(records, source.name, columns)
+
+
+def majority(records: Sequence[Mapping[str, Any]], name: str, columns: Mapping[str, str] | None = None) -> Shape:
+    """The shape of most of some records; raises `RecordError` about the file `name` when none has a known one."""
+    if not records:
+        raise RecordError([Problem(rule="empty-file", message="there is no record", file=name)])
+    seen = collections.Counter(shape_of(rename(record, columns)[0]) for record in records)
     known = [shape for shape, _ in seen.most_common() if shape is not None]
     if known:
         return known[0]
-    if unreadable and not seen:
-        raise RecordError(unreadable[:20])
-    if not seen:
-        raise RecordError([Problem(rule="empty-file", message="there is no record", file=source.name)])
-    message = f"no record shape is known with the fields {sorted(fields)}"
-    raise RecordError([Problem(rule="unknown-shape", message=message, file=source.name)])
+    fields = sorted(set(itertools.chain.from_iterable(records)))
+    message = f"no record shape is known with the fields {fields}"
+    raise RecordError([Problem(rule="unknown-shape", message=message, file=name)])
 
 
 def rename(record: Mapping[str, Any], columns: Mapping[str, str] | None) -> tuple[Mapping[str, Any], list[Finding]]:
@@ -154,7 +154,7 @@ def look_up(record: Mapping[str, Any], path: str) -> Any:
 
 def check_record(record: Any, shape: Shape, columns: Mapping[str, str] | None = None) -> list[Finding]:
     """Everything that is wrong with one record of a file of this shape, errors and warnings, in no great hurry."""
-    return _read(record, shape, columns)[1]
+    return read_record(record, shape, columns)[1]
 
 
 def record_id(record: Any, columns: Mapping[str, str] | None = None) -> str | None:
@@ -177,7 +177,7 @@ def to_conversation(
     line: int | None = None,
 ) -> Conversation:
     """The conversation that a record spells; raises `RecordError` with every error in it. Warnings pass."""
-    messages, findings = _read(record, shape, columns)
+    messages, findings = read_record(record, shape, columns)
     raise_errors(findings, file=file, line=line, id=record_id(record, columns))
     renamed, _ = rename(record, columns)
     return conversation_of(messages, id=record_id(record, columns), tools=renamed.get("tools"))
@@ -212,8 +212,8 @@ def _message(raw: Mapping[str, Any]) -> Message:
     reasoning = next((raw[field] for field in REASONING_FIELDS if raw.get(field) is not None), None)
     return Message(
         role=raw["role"],
-        content=raw.get("content") or "",
-        weight=None if raw.get("weight") is None else float(raw["weight"]),
+        content=raw.get("content") if raw.get("tool_calls") else raw.get("content") or "",
+        weight=float(raw["weight"]) if raw["role"] == "assistant" and raw.get("weight") is not None else None,
         tool_calls=raw.get("tool_calls") or None,
         tool_call_id=raw.get("tool_call_id"),
         name=raw.get("name"),
@@ -224,7 +224,10 @@ def _message(raw: Mapping[str, Any]) -> Message:
 # One reader per shape: a renamed record -> messages in OpenAI's spelling, and findings.
 
 
-def _read(record: Any, shape: Shape, columns: Mapping[str, str] | None) -> tuple[list[dict[str, Any]], list[Finding]]:
+def read_record(
+    record: Any, shape: Shape, columns: Mapping[str, str] | None = None
+) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """A record's messages in OpenAI's spelling (none for tokens and fields), and everything that is wrong with it."""
     if not isinstance(record, Mapping):
         return [], [("not-an-object", f"the record is {json_type(record)}")]
     renamed, findings = rename(record, columns)
@@ -343,7 +346,8 @@ def _read_prompt_completion(record: Mapping[str, Any]) -> tuple[list[dict[str, A
     if isinstance(record["prompt"], list) and isinstance(record[answer], list):
         prompt, findings = _message_list(record["prompt"], "prompt")
         completion, more = _message_list(record[answer], answer)
-        return _system(record) + [{**message, "weight": 0.0} for message in prompt] + completion, findings + more
+        context = [{**turn, "weight": 0.0} if turn.get("role") == "assistant" else turn for turn in prompt]
+        return _system(record) + context + completion, findings + more
     findings = _strings(record, ("prompt", answer), ("system",))
     if findings:
         return [], findings
@@ -397,9 +401,9 @@ def _is_weight(value: Any) -> bool:
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """Everything that is wrong with a list of messages: fields, types, order of roles, nothing to train on."""
     findings = [finding for i, message in enumerate(messages) for finding in _check_message(message, i)]
-    roles = [message.get("role") for message in messages]
-    if not all(role in ROLES for role in roles):
+    if not all(message.get("role") in ROLES for message in messages):
         return findings
+    roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         return [*findings, ("no-assistant", f"the roles are {', '.join(roles) or 'none'}")]
     findings += check_roles(roles)
@@ -491,6 +495,8 @@ def _check_extras(message: Mapping[str, Any], i: int) -> list[Finding]:
     weight = message.get("weight")
     if weight is not None and not (_is_weight(weight) and not isinstance(weight, bool)):
         findings.append(("bad-weight", f"messages[{i}].weight is {weight!r}"))
+    elif weight and message.get("role") != "assistant":
+        findings.append(("bad-weight", f"messages[{i}] ({message['role']}) has the weight {weight}"))
     for field in ("name", "tool_call_id", *REASONING_FIELDS):
         if message.get(field) is not None and not isinstance(message[field], str):
             findings.append(

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import orjson
@@ -42,13 +42,13 @@ class ListSource(RecordSource):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         return dict(self._records[i])
 
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         return int(i) + 1
 
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         return self.name
 
     def check_unchanged(self) -> None:
@@ -79,13 +79,13 @@ class SubsetSource(RecordSource):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         return self.base[int(self.indices[i])]
 
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         return self.base.line(int(self.indices[i]))
 
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         return self.base.file(int(self.indices[i]))
 
     def check_unchanged(self) -> None:
@@ -115,21 +115,21 @@ class ConcatSource(RecordSource):
             self._ends = np.cumsum([len(source) for source in self.sources])
         return int(self._ends[-1])
 
-    def _locate(self, i: int) -> tuple[RecordSource, int]:
+    def _locate(self, i: SupportsIndex) -> tuple[RecordSource, int]:
         i = range(len(self))[i]
         assert self._ends is not None
         shard = int(np.searchsorted(self._ends, i, side="right"))
         return self.sources[shard], i - (int(self._ends[shard - 1]) if shard else 0)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         source, inner = self._locate(i)
         return source[inner]
 
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         source, inner = self._locate(i)
         return source.line(inner)
 
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         source, inner = self._locate(i)
         return source.file(inner)
 

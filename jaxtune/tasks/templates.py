@@ -122,3 +122,16 @@ def fill_messages(template: Template, record: Mapping[str, Any]) -> tuple[list[d
             messages.append({"role": role, "content": content})
             findings += wrong
     return messages, findings
+
+
+def call_builder(builder: Builder, record: Mapping[str, Any]) -> tuple[Conversation | None, list[Finding]]:
+    """What a template function makes of a record, or what is wrong with the record."""
+    try:
+        built = builder(record)
+    except KeyError as error:
+        return None, [("missing-field", f"the template function needs {error}; the record has {sorted(record)}")]
+    except UserError as error:
+        return None, [("template-failed", str(error))]
+    if not isinstance(built, Conversation):
+        raise TypeError(f"{builder} returned {type(built).__name__}, not Conversation")
+    return built, []

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxtune.tasks.builtin.problem import Problem
+from jaxtune.tasks.builtin.exercise import Exercise
 from jaxtune.tasks.builtin.stream import Stream
 from jaxtune.tasks.builtin.words import NAMES, THINGS
 
@@ -116,8 +116,8 @@ def _term_question(term: Term, stream: Stream) -> str:
     return story.format(name=stream.pick(NAMES), thing=stream.pick(THINGS), left=term.left, right=term.right)
 
 
-def draw(stream: Stream) -> Problem:
-    """A term (60 %) or a conversion; one problem in four has a system message."""
+def draw(stream: Stream) -> Exercise:
+    """A term (60 %) or a conversion; one exercise in four has a system message."""
     if stream.chance(60):
         term = draw_term(stream)
         group, question, answer = term.group, _term_question(term, stream), term.value
@@ -126,7 +126,7 @@ def draw(stream: Stream) -> Problem:
         unit = conversion.unit
         group = f"{conversion.amount} {unit.large}"
         question, answer = f"How many {unit.small} are {conversion.amount} {unit.large}?", conversion.value
-    return Problem(
+    return Exercise(
         group=group,
         fields={"question": question},
         answer=str(answer),

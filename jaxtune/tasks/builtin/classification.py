@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxtune.tasks.builtin.problem import Problem
+from jaxtune.tasks.builtin.exercise import Exercise
 from jaxtune.tasks.builtin.stream import Stream
 from jaxtune.tasks.builtin.words import CITIES, FOODS, NAMES
 
@@ -91,10 +91,10 @@ def draw_labelled(stream: Stream) -> Labelled:
     return _review(stream) if stream.chance(60) else _news(stream)
 
 
-def draw(stream: Stream) -> Problem:
-    """A text to be classified; one problem in four has a system message."""
+def draw(stream: Stream) -> Exercise:
+    """A text to be classified; one exercise in four has a system message."""
     labelled = draw_labelled(stream)
-    return Problem(
+    return Exercise(
         group=labelled.text,
         fields={"text": labelled.text, "question": stream.pick(QUESTIONS[labelled.kind])},
         answer=labelled.label,

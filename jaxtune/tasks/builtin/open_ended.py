@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from jaxtune.tasks.builtin.problem import Problem
+from jaxtune.tasks.builtin.exercise import Exercise
 from jaxtune.tasks.builtin.stream import Stream
 from jaxtune.tasks.builtin.words import COLOUR_NAMES, DAYS, FRUIT, MONTHS, NAMES, THINGS
 
@@ -94,10 +94,10 @@ def draw_piece(stream: Stream) -> Piece:
     return stream.pick(KINDS)(stream)
 
 
-def draw(stream: Stream) -> Problem:
-    """A request for a piece of writing; one problem in four has a system message."""
+def draw(stream: Stream) -> Exercise:
+    """A request for a piece of writing; one exercise in four has a system message."""
     piece = draw_piece(stream)
-    return Problem(
+    return Exercise(
         group=piece.group,
         fields={"request": piece.request},
         answer=piece.text,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from jaxtune.tasks.builtin.problem import Problem
+from jaxtune.tasks.builtin.exercise import Exercise
 from jaxtune.tasks.builtin.stream import Stream
 from jaxtune.tasks.builtin.words import COLOUR_NAMES, FRUIT, PETS
 
@@ -101,10 +101,10 @@ def value_of(expression: str) -> str:
     return repr(eval(expression, {}))
 
 
-def draw(stream: Stream) -> Problem:
-    """An expression to be evaluated; one problem in four has a system message."""
+def draw(stream: Stream) -> Exercise:
+    """An expression to be evaluated; one exercise in four has a system message."""
     expression = draw_expression(stream)
-    return Problem(
+    return Exercise(
         group=expression,
         fields={"expression": expression},
         answer=value_of(expression),

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxtune.tasks.builtin.problem import Problem
+from jaxtune.tasks.builtin.exercise import Exercise
 from jaxtune.tasks.builtin.stream import Stream
 from jaxtune.tasks.builtin.words import CITIES, COLOUR_NAMES, FOODS, JOBS, NAMES, PETS, THINGS
 
@@ -100,12 +100,12 @@ def _ask(fact: Fact, stream: Stream) -> tuple[str, str]:
     return fact.fill(relation.backward), fact.name
 
 
-def draw(stream: Stream) -> Problem:
-    """A passage and a question; one problem in five has a second question, one in four a system message."""
+def draw(stream: Stream) -> Exercise:
+    """A passage and a question; one exercise in five has a second question, one in four a system message."""
     facts = draw_facts(stream)
     text = passage(facts, stream)
     asked = [_ask(fact, stream) for fact in stream.sample(facts, 2 if stream.chance(20) else 1)]
-    return Problem(
+    return Exercise(
         group=text,
         fields={"passage": text, "question": asked[0][0]},
         answer=asked[0][1],

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxtune.tasks.builtin.problem import Problem
+from jaxtune.tasks.builtin.exercise import Exercise
 from jaxtune.tasks.builtin.stream import Stream
 from jaxtune.tasks.builtin.words import CITIES, COLOUR_NAMES, DAYS, FOODS, NAMES, THINGS
 
@@ -82,10 +82,10 @@ def draw_report(stream: Stream) -> Report:
     return stream.pick((_meeting, _match, _shop))(stream)
 
 
-def draw(stream: Stream) -> Problem:
-    """A report to be summarised; one problem in five has a system message."""
+def draw(stream: Stream) -> Exercise:
+    """A report to be summarised; one exercise in five has a system message."""
     report = draw_report(stream)
-    return Problem(
+    return Exercise(
         group=report.text,
         fields={"text": report.text},
         answer=report.summary,

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxtune.tasks.builtin.problem import Problem
+from jaxtune.tasks.builtin.exercise import Exercise
 from jaxtune.tasks.builtin.stream import Stream
 from jaxtune.tasks.builtin.words import COLOURS, NOUNS, french_number, french_phrase, german_number, german_phrase
 
@@ -56,12 +56,12 @@ def draw_parallel(stream: Stream) -> Parallel:
     return _number(stream) if stream.chance(50) else _phrase(stream)
 
 
-def draw(stream: Stream) -> Problem:
-    """Something to translate; one problem in six also asks for the other language, one in five has a system message."""
+def draw(stream: Stream) -> Exercise:
+    """Something to translate; one exercise in six also asks for the other language, one in five has a system message."""
     pair = draw_parallel(stream)
     first, second = stream.sample(LANGUAGES, 2)
     follow_ups = ((f"And in {second}?", pair.into(second)),) if stream.chance(16) else ()
-    return Problem(
+    return Exercise(
         group=pair.source,
         fields={"source": pair.source, "language": first},
         answer=pair.into(first),

@@ -1,4 +1,4 @@
-"""One problem of a built-in task, before it is phrased; and the split that it belongs to."""
+"""One exercise of a built-in task, before it is phrased; and the split that it belongs to."""
 
 import dataclasses
 import enum
@@ -8,7 +8,7 @@ from jaxtune.tasks.builtin.stream import hash64
 
 
 class Split(enum.Enum):
-    """Where a problem may appear."""
+    """Where an exercise may appear."""
 
     TRAIN = "train"
     VALIDATION = "validation"
@@ -16,15 +16,15 @@ class Split(enum.Enum):
 
 
 HELD_OUT_PERCENT = 6
-"""Percent of all problem groups that belong to the test split, and again as many to the validation split."""
+"""Percent of all groups of exercises that belong to the test split, and again as many to the validation split."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Problem:
-    """A problem with its one right answer.
+class Exercise:
+    """A question with its one right answer.
 
-    `group` names what the problem is about whatever its wording; a group lives in one split only. `fields` fill the
-    placeholders of the task's phrasings. `follow_ups` are later turns: pairs of question and answer about the same fields.
+    `group` names what it is about whatever the wording; a group lives in one split only. `fields` fill the placeholders
+    of the task's phrasings. `follow_ups` are later turns: pairs of question and answer about the same fields.
     """
 
     group: str
@@ -35,7 +35,7 @@ class Problem:
 
 
 def split_of(task: str, group: str) -> Split:
-    """The split of a problem group: a hash of task and group, so no list of held-out problems needs to be kept."""
+    """The split of a group: a hash of task and group, so no list of held-out exercises needs to be kept."""
     bucket = hash64(f"split/{task}/{group}") % 100
     if bucket < HELD_OUT_PERCENT:
         return Split.TEST

@@ -1,0 +1,113 @@
+"""Chat templates: the built-in ones, and those that come with a model."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtune.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatTemplate:
+    """A Jinja chat template in the dialect of Hugging Face `transformers`."""
+
+    name: str
+    source: str
+    variables: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    """Further variables the template sees, e.g. `{"enable_thinking": False}`; kept as sorted pairs."""
+    today: datetime.date = datetime.date(2024, 7, 26)
+    """The date that `strftime_now` tells. Fixed, so that the same data give the same tokens on every day."""
+    exact_marks: bool = False
+    """Train on exactly what `{% generation %}` encloses. By default the generation prompt, and what follows the
+    end-of-turn token, are left out even where the marks enclose them, and an end-of-turn token right after the marks is
+    taken in."""
+
+    def __post_init__(self) -> None:
+        pairs = self.variables.items() if isinstance(self.variables, Mapping) else self.variables
+        object.__setattr__(self, "variables", tuple(sorted(pairs)))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides a render."""
+        facts = (self.source, self.variables, self.today.isoformat(), self.exact_marks)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _built_in(name: str) -> ChatTemplate:
+    file = Path(__file__).parent / "templates" / f"{name}.jinja"
+    return ChatTemplate(name=name, source=file.read_text(encoding="utf-8"))
+
+
+TEMPLATES: dict[str, ChatTemplate] = {
+    name: _built_in(name)
+    for name in (
+        *("chatml", "gemma2", "gemma3", "llama3", "mistral", "phi3", "phi4-mini", "plain"),
+        *("qwen2.5", "qwen3", "smollm2", "zephyr"),
+    )
+}
+"""The built-in templates by name. Each renders the same text as its family's own and marks what trains."""
+
+
+def load_template(folder: str | Path, variant: str = "default") -> ChatTemplate:
+    """The chat template that comes with a model or tokenizer.
+
+    Reads `chat_template.jinja`, else `chat_template.json`, else the `chat_template` of `tokenizer_config.json`, which
+    may hold several named ones: `variant` picks. `folder` may also be a `.jinja` file. Raises `UserError` without one.
+    """
+    path = Path(folder)
+    if path.is_file() and path.suffix == ".jinja":
+        return ChatTemplate(name=path.stem, source=_read(path))
+    if not path.is_dir():
+        raise UserError(
+            f"{path}: no such folder or .jinja file. Give a model folder, or one of: {', '.join(TEMPLATES)}."
+        )
+    if variant != "default" and (file := path / "additional_chat_templates" / f"{variant}.jinja").is_file():
+        return ChatTemplate(name=f"{path.name}/{variant}", source=_read(file))
+    if variant == "default" and (file := path / "chat_template.jinja").is_file():
+        return ChatTemplate(name=path.name, source=_read(file))
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (path / name).is_file():
+            found = _variants(path / name)
+            if variant in found:
+                return ChatTemplate(name=path.name, source=found[variant])
+            if found:
+                raise UserError(
+                    f"{path / name} has no chat template {variant!r}; it has: {', '.join(sorted(found))}. "
+                    "Name one of them."
+                )
+    raise UserError(
+        f"{path}: no chat template here (chat_template.jinja, chat_template.json, or `chat_template` in "
+        f"tokenizer_config.json). Base models have none: choose a built-in one: {', '.join(TEMPLATES)}."
+    )
+
+
+def _variants(path: Path) -> dict[str, str]:
+    """Named templates in a JSON file; a single one is called `default`."""
+    try:
+        value = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}). The file is damaged; copy it again.") from error
+    value = value.get("chat_template") if isinstance(value, dict) else value
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"default": value}
+    if isinstance(value, list) and all(isinstance(t, dict) and {"name", "template"} <= t.keys() for t in value):
+        return {t["name"]: t["template"] for t in value}
+    if isinstance(value, dict) and all(isinstance(t, str) for t in value.values()):
+        return value
+    raise UserError(
+        f"{path}: `chat_template` is neither a text nor a list of {{name, template}}. Copy the file again, or choose a "
+        f"built-in template: {', '.join(TEMPLATES)}."
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}). The file is damaged; copy it again.") from error

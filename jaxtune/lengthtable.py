@@ -1,0 +1,120 @@
+"""How long every example is: counts of tokens by task, example and template, looked up in bulk."""
+
+import dataclasses
+import hashlib
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxtune.errors import UserError
+
+Table = Mapping[str, Int[np.ndarray, "_ _"]]
+"""By task, a number for each usable example (rows) under each template (columns)."""
+
+_BYTES_PER_EXAMPLE = 12
+_SMALL_TABLE = 2**26
+"""Bytes of a flat table of lengths that are never too many."""
+
+
+class Lengths:
+    """Counts of tokens, loss tokens and response tokens by (task, example, template).
+
+    Copied into one flat table where that takes at most 12 bytes an example (or little at all), which makes looking up
+    many tasks quick; otherwise read from the arrays given. Memory-mapped arrays pickle as the name of their file.
+    """
+
+    def __init__(self, *tables: Table):
+        """Tokens, loss tokens and, where prompts carry weight, response tokens."""
+        self.names = tuple(tables[0])
+        self._tables = [[table[name] for name in self.names] for table in tables]
+        for name, *arrays in zip(self.names, *self._tables, strict=True):
+            if len(shapes := {a.shape for a in arrays}) > 1:
+                raise ValueError(f"task {name!r}: the lengths must agree in shape, got {sorted(shapes)}")
+        self._flatten()
+
+    @property
+    def tokens(self) -> list[Int[np.ndarray, "_ _"]]:
+        """Tokens of each example under each template, by task."""
+        return self._tables[0]
+
+    def _flatten(self) -> None:
+        examples, entries = sum(len(a) for a in self.tokens), sum(a.size for a in self.tokens)
+        dtype = np.dtype(np.uint16 if self.longest < 2**16 else np.int32)
+        columns = len(self._tables)
+        self._flat = None
+        if columns * entries * dtype.itemsize <= max(_BYTES_PER_EXAMPLE * examples, _SMALL_TABLE):
+            self._flat = np.empty((entries, columns), dtype)
+            for column, arrays in enumerate(self._tables):
+                np.concatenate([a.reshape(-1) for a in arrays], out=self._flat[:, column], casting="unsafe")
+            self._starts = np.cumsum([0] + [a.size for a in self.tokens])
+            self._templates = np.array([a.shape[1] for a in self.tokens])
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return max((int(a.max()) for a in self.tokens if a.size), default=0)
+
+    def look_up(
+        self, task: Int[np.ndarray, " k"], example: Int[np.ndarray, " k"], template: Int[np.ndarray, " k"]
+    ) -> Int[np.ndarray, "k 3"]:
+        """Tokens, loss tokens and response tokens of each (task, example, template)."""
+        if self._flat is not None:
+            found = self._flat[self._starts[task] + example * self._templates[task] + template].astype(np.int64)
+        else:
+            found = np.empty((len(task), len(self._tables)), np.int64)
+            by_task = np.argsort(task, kind="stable")
+            ids, starts = np.unique(task[by_task], return_index=True)
+            for i, part in zip(ids.tolist(), np.split(by_task, starts[1:]), strict=True):
+                for column, arrays in enumerate(self._tables):
+                    found[part, column] = arrays[i][example[part], template[part]]
+        return found if found.shape[1] == 3 else found[:, [0, 1, 1]]
+
+    def check(self, seq_len: int) -> None:
+        """Raise UserError if an example does not fit a row."""
+        long = [name for name, a in zip(self.names, self.tokens, strict=True) if a.size and int(a.max()) > seq_len]
+        if long:
+            raise UserError(
+                f"examples of {', '.join(long)} are longer than rows of {seq_len} tokens; "
+                "raise seq_len, or choose a length policy that drops or truncates"
+            )
+
+    def digests(self) -> list[list[str]]:
+        """Fingerprint of each task's tokens and loss tokens."""
+        return [[_digest(a), _digest(b)] for a, b in zip(*self._tables[:2], strict=True)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"names": self.names, "_tables": [[_packed(a) for a in table] for table in self._tables]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.names = state["names"]
+        self._tables = [[_unpacked(a) for a in table] for table in state["_tables"]]
+        self._flatten()
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array, "<i4").tobytes() + repr(array.shape).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _MappedFile:
+    """Where a memory-mapped array lies."""
+
+    filename: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+def _packed(array: np.ndarray) -> np.ndarray | _MappedFile:
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):  # a whole file, not a view of one
+        return _MappedFile(str(array.filename), array.dtype.str, array.shape, array.offset)
+    return array
+
+
+def _unpacked(array: np.ndarray | _MappedFile) -> np.ndarray:
+    if isinstance(array, _MappedFile):
+        return np.memmap(array.filename, array.dtype, "r", array.offset, array.shape)
+    return array

@@ -1,0 +1,152 @@
+"""An experiment placed on devices: parameters, compiled programs, batches; their losses, scores and exports."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune import chat, data, evaluate, hf, lora, model, sharding
+from jaxtune.config import ExperimentConfig
+from jaxtune.data import StepBatches
+from jaxtune.evaluate import LossResult, ScoreResult
+from jaxtune.experiment import Experiment
+from jaxtune.generate import SamplingConfig, generate
+from jaxtune.packing import Batch
+from jaxtune.programs import Program, Programs, ProgramSpec
+from jaxtune.step import Hparams, Params, TrainState, hparams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """Parameters at step 0: those that train, and those that stay (the base model under adapters; else None)."""
+
+    trainable: Params
+    frozen: Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placed:
+    """What the training loop holds besides its state."""
+
+    job: Experiment
+    mesh: jax.sharding.Mesh
+    base: Base
+    program: Program
+    numbers: Hparams
+
+    @property
+    def config(self) -> ExperimentConfig:
+        return self.job.config
+
+    def initial_state(self) -> TrainState:
+        """State at step 0."""
+        return self.program.init(self.base.trainable)
+
+    def train_batches(self, start: int) -> data.BatchIterator:
+        """This host's batches [micro_batches, rows, seq] from step `start` on, made ahead."""
+        source = StepBatches(
+            self.job.plan, self.job.train, micro_rows=self.job.micro_rows,
+            local_rows=sharding.local_rows(self.mesh, self.job.micro_rows),
+        )  # fmt: skip
+        return data.batches(source, start=start, workers=self.config.data.workers, prefetch=self.config.data.prefetch)
+
+    def put(self, batch: Batch) -> Batch:
+        """A host batch on the devices."""
+        return sharding.put_batch(self.mesh, batch, self.job.micro_rows)
+
+    def validation_loss(self, params: Params) -> LossResult | None:
+        """Per-task loss of the validation examples; None where there are none."""
+        plan = self.job.eval_plan
+        if plan is None:
+            return None
+        rows = self.config.eval.rows
+        source = StepBatches(plan, self.job.validation, local_rows=sharding.local_rows(self.mesh, rows))  # pyright: ignore[reportArgumentType]
+        step = functools.partial(self.program.eval_step, params, self.base.frozen)
+        stream = data.batches(source)
+        try:
+            return evaluate.per_task_loss(
+                lambda batch: step(sharding.put_batch(self.mesh, batch, rows)), stream, list(plan.tasks)
+            )
+        finally:
+            stream.close()
+
+    def full_params(self, params: Params) -> Params:
+        """Model parameters, adapters merged in."""
+        if self.config.lora is None:
+            return params
+        return lora.merge(self.base.frozen, params, self.config.lora)
+
+    def score(self, params: Params) -> ScoreResult:
+        """Greedy answers to the test questions, scored."""
+        job, settings = self.job, self.config.eval
+
+        def answer(prompts: list[list[int]]) -> list[list[int]]:
+            return generate(
+                self.program.graphdef, self.full_params(params), job.model, prompts, stop_ids=sorted(job.stop_ids),
+                sampling=SamplingConfig(max_new_tokens=settings.max_new_tokens), batch_size=settings.generate_rows,
+                dtype=jnp.dtype(self.config.model.compute_dtype.value),
+            )  # fmt: skip
+
+        metric_of = {task.name: task.metric for task in (*job.tasks.values(), *job.held.values())}
+        return evaluate.generation_scores(answer, job.questions, job.tokenizer, metric_of, stop_ids=job.stop_ids)
+
+    def export(self, params: Params, folder: pathlib.Path, dtype: str | None = None) -> None:
+        """Write a Hugging Face folder whose end-of-sequence token is the one that was trained."""
+        job = self.job
+        hf.export_model(
+            folder, job.model, self.full_params(params), eos_token_id=chat.terminator_id(job.template, job.tokenizer),
+            bos_token_id=job.tokenizer.bos_id, pad_token_id=job.tokenizer.pad_id, tokenizer_files=job.tokenizer.files,
+            chat_template=job.template.source, dtype=dtype or self.config.model.param_dtype.value,
+        )  # fmt: skip
+
+    def flops_per_step(self, tokens: int) -> float:
+        """6 x parameters in matrix products x tokens (PaLM's estimate, attention left out), for the share of peak."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.base.frozen or self.base.trainable)
+        table = 0 if self.job.model.tie_embeddings else self.job.model.vocab_size * self.job.model.d_model
+        return 6.0 * (sum(leaf.size for _, leaf in leaves) - table) * tokens
+
+
+def place(job: Experiment, programs: Programs, *, seed: int | None = None) -> Placed:
+    """Load the base model onto a mesh and build the programs."""
+    config = job.config
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.local_rows(mesh, job.micro_rows)  # refuses rows that do not divide
+    base = load_base(job, mesh, config.seed if seed is None else seed)
+    return Placed(
+        job=job, mesh=mesh, base=base, program=programs.get(program_spec(job, mesh), base.trainable),
+        numbers=hparams(config.optim.peak_lr, config.optim.weight_decay),
+    )  # fmt: skip
+
+
+def load_base(job: Experiment, mesh: jax.sharding.Mesh, seed: int) -> Base:
+    """The base model's parameters, straight into their shardings; with LoRA, fresh adapters over them."""
+    config = job.config
+    dtype = jnp.dtype(config.model.param_dtype.value)
+    shapes = model.abstract_params(job.model, dtype)[1]
+    placed = sharding.shardings(mesh, shapes, indivisible=config.mesh.indivisible)
+    by_path = {sharding.path_name(path): where for path, where in jax.tree_util.tree_leaves_with_path(placed)}
+    params = hf.import_model(job.folder, dtype=dtype, sharding=by_path.__getitem__)[1]
+    if config.lora is None:
+        return Base(trainable=params, frozen=None)
+    return Base(trainable=lora.init_lora(params, config.lora, seed), frozen=params)
+
+
+def program_spec(job: Experiment, mesh: jax.sharding.Mesh) -> ProgramSpec:
+    """What the compiled steps of an experiment depend on."""
+    config = job.config
+    return ProgramSpec(
+        model=job.model, optim=config.optim, loss=config.loss, lora=config.lora,
+        compute_dtype=config.model.compute_dtype.value, num_tasks=len(job.task_names), total_steps=job.total_steps,
+        capacity=capacity(job, mesh), mesh=mesh, indivisible=config.mesh.indivisible,
+    )  # fmt: skip
+
+
+def capacity(job: Experiment, mesh: jax.sharding.Mesh) -> int:
+    """Most weighted positions in one device's rows of a micro-batch, rounded up: similar plans share a program."""
+    rows = job.micro_rows // sharding.row_shards(mesh)
+    slots = rows * job.config.data.seq_len
+    unit = max(1, slots // 8)
+    most = slots if job.config.data.prompt_loss_weight else job.plan.max_loss_tokens(rows)
+    return min(slots, -(-most // unit) * unit)

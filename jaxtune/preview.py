@@ -1,0 +1,257 @@
+"""What a config will train on: mixture, lengths, masks. In the terminal, as JSON, or as a page."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from jaxtyping import Int
+from rich.console import Console
+from rich.text import Text
+
+from jaxtune import experiment, masks, order, terminal
+from jaxtune.config import ExperimentConfig, to_json
+from jaxtune.errors import UserError
+from jaxtune.experiment import TRAIN, Experiment
+from jaxtune.mixture import Budget
+from jaxtune.plan import unit_totals
+from jaxtune.preview_page import render
+from jaxtune.shares import Alternative, alternatives, parse_alternatives
+from jaxtune.tracking import Json, plain, replace_file
+
+BINS = 24
+TASKS_SHOWN = 24
+"""Tasks whose examples and histograms are printed; the tables hold them all."""
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def run(
+    config: ExperimentConfig,
+    *,
+    html: Path | None = None,
+    compare: str | None = None,
+    task: str | None = None,
+    examples: int = 2,
+    as_json: bool = False,
+) -> None:
+    """Print the preview of a config, or its JSON; with `html`, write the page too."""
+    if examples < 0:
+        raise UserError(f"--examples must be at least 0, got {examples}")
+    compared = parse_alternatives(compare) if compare is not None else None
+    job = experiment.resolve(config, questions=False, show_progress=not as_json)
+    if task is not None and task not in job.tasks:
+        raise UserError(f"no task {task!r} in the mixture; it has {', '.join(job.tasks)}")
+    data = gather(job, examples, task)
+    other = (compared[0], compare_values(job, *compared)) if compared is not None else None
+    if html is not None:
+        replace_file(html, render(data, other).encode())
+    if as_json:
+        if other is not None:
+            data["compare"] = {"option": other[0], "values": [one.to_json() for one in other[1]]}
+        sys.stdout.write(orjson.dumps(plain(data), option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    out = terminal.console()
+    print_preview(out, job, data, examples, task)
+    if other is not None:
+        print_alternatives(out, *other)
+    if html is not None:
+        out.print(f"\n{html}", markup=False)
+
+
+def mixture_of(config: ExperimentConfig, budget: int | None = None) -> list[Json]:
+    """The mixture's rows for a config, from its tokenised data; `budget` replaces its duration, in examples."""
+    if budget is not None:
+        config = dataclasses.replace(config, duration=Budget(examples=budget))
+    job = experiment.resolve(config, questions=False)
+    return experiment.mixture_json(job)["tasks"]
+
+
+def gather(job: Experiment, examples: int, task: str | None = None) -> Json:
+    """Everything that the preview shows, as plain data."""
+    samples = experiment.samples(job, examples) if examples else {}
+    return {
+        "config": plain(to_json(job.config)),
+        "facts": facts(job),
+        "mixture": plain(experiment.mixture_json(job)),
+        "lengths": lengths(job),
+        "sources": sources(job),
+        "samples": {name: rows for name, rows in samples.items() if task in (None, name)},
+    }
+
+
+def facts(job: Experiment) -> dict[str, str]:
+    """How records become tokens, and what the plan is."""
+    data, plan = job.config.data, job.plan
+    return {
+        "Model": "the built-in base model" if job.config.model.path == experiment.BUILTIN else job.config.model.path,
+        "Tokenizer": f"{job.tokenizer.vocab_size:,} tokens",
+        "Chat template": job.template.name,
+        "Trained": f"{data.mask_policy.value.replace('_', ' ')}, prompt loss weight {data.prompt_loss_weight:g}",
+        "Too long": data.length_policy.value.replace("_", " "),
+        "Rows": f"{plan.rows_per_step:,} of {plan.seq_len:,} tokens a step, {plan.packing.value.replace('_', ' ')}",
+        "Held out": ", ".join(job.held) or "nothing",
+        "Plan hash": plan.hash,
+    }
+
+
+def sources(job: Experiment) -> list[Json]:
+    """Where each task's training records come from and what shape they were found to have."""
+    return [
+        {
+            "task": name,
+            "source": source.name,
+            "shape": task.shape_in(TRAIN).value,
+            "records": len(source),
+            "wordings": task.num_templates,
+        }
+        for name, task in job.tasks.items()
+        for source in [task.source(TRAIN)]
+    ]
+
+
+def lengths(job: Experiment) -> Json:
+    """Quantiles and histograms of tokens and trained tokens per example, all tasks on the same bins."""
+    every = {
+        "tokens": {name: np.asarray(store.lengths).ravel() for name, store in job.train.items()},
+        "loss_tokens": {name: np.asarray(store.loss_lengths).ravel() for name, store in job.train.items()},
+    }
+    edges = {key: bin_edges(max(int(a.max(initial=1)) for a in arrays.values())) for key, arrays in every.items()}
+    return {
+        "seq_len": job.config.data.seq_len,
+        "edges": {key: bins.tolist() for key, bins in edges.items()},
+        "tasks": {name: {key: spread(every[key][name], edges[key]) for key in every} for name in job.train},
+    }
+
+
+def bin_edges(longest: int) -> Int[np.ndarray, " edges"]:
+    """At most `BINS` bins of one width, a whole number of tokens, from 0 to beyond the longest."""
+    width = -(-(longest + 1) // BINS)
+    return np.arange(0, longest + 1 + width, width)
+
+
+def spread(values: Int[np.ndarray, " n"], edges: Int[np.ndarray, " edges"]) -> Json:
+    """Mean, median, 95th percentile, maximum and counts per bin."""
+    if not len(values):
+        return {"mean": 0.0, "p50": 0.0, "p95": 0.0, "max": 0, "counts": [0] * (len(edges) - 1)}
+    counts, _ = np.histogram(values, edges)
+    middle, high = np.quantile(values, (0.5, 0.95))
+    return {
+        "mean": float(values.mean()),
+        "p50": float(middle),
+        "p95": float(high),
+        "max": int(values.max()),
+        "counts": counts.tolist(),
+    }
+
+
+def compare_values(job: Experiment, option: str, values: Sequence[str]) -> list[Alternative]:
+    """The mixture under other values of one option, for the number of examples that the config's plan draws."""
+    tasks = list(job.tasks.values())
+    table = {name: np.asarray(store.lengths) for name, store in job.train.items()}
+    trained = {name: np.asarray(store.loss_lengths) for name, store in job.train.items()}
+    config = job.config.mixture
+    return alternatives(
+        {name: len(array) for name, array in table.items()},
+        experiment.task_mixture(config, tasks),
+        job.plan.num_examples,
+        option,
+        values,
+        unit_totals=unit_totals(table, trained, config.unit),
+    )
+
+
+# In the terminal
+
+
+def print_preview(out: Console, job: Experiment, data: Json, examples: int, task: str | None) -> None:
+    """Facts, mixture, lengths, examples."""
+    terminal.print_facts(data["facts"])
+    out.print()
+    terminal.print_mixture(data["mixture"]["tasks"])
+    mixed = data["mixture"]
+    out.print(
+        f"{mixed['steps']:,} steps, rows {mixed['fill']:.1%} full, {mixed['effective_tasks']:.2f} effective tasks, "
+        f"caps and rounding moved {mixed['total_variation']:.1%}"
+    )
+    print_left_out(out, mixed["tasks"])
+    out.print()
+    out.print(sources_table(data["sources"]))
+    out.print()
+    out.print(lengths_table(data["lengths"]))
+    names = [name for name in job.tasks if task in (None, name)]
+    for name in names[:TASKS_SHOWN] if examples else []:
+        print_examples(out, job, name, examples)
+    if examples and len(names) > TASKS_SHOWN:
+        out.print(f"\n{len(names) - TASKS_SHOWN:,} more tasks; --task NAME shows one")
+
+
+def print_left_out(out: Console, rows: Sequence[Json]) -> None:
+    """What was dropped or cut, and why."""
+    for row in rows:
+        for reason, count in row.get("outcomes", {}).items():
+            if reason != "kept" and count:
+                out.print(f"{row['task']}: {count:,} {reason}", markup=False, style="yellow")
+
+
+def sources_table(rows: Sequence[Json]) -> Any:
+    """Source, record shape, records and wordings of each task."""
+    columns = ["task", "source", "record shape", "records", "wordings"]
+    cells = [[one["task"], one["source"], one["shape"], f"{one['records']:,}", one["wordings"]] for one in rows]
+    return terminal.table("", columns, cells, text_columns=3)
+
+
+def lengths_table(data: Json) -> Any:
+    """Quantiles and a histogram in block characters, for tokens and trained tokens."""
+    columns = ["task", "tokens", "trained tokens", "median", "95%", "longest", "median", "95%", "longest"]
+    rows: list[list[object]] = []
+    for name, spread in data["tasks"].items():
+        numbers = [f"{spread[key][q]:,.0f}" for key in ("tokens", "loss_tokens") for q in ("p50", "p95", "max")]
+        rows.append([name, blocks(spread["tokens"]["counts"]), blocks(spread["loss_tokens"]["counts"]), *numbers])
+    ends = [Text(f"0 to {data['edges'][key][-1]:,}", style="dim") for key in ("tokens", "loss_tokens")]
+    return terminal.table("", columns, [*rows, ["", *ends, *([""] * 6)]], text_columns=3)
+
+
+def blocks(counts: Sequence[int]) -> str:
+    """A histogram of one line; a bin that holds anything shows at least the lowest block."""
+    high = max([*counts, 1])
+    return "".join(BLOCKS[-(-count * (len(BLOCKS) - 1) // high)] for count in counts)
+
+
+def print_examples(out: Console, job: Experiment, name: str, examples: int) -> None:
+    """Some examples of a task with trained tokens on colour."""
+    store = job.train[name]
+    for number in order.permutation(job.config.seed, name, 0, len(store))[:examples]:
+        example = store.example(int(number))
+        trained = example.loss_weights[example.loss_weights > 0]
+        weights = ", ".join(f"{weight:g}" for weight in np.unique(trained)) or "none"
+        out.print()
+        out.print(Text(job.describe(name, int(number)), style="bold"))
+        out.print(Text(f"{len(trained):,} of {len(example.tokens):,} tokens trained, weights {weights}", style="dim"))
+        out.print(masks.mask_text(example, job.tokenizer), soft_wrap=True)
+
+
+def print_alternatives(out: Console, option: str, found: Sequence[Alternative]) -> None:
+    """Share and epochs of each task under each value, side by side."""
+    kept = [(one, one.allocation) for one in found if one.allocation is not None]
+    out.print()
+    if kept:
+        columns = ["task"]
+        for one, _ in kept:
+            columns += [f"{option} {one.value}", "epochs"]
+        rows: list[list[object]] = []
+        for name in kept[0][1].sizes:
+            row: list[object] = [name]
+            for _, allocation in kept:
+                cap = " cap" if allocation.capped[name] else ""
+                row += [terminal.percent(allocation.realised[name], 2), f"{allocation.epochs[name]:.2f}{cap}"]
+            rows.append(row)
+        total: list[object] = [Text("effective tasks", style="dim")]
+        for _, allocation in kept:
+            total += [f"{allocation.effective_tasks:.2f}", ""]
+        out.print(terminal.table("", columns, [*rows, total]))
+    for one in found:
+        if one.problem:
+            out.print(f"{option} {one.value}: {one.problem}", style="yellow", markup=False)

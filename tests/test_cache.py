@@ -1,0 +1,434 @@
+import dataclasses
+import functools
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import types
+
+import numpy as np
+import pytest
+
+from jaxtune import cache, chat
+from jaxtune.cache import Encoding, code_fingerprint, tokenize
+from jaxtune.chat import TEMPLATES, Conversation, LengthPolicy, MaskPolicy, Message
+from jaxtune.errors import UserError
+from jaxtune.tasks import Task, Template, from_jsonl, from_list
+from jaxtune.tokenizer import ByteTokenizer
+from jaxtune.tokenstore import DamagedStore, open_store
+
+WORDINGS = (
+    Template(prompt="{question}", response="{answer}"),
+    Template(prompt="Q: {question}", response="{answer}!"),
+)
+
+
+def encoding(**changes):
+    return Encoding(
+        **(dict(template=TEMPLATES["chatml"], tokenizer=ByteTokenizer(), max_length=160) | changes)  # type: ignore
+    )
+
+
+def sums(n=10, name="sums", **changes):
+    records = [{"prompt": f"{i}+{i}=", "completion": str(2 * i)} for i in range(n)]
+    return Task(name=name, splits={"train": from_list(records)}, **changes)
+
+
+def worded(n=10):
+    records = [{"question": f"{i}+{i}", "answer": str(2 * i)} for i in range(n)]
+    return Task(name="worded", splits={"train": from_list(records)}, templates=WORDINGS)
+
+
+def tokenized(tasks, folder, split="train", **changes):
+    options = {name: changes.pop(name) for name in ("processes",) if name in changes}
+    return tokenize(tasks, split, encoding(**changes), folder, show_progress=False, **options)
+
+
+def content(store):
+    return [
+        (example.tokens.tolist(), example.loss_weights.tolist())
+        for number in range(len(store))
+        for template in range(store.num_templates)
+        for example in [store.example(number, template)]
+    ]
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Records that were really encoded, in order; parts of four records."""
+    monkeypatch.setattr(cache, "PART", 4)
+    seen = []
+    honest = cache.encode_records
+
+    def noting(task, split, records, encoding):
+        seen.extend(records)
+        return honest(task, split, records, encoding)
+
+    monkeypatch.setattr(cache, "encode_records", noting)
+    return seen
+
+
+def test_the_cache_holds_what_rendering_gives(tmp_path, encoded):
+    store = tokenized([worded()], tmp_path)["worded"]
+    task, settings = worded(), encoding()
+    for number in range(10):
+        for template in range(2):
+            conversation = task.read("train", number, template)
+            assert isinstance(conversation, Conversation)
+            rendered = chat.render(conversation, settings.template, settings.tokenizer)
+            example = store.example(number, template)
+            assert example.tokens.tolist() == rendered.tokens.tolist()
+            assert example.loss_weights.tolist() == rendered.loss_weights.tolist()
+            assert store.lengths[number, template] == len(rendered.tokens)
+            assert store.loss_lengths[number, template] == (rendered.loss_weights[1:] > 0).sum()
+    assert [store.record(number) for number in range(10)] == list(range(10))
+    assert (len(store), store.num_templates, store.outcomes) == (10, 2, {"kept": 10})
+
+
+def test_a_second_call_encodes_nothing_and_gives_the_same(tmp_path, encoded):
+    first = content(tokenized([sums()], tmp_path)["sums"])
+    assert encoded == list(range(10))
+    again = tokenized([sums()], tmp_path)["sums"]
+    assert content(again) == first
+    assert len(encoded) == 10
+    again.verify()
+
+
+def changed_settings():
+    other_template = TEMPLATES["zephyr"]
+    controls = ("<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<more>")
+    return {
+        "template": dict(template=other_template, tokenizer=ByteTokenizer((*controls, "</s>"), eos="</s>")),
+        "tokenizer": dict(tokenizer=ByteTokenizer(controls)),
+        "max_length": dict(max_length=159),
+        "mask_policy": dict(mask_policy=MaskPolicy.ALL),
+        "length_policy": dict(length_policy=LengthPolicy.TRUNCATE_PROMPT),
+        "prompt_loss_weight": dict(prompt_loss_weight=0.5),
+    }
+
+
+@pytest.mark.parametrize("setting", changed_settings())
+def test_a_changed_setting_is_never_served_from_a_stale_cache(tmp_path, encoded, setting):
+    tokenized([sums()], tmp_path)
+    tokenized([sums()], tmp_path, **changed_settings()[setting])
+    assert encoded == [*range(10), *range(10)]
+
+
+def test_changed_data_wordings_and_code_are_never_served_from_a_stale_cache(tmp_path, encoded, monkeypatch):
+    tokenized([worded()], tmp_path)
+    tokenized([worded(9)], tmp_path)
+    records = [{"question": f"{i}+{i}", "answer": str(2 * i)} for i in range(10)]
+    other = (WORDINGS[0], Template(prompt="q: {question}", response="{answer}!"))
+    tokenized([Task(name="worded", splits={"train": from_list(records)}, templates=other)], tmp_path)
+    monkeypatch.setattr(cache, "code_fingerprint", lambda: "another version")
+    tokenized([worded()], tmp_path)
+    assert len(encoded) == 10 + 9 + 10 + 10
+
+
+def test_the_code_version_covers_every_module_that_decides_tokens():
+    files = {path.name for path in cache._imported(cache.Path(cache.__file__))}
+    assert {"cache.py", "chat.py", "responses.py", "tokenizer.py", "shapes.py", "jsonl.py", "lengths.py"} <= files
+    assert not {"train.py", "plan.py", "model.py"} & files
+    assert code_fingerprint() == code_fingerprint()
+
+
+# Kills and damage
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, encoded, monkeypatch):
+    whole = content(tokenized([sums(18)], tmp_path / "whole")["sums"])
+    encoded.clear()
+    honest, calls = cache._Job.encode, []
+
+    def interrupted(job, number):
+        calls.append(number)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return honest(job, number)
+
+    monkeypatch.setattr(cache._Job, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tokenized([sums(18)], tmp_path)
+    assert encoded == list(range(8))
+    resumed = tokenized([sums(18)], tmp_path)["sums"]
+    assert encoded == list(range(18))
+    assert content(resumed) == whole
+
+
+KILLED = """
+    import os, signal, sys
+    from jaxtune import cache
+    from tests.test_cache import sums, tokenized
+    cache.PART = 4
+    honest = cache.Part.write
+    def write(part, path):
+        if path.name.startswith("000002"):
+            path.with_name(path.name + ".half.tmp").write_bytes(b"half a part")
+            os.kill(os.getpid(), signal.SIGKILL)
+        honest(part, path)
+    cache.Part.write = write
+    tokenized([sums(18)], sys.argv[1])
+"""
+
+
+def test_a_killed_process_leaves_whole_parts_that_the_next_run_uses(tmp_path, encoded):
+    root = cache.Path(__file__).parent.parent
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], cwd=root, check=False)
+    assert killed.returncode == -9
+    store = tokenized([sums(18)], tmp_path)["sums"]
+    assert encoded == list(range(8, 18))
+    assert content(store) == content(tokenized([sums(18)], tmp_path / "fresh")["sums"])
+
+
+def test_a_damaged_part_is_done_again(tmp_path, encoded, monkeypatch):
+    honest = cache._Job.merged
+    monkeypatch.setattr(cache._Job, "merged", lambda job: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        tokenized([sums(12)], tmp_path)
+    monkeypatch.setattr(cache._Job, "merged", honest)
+    (parts,) = tmp_path.glob("*.parts")
+    half = (parts / "000001.npz").read_bytes()[:-100]
+    (parts / "000001.npz").write_bytes(half)
+    encoded.clear()
+    assert len(tokenized([sums(12)], tmp_path)["sums"]) == 12
+    assert encoded == [4, 5, 6, 7]
+
+
+def flip_one_bit(folder):
+    with open(folder / "tokens", "r+b") as file:
+        file.seek(40)
+        byte = file.read(1)[0]
+        file.seek(40)
+        file.write(bytes([byte ^ 4]))
+
+
+def truncate(folder):
+    os.truncate(folder / "weights", 8)
+
+
+def lose_a_file(folder):
+    (folder / "ends").unlink()
+
+
+def lose_the_meta(folder):
+    (folder / "meta.json").unlink()
+
+
+def tear_the_meta(folder):
+    (folder / "meta.json").write_text('{"format": "jaxtu')
+
+
+def change_the_facts(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["facts"]["max_length"] = 10
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_one_bit, truncate, lose_a_file, lose_the_meta, tear_the_meta, change_the_facts]
+)
+def test_a_damaged_cache_is_noticed_said_and_made_again(tmp_path, encoded, capsys, damage):
+    store = tokenized([sums()], tmp_path)["sums"]
+    before = content(store)
+    damage(store.folder)
+    again = tokenized([sums()], tmp_path)["sums"]
+    assert content(again) == before
+    assert len(encoded) == 20
+    assert "token cache damaged, making it again" in capsys.readouterr().err
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path, encoded):
+    store = tokenized([sums()], tmp_path)["sums"]
+    shutil.rmtree(store.folder)
+    store.folder.mkdir()
+    (store.folder / "thesis.tex").write_text("do not delete")
+    with pytest.raises(UserError, match="not a token cache of jaxtune; move it away"):
+        tokenized([sums()], tmp_path)
+    assert (store.folder / "thesis.tex").read_text() == "do not delete"
+
+
+def test_a_store_of_other_facts_is_refused(tmp_path):
+    store = tokenized([sums()], tmp_path)["sums"]
+    with pytest.raises(DamagedStore, match="other facts"):
+        open_store(store.folder, {"data": "something else"})
+
+
+def test_a_store_that_changes_while_in_use_is_an_error(tmp_path):
+    store = tokenized([sums()], tmp_path)["sums"]
+    store.check_unchanged()
+    flip_one_bit(store.folder)
+    os.utime(store.folder / "tokens", ns=(0, 0))
+    with pytest.raises(UserError, match="changed while it was in use"):
+        store.check_unchanged()
+
+
+def test_data_that_change_while_they_are_tokenised_are_an_error(tmp_path, encoded, monkeypatch):
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{i}", "completion": f"{i}"}) + "\n" for i in range(8)))
+    task = Task(name="sums", splits={"train": from_jsonl(file)})
+    honest = cache._Job.encode
+
+    def changing(job, number):
+        result = honest(job, number)
+        file.write_text(file.read_text().replace("1", "7"))
+        os.utime(file, ns=(0, 0))
+        return result
+
+    monkeypatch.setattr(cache._Job, "encode", changing)
+    with pytest.raises(UserError, match="sums.jsonl"):
+        tokenized([task], tmp_path / "cache")
+
+
+def test_a_store_being_made_by_another_run_is_waited_for(tmp_path):
+    tokenized([sums()], tmp_path)
+    (lock,) = tmp_path.glob("*.lock")
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with cache._locked(lock.with_suffix("")):
+            held.set()
+            done.wait(5)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(5)
+    results = []
+    waiter = threading.Thread(target=lambda: results.append(tokenized([sums()], tmp_path)))
+    waiter.start()
+    waiter.join(0.3)
+    assert waiter.is_alive()
+    done.set()
+    waiter.join(10)
+    holder.join()
+    assert len(results[0]["sums"]) == 10
+
+
+# Several processes
+
+
+def doubled(record, mark):
+    return Conversation([Message("user", record["question"]), Message("assistant", mark + record["answer"] * 2)])
+
+
+def test_two_processes_give_the_same_as_one_also_with_functions_of_a_config_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "PART", 4)
+    module = types.ModuleType("a_config_that_no_worker_can_import")
+    module.__file__ = "somewhere/else.py"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(
+        "from jaxtune.chat import Conversation, Message\n"
+        "def shout(record):\n"
+        "    question, answer = record['question'].upper(), record['answer']\n"
+        "    return Conversation([Message('user', question), Message('assistant', answer)])",
+        module.__dict__,
+    )
+    records = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(11)]
+    wordings = (module.shout, functools.partial(doubled, mark=">"))
+    tasks = [Task(name="loud", splits={"train": from_list(records)}, templates=wordings), sums(9)]
+    one = tokenized(tasks, tmp_path / "one")
+    two = tokenized(tasks, tmp_path / "two", processes=2)
+    for name in ("loud", "sums"):
+        assert content(one[name]) == content(two[name])
+        assert one[name].fingerprint == two[name].fingerprint
+    assert "Q3" in ByteTokenizer().decode(two["loud"].example(3, 0).tokens.tolist())
+
+
+# Policies and problems
+
+
+def test_dropped_and_cut_examples_are_counted_by_reason(tmp_path, encoded):
+    records = [{"prompt": "a" * n, "completion": "b" * 5} for n in (5, 5, 200, 5, 300)]
+    task = Task(name="long", splits={"train": from_list(records)})
+    dropped = tokenized([task], tmp_path)["long"]
+    assert dropped.outcomes == {"kept": 3, "dropped: longer than the maximum length": 2}
+    assert [dropped.record(number) for number in range(len(dropped))] == [0, 1, 3]
+    cut = tokenized([task], tmp_path, length_policy=LengthPolicy.TRUNCATE_PROMPT)["long"]
+    assert cut.outcomes == {"kept": 3, "prompt truncated from the left": 2}
+    assert cut.lengths.max() == 160
+
+
+def test_an_example_takes_part_only_if_every_wording_of_it_fits(tmp_path, encoded):
+    records = [{"question": "q" * n, "answer": "a"} for n in (10, 78)]
+    task = Task(name="w", splits={"train": from_list(records)}, templates=WORDINGS)
+    settings, lengths = encoding(), []
+    for template in range(2):
+        conversation = task.read("train", 1, template)
+        assert isinstance(conversation, Conversation)
+        lengths.append(len(chat.render(conversation, settings.template, settings.tokenizer).tokens))
+    store = tokenized([task], tmp_path, max_length=lengths[0])["w"]
+    assert lengths[0] < lengths[1]
+    assert [store.record(number) for number in range(len(store))] == [0]
+    assert sum(store.outcomes.values()) == 2
+
+
+def test_prompt_weight_counts_as_loss_but_not_as_response(tmp_path):
+    plain = tokenized([sums()], tmp_path)["sums"]
+    weighted = tokenized([sums()], tmp_path, prompt_loss_weight=0.25)["sums"]
+    assert (weighted.loss_lengths == weighted.lengths - 1).all()
+    assert (weighted.response_lengths == plain.response_lengths).all()
+    assert (plain.response_lengths == plain.loss_lengths).all()
+
+
+def test_all_problems_of_all_tasks_come_in_one_message_before_anything_is_kept(tmp_path, encoded):
+    good = {"prompt": "p", "completion": "c"}
+    tasks = [
+        Task(
+            name="a", splits={"train": from_list([good, {"prompt": "p"}, {"prompt": 3, "completion": "c"}], name="A")}
+        ),
+        Task(name="b", splits={"train": from_list([{"completion": "c"}] + [good] * 6, name="B")}),
+    ]
+    with pytest.raises(UserError) as error:
+        tokenized(tasks, tmp_path)
+    message = str(error.value)
+    assert "3 problems in the data; nothing was trained" in message
+    for place in ("A:2", "A:3", "B:1"):
+        assert place in message
+    assert "By rule: " in message
+
+
+def test_supervision_that_cannot_be_proven_is_refused_with_its_place(tmp_path, encoded, monkeypatch):
+    def unended(*arguments):
+        return [
+            dataclasses.replace(example, loss_weights=np.append(example.loss_weights[:-1], np.float32(0)))
+            for example in honest(*arguments)
+        ]
+
+    honest = chat.render_each
+    monkeypatch.setattr(chat, "render_each", unended)
+    template = dataclasses.replace(TEMPLATES["chatml"], source=TEMPLATES["chatml"].source.replace("\n' }}", "' }}"))
+    with pytest.raises(UserError, match=r"10 problems in the data.*list 0\):1: |:1: "):
+        tokenized([sums()], tmp_path, template=template)
+
+
+def test_an_example_too_long_for_the_error_policy_is_named(tmp_path, encoded):
+    records = [{"prompt": "a" * 200, "completion": "b"}]
+    task = Task(name="long", splits={"train": from_list(records, name="L")})
+    with pytest.raises(UserError, match=r"L:1: an example has \d+ tokens"):
+        tokenized([task], tmp_path, length_policy=LengthPolicy.ERROR)
+
+
+def test_a_task_without_a_usable_example_is_refused_with_the_reason(tmp_path, encoded):
+    task = Task(name="long", splits={"train": from_list([{"prompt": "a" * 200, "completion": "b"}] * 3)})
+    with pytest.raises(UserError, match="'long' has no usable example in 'train': 3 dropped: longer than"):
+        tokenized([task], tmp_path)
+
+
+def test_stores_pickle_as_the_name_of_their_folder(tmp_path):
+    store = tokenized([sums()], tmp_path)["sums"]
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 1000
+    assert content(pickle.loads(pickled)) == content(store)
+
+
+def test_records_of_tokens_are_kept_as_they_are(tmp_path):
+    records = [{"tokens": [5, 6, 7, 8], "loss_weights": [0.0, 0.0, 1.0, 0.5]}]
+    task = Task(name="ready", splits={"train": from_list(records)})
+    store = tokenized([task], tmp_path)["ready"]
+    example = store.example(0)
+    assert example.tokens.tolist() == [5, 6, 7, 8]
+    assert example.loss_weights.tolist() == [0, 0, 1, 0.5]
+    assert np.asarray(store.loss_lengths).tolist() == [[2]]

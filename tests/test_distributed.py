@@ -1,0 +1,285 @@
+"""Jobs of several processes: real ones on this machine, joined by JAX's runtime, stopped and killed."""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import distributed_worker as worker
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtune import distributed, sharding
+from jaxtune.checkpoint import Checkpoints
+from jaxtune.distributed import Place, Source
+from jaxtune.errors import UserError
+from jaxtune.sharding import MeshConfig
+
+WORKER = pathlib.Path(worker.__file__)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def launch(folder: pathlib.Path, processes: int, *options: str) -> list[subprocess.Popen]:
+    job = {"JAXTUNE_COORDINATOR": f"localhost:{free_port()}", "JAXTUNE_PROCESSES": str(processes)}
+    package = {"PYTHONPATH": str(WORKER.parent.parent)}
+    command = [sys.executable, "-u", WORKER, folder, *options]
+    return [
+        subprocess.Popen(
+            command, env={**os.environ, **job, **package, "JAXTUNE_PROCESS": str(i)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+
+
+def finish(children: list[subprocess.Popen]) -> list[str]:
+    try:
+        return [child.communicate(timeout=180)[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+
+
+def wait_for(child: subprocess.Popen, line: str) -> None:
+    assert child.stdout is not None
+    seen = ""
+    while line not in seen:
+        read = child.stdout.readline()
+        assert read, f"the process ended before {line!r}:\n{seen}"
+        seen += read
+
+
+def records(folder: pathlib.Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("process_*.json"))]
+
+
+def alone(steps: int) -> tuple[list[float], str]:
+    """Losses and final weights of the same training by one process on four devices."""
+    mesh = sharding.make_mesh(MeshConfig(fsdp=2, devices=4))
+    state = worker.State(jnp.zeros((), jnp.int32), {"w": jnp.ones((worker.SEQ, 4))})
+    losses = []
+    for step in range(steps):
+        x = sharding.put_batch(mesh, worker.batch(step, np.arange(worker.ROWS)), worker.ROWS)
+        state, loss = jax.jit(worker.update)(state, x)
+        losses.append(float(loss))
+    return losses, hashlib.sha256(np.asarray(state.params["w"]).tobytes()).hexdigest()
+
+
+def check_batches(found: list[dict]) -> None:
+    """Every process held its own rows of the same global batches, bit for bit, and together they held all rows."""
+    rows = [row for record in found for row in record["rows"]]
+    assert sorted(rows) == list(range(worker.ROWS))
+    for record in found:
+        for step, first, digest in record["batches"]:
+            held = worker.ROWS // (len(found) * 2)
+            whole = worker.batch(step, np.arange(worker.ROWS))
+            assert hashlib.sha256(whole[first : first + held].tobytes()).hexdigest() == digest
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """Two processes train until SIGTERM reaches one; started again, one is killed; then one process alone finishes."""
+    folder = tmp_path_factory.mktemp("job")
+    job = launch(folder, 2, "--steps", "1000", "--pause", "0.02")
+    wait_for(job[1], "step 4 done")
+    job[1].send_signal(signal.SIGTERM)
+    stopped = finish(job), [child.returncode for child in job], records(folder)
+    step = stopped[2][0]["saved"]
+    job = launch(folder, 2, "--steps", "1000", "--pause", "0.02", "--kill-at", str(step + 3), "--devices", "1")
+    killed = finish(job), [child.returncode for child in job]
+    job = launch(folder, 1, "--steps", str(step + 5), "--devices", "4")
+    finished = finish(job), [child.returncode for child in job], records(folder)[0]
+    return folder, step, stopped, killed, finished
+
+
+def test_a_stop_signal_to_one_process_stops_all_after_the_same_step(story):
+    _, step, (logs, codes, found), _, _ = story
+    assert codes == [distributed.EXIT_STOPPED] * 2, logs
+    assert [record["saved"] for record in found] == [step, step]
+    assert [len(record["losses"]) for record in found] == [step, step]
+
+
+def test_two_processes_see_the_batches_and_the_losses_of_one(story):
+    _, step, (_, _, found), _, _ = story
+    check_batches(found)
+    assert found[0]["losses"] == found[1]["losses"]
+    np.testing.assert_allclose(found[0]["losses"], alone(step)[0], rtol=1e-6)
+
+
+def test_a_decision_of_process_0_is_everyones(story):
+    _, _, (_, _, found), _, _ = story
+    assert [record["extra"] for record in found] == [{"decided": 0.5}] * 2
+
+
+def test_there_is_one_checkpoint_and_any_number_of_processes_resumes_from_it(story):
+    folder, step, _, _, (logs, codes, record) = story
+    assert codes == [0], logs
+    assert record["start"] == step
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [step, step + 5]
+        assert checkpoints.problems(step) == checkpoints.problems(step + 5) == []
+    np.testing.assert_allclose(record["losses"], alone(step + 5)[0][step:], rtol=1e-5)
+
+
+def test_when_a_process_is_killed_the_other_says_so_and_leaves(story):
+    _, _, _, (logs, codes), _ = story
+    assert codes == [distributed.EXIT_HOST_LOST, -signal.SIGKILL], logs
+    assert "process 0 of 2: another process of this job died" in logs[0]
+    assert "--resume" in logs[0] and "Traceback" not in logs[0]
+
+
+def test_bad_input_on_one_process_ends_all_and_its_message_is_printed_once(tmp_path):
+    job = launch(tmp_path, 2, "--steps", "1000", "--pause", "0.02", "--fail-at", "2", "--devices", "1")
+    logs = finish(job)
+    assert [child.returncode for child in job] == [distributed.EXIT_HOST_LOST, 1], logs
+    assert "process 1 of 2: file data.jsonl, line 7: no JSON" in logs[1] and "Traceback" not in logs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_hangs_for_a_dead_one_is_ended_within_the_heartbeat(tmp_path, victim):
+    """With several devices in a process a lost peer leaves its collective operations hanging; the runtime ends it."""
+    job = launch(tmp_path, 2, "--steps", "1000", "--pause", "0.02")
+    wait_for(job[victim], "step 3 done")
+    job[victim].kill()
+    survivor = job[1 - victim]
+    output = survivor.communicate(timeout=60)[0]
+    finish([job[victim]])
+    assert survivor.returncode in (-signal.SIGABRT, distributed.EXIT_HOST_LOST)
+    assert re.search("another (task|process)", output)
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one(tmp_path):
+    job = launch(tmp_path, 4, "--steps", "6")
+    logs = finish(job)
+    assert [child.returncode for child in job] == [0] * 4, logs
+    found = records(tmp_path)
+    check_batches(found)
+    assert all(record["losses"] == found[0]["losses"] and record["w"] == found[0]["w"] for record in found)
+    np.testing.assert_allclose(found[0]["losses"], alone(6)[0], rtol=1e-6)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [6] and checkpoints.problems(6) == []
+
+
+SLURM = {
+    "SLURM_JOB_ID": "4100",
+    "SLURM_STEP_NODELIST": "gpu[003-004]",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        ({}, None),
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, None),
+        (
+            SLURM,
+            Place(source=Source.SLURM, coordinator="gpu003:61444", processes=16, process=9, local_devices=(1,)),
+        ),
+        (
+            {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"},
+            Place(source=Source.SLURM, coordinator="gpu003:61444", processes=2, process=1),
+        ),
+        (
+            {**SLURM, "JAXTUNE_COORDINATOR": "a:1", "JAXTUNE_PROCESSES": "4", "JAXTUNE_PROCESS": "3"},
+            Place(source=Source.VARIABLES, coordinator="a:1", processes=4, process=3),
+        ),
+        (
+            {"JAXTUNE_COORDINATOR": "job-0.pods:1234", "JAXTUNE_PROCESSES": "4", "JOB_COMPLETION_INDEX": "2"},
+            Place(source=Source.VARIABLES, coordinator="job-0.pods:1234", processes=4, process=2),
+        ),
+    ],
+)
+def test_a_process_finds_its_place(environ, place, monkeypatch):
+    monkeypatch.setattr(distributed, "_on_tpu", lambda: False)
+    assert distributed.detect(environ) == place
+
+
+def test_arguments_come_first_and_tpu_metadata_before_slurm(monkeypatch):
+    monkeypatch.setattr(distributed, "_on_tpu", lambda: True)
+    assert distributed.detect(SLURM) == Place(source=Source.TPU)
+    skipped = distributed.detect(SLURM | {"TPU_SKIP_MDS_QUERY": "1"})
+    assert skipped is not None and skipped.source is Source.SLURM
+    given = distributed.detect(SLURM, coordinator="h:9", processes=2, process=0)
+    assert given == Place(source=Source.ARGUMENTS, coordinator="h:9", processes=2, process=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "h:9", "process": 1}, "missing: --processes"),
+        ({"coordinator": "h", "processes": 2, "process": 1}, "host:port of process 0, got 'h'"),
+        ({"coordinator": "h:9", "processes": 2, "process": 2}, "this is process 2 of 2"),
+    ],
+)
+def test_an_incomplete_or_impossible_place_is_a_user_error(given, message):
+    with pytest.raises(UserError, match=message):
+        distributed.detect({}, **given)
+
+
+def test_variables_that_are_no_numbers_or_incomplete_are_user_errors():
+    with pytest.raises(UserError, match="missing: JAXTUNE_PROCESS$"):
+        distributed.detect({"JAXTUNE_COORDINATOR": "h:9", "JAXTUNE_PROCESSES": "2"})
+    with pytest.raises(UserError, match="must be integers"):
+        distributed.detect({"JAXTUNE_COORDINATOR": "h:9", "JAXTUNE_PROCESSES": "two", "JAXTUNE_PROCESS": "0"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("gpu[003-010,12],login1", "gpu003"),
+        ("a[1,3]b,c", "a1b"),
+        ("x-1-[07-9]", "x-1-07"),
+    ],
+)
+def test_the_first_slurm_host_is_read(nodes, first):
+    assert distributed.first_host(nodes) == first
+
+
+def test_a_process_alone_stops_when_asked_and_a_second_interrupt_is_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with distributed.StopSignal() as stop:
+        assert not stop.after(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.after(2) and stop.exit_code == distributed.EXIT_STOPPED
+    assert signal.getsignal(signal.SIGTERM) is before
+    with distributed.StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.after(1) and stop.exit_code == 130
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            stop.after(2)
+
+
+def test_a_process_alone_keeps_its_exceptions_and_decisions():
+    with pytest.raises(KeyError, match="bug"), distributed.Guard():
+        raise KeyError("bug")
+    assert distributed.from_main(1 / 3) == 1 / 3
+    assert distributed.is_main()
+    distributed.barrier("alone")
+
+
+def test_only_communication_errors_blame_another_process():
+    lost, message = distributed._verdict(ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
+    assert lost == distributed.EXIT_HOST_LOST and "Gloo all-reduce failed" in message
+    assert distributed._verdict(ValueError("shapes differ"))[0] == 1
+    assert distributed._verdict(UserError("connection closed"))[0] == 1

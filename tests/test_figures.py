@@ -1,0 +1,181 @@
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxtune import figures
+from jaxtune.figures import PairedBar, Series, Style, Whisker
+from jaxtune.page import PALETTE, STYLE_SHEET
+
+
+@given(low=st.floats(-1e6, 1e6), span=st.floats(1e-6, 1e6), count=st.integers(2, 8))
+def test_ticks_are_evenly_spaced_round_numbers_inside_the_range(low, span, count):
+    high = low + span
+    values = figures.ticks(low, high, count)
+    slack = 1e-6 * max(abs(low), abs(high), span)
+    assert all(low - slack <= value <= high + slack for value in values)
+    assert len(values) <= 2 * count + 1
+    if span > 1e-5 * abs(low):
+        assert len(values) >= count // 2 - 1
+        step = np.diff(values)
+        assert np.allclose(step, step[:1], rtol=1e-3, atol=slack) if len(step) else True
+
+
+def test_a_tick_step_is_one_two_or_five_times_a_power_of_ten():
+    assert figures.ticks(0.0, 3.4, 4) == [0.0, 1.0, 2.0, 3.0]
+    assert figures.ticks(0.0, 0.00105, 3) == [0.0, 0.0005, 0.001]
+    assert figures.ticks(2.0, 2.0) == [2.0]
+
+
+def test_smoothing_leaves_a_straight_line_as_it_is_even_at_its_ends():
+    line = np.linspace(4.0, 1.0, 50)
+    assert np.allclose(figures.smooth(line, np.ones(50), 5.0), line, atol=1e-6)
+
+
+def test_smoothing_ignores_what_is_not_finite_and_what_weighs_nothing():
+    values = np.full(20, 2.0)
+    weights = np.ones(20)
+    values[3], values[7], weights[7] = math.nan, 1000.0, 0.0
+    assert np.allclose(figures.smooth(values, weights, 3.0), 2.0)
+
+
+def test_smoothing_reduces_noise():
+    noise = np.random.default_rng(0).normal(size=400)
+    assert np.std(figures.smooth(noise, np.ones(400), 10.0)) < 0.35
+
+
+def test_a_long_curve_is_thinned_without_losing_its_end_or_its_mean():
+    y = np.random.default_rng(0).normal(size=10_000)
+    y[5] = math.nan
+    long = Series(name="a", x=list(range(10_000)), y=y.tolist(), style=Style.RAW)
+    short = figures.thinned(long, 200)
+    assert len(short.x) == len(short.y) == 200
+    assert (short.x[-1], short.y[-1]) == (9999, y[-1])
+    assert abs(np.mean(short.y[:-1]) - np.nanmean(y)) < 0.01
+
+
+def points(svg):
+    return [
+        tuple(map(float, pair.split(","))) for line in re.findall(r'points="([^"]*)"', svg) for pair in line.split()
+    ]
+
+
+def test_curves_stay_inside_their_frame_and_a_gap_breaks_the_line():
+    y = [3.0, 2.0, math.nan, 1.0, 50.0, 1.0, 0.9]
+    chart = figures.line_chart([Series(name="loss", x=list(range(7)), y=y)], width=300, height=150)
+    assert chart.count("<polyline") == 2
+    assert all(46 <= x <= 286 and 8 <= y <= 126 for x, y in points(chart))
+
+
+def test_one_spike_of_a_raw_curve_does_not_flatten_the_rest():
+    y = [2.0 - 0.01 * step for step in range(100)]
+    y[50] = 1000.0
+    chart = figures.line_chart([Series(name="raw", x=list(range(100)), y=y, style=Style.RAW)], width=300, height=150)
+    heights = [at for _, at in points(chart)]
+    assert max(heights[:40]) - min(heights[:40]) > 25
+
+
+def test_hover_titles_name_each_value_and_are_escaped():
+    series = [Series(name="a<b", x=[0, 10], y=[1.0, 0.5]), Series(name="held", x=[10], y=[0.25], style=Style.DOTS)]
+    chart = figures.line_chart(series, width=300, height=150)
+    assert "<title>step 10\na&lt;b: 0.5\nheld: 0.25</title>" in chart
+    assert "<title>step 0\na&lt;b: 1</title>" in chart
+    assert "a<b" not in chart
+
+
+def test_end_labels_do_not_overlap():
+    series = [Series(name=f"s{i}", x=[0, 1], y=[1.0, 1.0 + 0.001 * (i // 2)]) for i in range(4)]
+    chart = figures.line_chart(series, width=300, height=150, end_labels=True)
+    heights = [float(at) for at in re.findall(r'y="([\d.]+)" text-anchor="start">s\d<', chart)]
+    assert len(heights) == 4 and min(np.diff(sorted(heights))) >= 13.9
+
+
+def test_paired_bars_are_as_long_as_the_shares_they_show():
+    bars = [
+        PairedBar(name="qa", first=0.8, second=0.6, colour="--c:red"),
+        PairedBar(name="math", first=0.2, second=0.4, colour="--c:blue"),
+    ]
+    drawn = figures.paired_bars(bars, width=1000)
+    widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="(?:7|13)"', drawn)]
+    assert [width / widths[0] for width in widths] == pytest.approx([1.0, 0.75, 0.25, 0.5], abs=1e-3)
+
+
+def test_a_histogram_has_one_bar_per_bin_with_its_count_on_hover():
+    drawn = figures.histogram([5, 0, 2], [0, 10, 20, 30], width=300, height=150, colour="--c:red", x_label="tokens")
+    assert "<title>0 to 10 tokens: 5</title>" in drawn and "<title>20 to 30 tokens: 2</title>" in drawn
+    heights = [float(height) for height in re.findall(r'class="bar"[^>]*height="([\d.]+)"', drawn)]
+    assert heights[1] == 0 and heights[0] / heights[2] == pytest.approx(2.5, abs=0.02)
+
+
+def test_whiskers_show_zero_and_survive_a_missing_interval():
+    rows = [
+        Whisker(name="2", mean=1.0, low=0.5, high=1.5),
+        Whisker(name="4", mean=2.0, low=math.nan, high=math.nan),
+    ]
+    drawn = figures.whiskers(rows, width=500, form=str, x_label="points")
+    assert drawn.count('class="whisker"') == 1 and drawn.count("<circle") == 2 and 'class="rule"' in drawn
+
+
+# The colours of the style sheet
+
+
+def themes():
+    light, dark = STYLE_SHEET.read_text().split("@media (prefers-color-scheme: dark)", 1)
+    variables = lambda text: dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", text))
+    first = variables(light)
+    return {"light": first, "dark": first | variables(dark.split("* {")[0])}
+
+
+def linear(colour):
+    parts = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(first, second):
+    """WCAG 2 contrast ratio of two linear colours."""
+    one, two = sorted((float(colour @ [0.2126, 0.7152, 0.0722]) for colour in (first, second)), reverse=True)
+    return (one + 0.05) / (two + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_is_readable_on_the_page(theme):
+    colours = themes()[theme]
+    for name, least in (("ink", 12), ("soft", 5), ("faint", 4.5), ("accent", 4.5), ("good", 4.5), ("bad", 4.5)):
+        assert contrast(linear(colours[name]), linear(colours["paper"])) >= least, name
+    assert contrast(linear(colours["trained-ink"]), linear(colours["trained"])) >= 7
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_task_colours_stand_out_from_the_page(theme):
+    colours = themes()[theme]
+    for index in range(PALETTE):
+        assert contrast(linear(colours[f"task-{index}"]), linear(colours["paper"])) >= 3
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
+VISION = {
+    "normal": np.eye(3),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+}
+
+
+def lab(colour):
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ colour
+    x, y, z = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("vision", list(VISION))
+def test_task_colours_can_be_told_apart_with_every_kind_of_vision(theme, vision):
+    seen = [lab(np.clip(VISION[vision] @ linear(themes()[theme][f"task-{i}"]), 1e-6, 1)) for i in range(PALETTE)]
+    distances = [np.linalg.norm(seen[i] - seen[j]) for i in range(PALETTE) for j in range(i)]
+    assert min(distances) > 10

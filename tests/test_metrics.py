@@ -1,0 +1,101 @@
+"""Scores of text, and forgetting from scores."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxtune import metrics
+from jaxtune.errors import UserError
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "score"),
+    [(" Paris\n", "Paris", 1), ("paris", "Paris", 0), ("Paris.", "Paris", 0), ("a  b", "a b", 0), ("", " ", 1)],
+)
+def test_exact_match_disregards_outer_whitespace_only(prediction, reference, score):
+    assert metrics.exact_match(prediction, reference) == score
+
+
+@pytest.mark.parametrize(
+    ("prediction", "score"), [("It is PARIS, of course.", 1), ("the City of Light", 1), ("London", 0), ("", 0)]
+)
+def test_contains_any_accepts_any_line_of_the_reference(prediction, score):
+    assert metrics.contains_any(prediction, "Paris\n\n city of light ") == score
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "score"),
+    [
+        ("3 apples and 4 pears make 7.", "#### 7", 1),
+        ("7 in all, not 8", "7", 0),
+        ("$1,200.00", "1200", 1),
+        ("It costs 1,200", "200", 0),
+        ("minus: -5", "-5", 1),
+        ("10-5", "5", 1),
+        ("10-5", "-5", 0),
+        ("10 - 5", "5", 1),
+        ("0.50", ".5", 1),
+        ("version 2.5", "5", 0),
+        ("no idea", "5", 0),
+        ("[1, 2, 30]", "30", 1),
+    ],
+)
+def test_last_number_compares_values(prediction, reference, score):
+    assert metrics.last_number(prediction, reference) == score
+
+
+@pytest.mark.parametrize(("metric", "reference"), [("last_number", "seven"), ("contains_any", " \n ")])
+def test_a_reference_that_a_metric_cannot_use_is_refused(metric, reference):
+    with pytest.raises(UserError, match=metric):
+        metrics.METRICS[metric]("7", reference)
+
+
+def test_token_f1_counts_shared_words_as_bags():
+    assert metrics.token_f1("the cat, the hat", "The cat") == pytest.approx(2 * 2 / (4 + 2))
+    assert metrics.token_f1("cat", "dog") == 0
+    assert metrics.token_f1("", "") == 1
+
+
+def test_rouge_l_of_the_published_example():
+    """Lin (2004), section 3: "police killed the gunman" against two candidates; recall and precision are equal."""
+    assert metrics.rouge_l("Police kill the gunman.", "police killed the gunman") == pytest.approx(3 / 4)
+    assert metrics.rouge_l("the gunman kill police", "police killed the gunman") == pytest.approx(2 / 4)
+
+
+def slow_common_subsequence(left, right) -> int:
+    table = np.zeros((len(left) + 1, len(right) + 1), int)
+    for i, x in enumerate(left):
+        for j, y in enumerate(right):
+            table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+    return int(table[-1, -1])
+
+
+@given(WORDS, WORDS)
+def test_rouge_l_equals_the_plain_dynamic_programme(left, right):
+    total = len(left) + len(right)
+    expected = 2 * slow_common_subsequence(left, right) / total if total else 1.0
+    assert metrics.rouge_l(" ".join(left), " ".join(right)) == pytest.approx(expected)
+
+
+@given(WORDS)
+def test_every_metric_gives_one_to_the_reference_itself(words):
+    text = "answer 7 " + " ".join(words)
+    assert {metric(text, text) for metric in metrics.METRICS.values()} == {1.0}
+
+
+def test_token_accuracy_divides_counts_and_is_nan_of_nothing():
+    accuracy = metrics.token_accuracy(np.array([3, 0, 0]), np.array([4, 5, 0]))
+    np.testing.assert_array_equal(accuracy, [0.75, 0.0, np.nan])
+
+
+def test_forgetting_is_what_untrained_tasks_lost():
+    base, tuned = {"qa": 0.5, "math": 0.5, "code": 0.25}, {"qa": 0.75, "math": 0.25, "code": 0.5}
+    assert metrics.forgetting(base, tuned, trained={"qa"}) == {"math": 0.25, "code": -0.25}
+
+
+def test_scores_of_different_tasks_are_not_compared():
+    with pytest.raises(UserError, match=r"only one of base and tuned model: \['code', 'math'\]"):
+        metrics.forgetting({"qa": 1.0, "math": 1.0}, {"qa": 1.0, "code": 1.0}, trained=())

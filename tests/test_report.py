@@ -1,0 +1,192 @@
+import html.parser
+import json
+import re
+
+import pytest
+import toy_runs
+
+from jaxtune.errors import UserError
+from jaxtune.outcome import measured, overfitting, score_difference, task_results
+from jaxtune.page import tokens
+from jaxtune.report import render, write_report
+from jaxtune.tracking import read_json, read_run, write_json
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks nesting; collects what a page would fetch, its text and its classes."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.open, self.fetched, self.text, self.classes = [], [], [], []
+        self.feed(source)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.fetched += [value for name, value in attrs if name in ("src", "data", "srcset", "xlink:href")]
+        self.fetched += [value for name, value in attrs if name == "href" and not (value or "").startswith("#")]
+        self.fetched += [tag] if tag in ("script", "iframe", "object", "embed") else []
+        self.classes += [name for key, value in attrs if key == "class" for name in (value or "").split()]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.classes += [name for key, value in attrs if key == "class" for name in (value or "").split()]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def assert_self_contained(source):
+    page = Page(source)
+    assert not page.fetched
+    assert not re.search(r"url\(|@import|https?:", source)
+    return page
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return toy_runs.write_toy_run(tmp_path_factory.mktemp("runs") / "quickstart")
+
+
+@pytest.fixture(scope="module")
+def page(run_dir):
+    return assert_self_contained(write_report(run_dir).read_text())
+
+
+def test_the_report_is_one_file_in_the_run_folder_that_fetches_nothing(run_dir, page):
+    assert (run_dir / "report.html").stat().st_size < 1_000_000
+    assert {"Before and after", "Training", "Mixture", "What is trained", "Run facts"} <= set(page.text)
+
+
+def test_the_headline_gives_the_mean_over_tasks_of_the_summary(run_dir, page):
+    summary = read_json(run_dir / "summary.json")
+    scores = [score["exact_match"] for score in summary["after"]["task_score"].values()]
+    assert f"{100 * sum(scores) / len(scores):.1f}%" in page.text
+    assert f"{summary['after']['loss']:.3f}" in page.text
+
+
+def test_every_task_has_a_row_a_panel_and_an_example(run_dir, page):
+    for task in toy_runs.SIZES:
+        assert page.text.count(task) >= 5, task
+
+
+def test_loss_curves_show_validation_and_the_best_step(run_dir, page):
+    best = read_json(run_dir / "summary.json")["best"]["step"]
+    assert f"best, step {best}" in page.text
+    assert page.classes.count("raw") >= 1 + len(toy_runs.SIZES)
+
+
+def test_trained_tokens_are_marked_and_no_others(run_dir):
+    source = render(read_run(run_dir))
+    sample = read_run(run_dir).samples["qa"][0]
+    card = source[source.index(sample["id"]) :]
+    card = card[: card.index("</div></div>")]
+    assert card.count('title="weight 1"') == sum(weight > 0 for weight in sample["weights"]) == 3
+    assert "3 of 22 tokens trained" in card
+
+
+def test_a_fractional_weight_is_paler_and_named_on_hover():
+    drawn = tokens(["a", " b\n", "c"], [0.0, 0.25, 1.0])
+    assert '<span class="w" style="--a:25%" title="weight 0.25"> b<span class="nl">↵</span>\n</span>' in drawn
+    assert drawn.startswith('<div class="tokens">a<span')
+
+
+def test_a_very_long_example_is_cut_and_says_so():
+    assert "800 more tokens" in tokens(["x"] * 2000, [1.0] * 2000)
+
+
+def test_text_from_data_never_becomes_markup(tmp_path):
+    name = '<img src="x" onerror="alert(1)">'
+    run_dir = toy_runs.write_toy_run(tmp_path / "evil", sizes={name: 300, "qa": 900}, steps=12)
+    generations = read_json(run_dir / "generations.json")
+    generations["after"]["qa"][0]["prediction"] = "</td><script>alert(1)</script>"
+    write_json(run_dir / "generations.json", generations)
+    page = assert_self_contained(write_report(run_dir).read_text())
+    assert "</td><script>alert(1)</script>" in "".join(page.text)
+
+
+def test_an_unfinished_run_reports_where_it_is(tmp_path):
+    run_dir = toy_runs.write_toy_run(tmp_path / "half", finished=False, steps=60)
+    page = assert_self_contained(write_report(run_dir).read_text())
+    run = read_run(run_dir)
+    assert "jaxtune run · half · not finished, at step 40" in page.text
+    assert measured(run, "after")["loss"] == run.evals[-1].loss
+    assert measured(run, "before")["loss"] == run.evals[0].loss
+
+
+def test_a_run_that_has_only_begun_still_has_a_page(tmp_path):
+    write_json(tmp_path / "config.json", {"name": "new", "seed": 7})
+    (tmp_path / "metrics.jsonl").write_text("")
+    page = assert_self_contained(write_report(tmp_path).read_text())
+    assert "new" in page.text and "Training" not in page.text
+
+
+def test_a_folder_that_is_no_run_gets_no_report(tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_very_many_tasks_keep_the_page_small_and_the_table_whole(tmp_path):
+    sizes = {f"task_{index:04d}": 20 + index for index in range(300)}
+    run_dir = toy_runs.write_toy_run(tmp_path / "flan", sizes=sizes, steps=6, questions=1)
+    write_json(run_dir / "samples.json", {task: [toy_runs.sample(task, 0)] for task in sizes})
+    source = write_report(run_dir).read_text()
+    page = assert_self_contained(source)
+    assert len(source) < 1_500_000
+    assert page.text.count("task_0299") == 2  # the result table and the mixture table
+    assert any("276 more tasks" in text for text in page.text)
+
+
+def test_skipped_updates_and_spikes_are_shown(tmp_path):
+    run_dir = toy_runs.write_toy_run(tmp_path / "rough", steps=12)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    row = next(row for row in rows if row["kind"] == "train" and row["step"] == 5)
+    row["skipped"], row["loss"] = True, None
+    rows.append({"kind": "spike", "step": 7, "loss": 9.5, "examples": ["qa/12", "math/3"]})
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = assert_self_contained(write_report(run_dir).read_text())
+    assert "1 update was skipped: step 5." in page.text
+    assert "qa/12, math/3" in page.text and "9.500" in page.text
+
+
+def test_score_differences_are_paired_only_when_every_answer_was_kept(run_dir):
+    run = read_run(run_dir)
+    before, after = (measured(run, when)["task_score"]["qa"] for when in ("before", "after"))
+    paired = score_difference(run, "qa", before, after)
+    kept = {side: {"qa": rows["qa"][:10]} for side, rows in run.generations.items()}
+    unpaired = score_difference(type(run)(**{**vars(run), "generations": kept}), "qa", before, after)
+    assert paired is not None and unpaired is not None
+    assert paired.mean == pytest.approx(unpaired.mean) and paired.low != pytest.approx(unpaired.low)
+    gained = after["exact_match"] - before["exact_match"]
+    assert paired.mean == pytest.approx(gained)
+
+
+def test_task_results_leave_out_nothing_that_was_measured(run_dir):
+    results = {one.task: one for one in task_results(read_run(run_dir))}
+    summary = read_json(run_dir / "summary.json")
+    assert {task: one.loss_after for task, one in results.items()} == summary["after"]["task_loss"]
+    assert results["math"].score_after == summary["after"]["task_score"]["math"]["exact_match"]
+
+
+def test_a_validation_loss_that_rises_again_is_named(tmp_path):
+    run_dir = toy_runs.write_toy_run(tmp_path / "over", steps=12)
+    rows = [
+        {
+            "kind": "eval",
+            "step": step,
+            "split": "validation",
+            "loss": 1.0,
+            "task_loss": {"qa": qa, "math": 1.0 / (step + 1)},
+        }
+        for step, qa in ((0, 2.0), (6, 0.5), (12, 0.6))
+    ]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert overfitting(read_run(run_dir)) == [("qa", 6, 0.5, 0.6)]

@@ -1,0 +1,350 @@
+import collections
+import dataclasses
+import json
+import pickle
+
+import pytest
+from bad_inputs import chat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxtune.chat import Conversation, Message
+from jaxtune.errors import UserError
+from jaxtune.mixture import Group
+from jaxtune.tasks import (
+    FewShot,
+    FewShotStyle,
+    ProblemLog,
+    RecordError,
+    Task,
+    Template,
+    by_name,
+    cluster_groups,
+    from_jsonl,
+    from_list,
+    hold_out,
+    invert,
+)
+from jaxtune.tasks.problems import Problem
+
+WORDS = [{"id": i, "en": f"word {i}", "de": f"Wort {i}"} for i in range(40)]
+FORWARD = Template(prompt="German for {en}?", response="{de}")
+BACKWARD = Template(prompt="Which phrase is {de} in German?", response="{en}", inverted=True, cluster="guessing")
+
+
+def words_task(**fields) -> Task:
+    return Task(**{"name": "mt", "records": from_list(WORDS), "templates": (FORWARD,), **fields})
+
+
+def spoken(conversation) -> list[tuple[str, str | None]]:
+    assert isinstance(conversation, Conversation)
+    return [(message.role, message.content) for message in conversation.messages]
+
+
+# Templates.
+
+
+def test_a_template_words_a_record():
+    task = words_task(templates=(Template(prompt="{en}?", response="{{{de}}}", system="From {a.b}."),))
+    conversation = task.conversation({"en": "house", "de": "Haus", "a": {"b": 3}, "id": "x"})
+    assert spoken(conversation) == [("system", "From 3."), ("user", "house?"), ("assistant", "{Haus}")]
+    assert conversation.id == "x"
+
+
+def test_each_template_is_its_own_wording():
+    task = words_task(templates=(FORWARD, BACKWARD))
+    assert task.num_templates == 2
+    assert words_task(templates=()).num_templates == 1
+    assert spoken(task.read("train", 3, 1)) == [("user", "Which phrase is Wort 3 in German?"), ("assistant", "word 3")]
+
+
+@pytest.mark.parametrize("text", ["{", "}", "{}", "{0!r}", "{en:>5}", "{a[0]}", "{en!s}"])
+def test_a_template_that_is_not_plain_fields_is_refused_when_it_is_made(text):
+    with pytest.raises(UserError, match="template"):
+        Template(prompt=text, response="x")
+
+
+def test_an_unknown_field_names_record_and_fields():
+    task = words_task(records=from_list(WORDS, name="words"), templates=(Template(prompt="{fr}?", response="{de}"),))
+    with pytest.raises(RecordError, match=r"words:5 \(id 4\): missing-field: the template needs 'fr'; the record has"):
+        task.read("train", 4)
+    with pytest.raises(RecordError, match="wrong-type: de is a list"):
+        task.conversation({"fr": "a", "de": ["b"]})
+    with pytest.raises(RecordError, match="wrong-type: de is null"):
+        task.conversation({"fr": "a", "de": None})
+
+
+def test_an_empty_answer_is_refused_in_any_wording():
+    with pytest.raises(RecordError, match="empty-assistant"):
+        words_task().conversation({"en": "a", "de": " "})
+
+
+def two_turns(record) -> Conversation:
+    turns = [("user", record["en"]), ("assistant", record["de"])]
+    return Conversation(messages=[Message(role, text) for role, text in turns])
+
+
+def answers_nothing(record) -> Conversation:
+    return Conversation(messages=[Message("robot", record["en"])])
+
+
+def test_a_function_may_word_a_record():
+    task = words_task(templates=(two_turns, FORWARD))
+    conversation = task.read("train", 3, 0)
+    assert spoken(conversation) == [("user", "word 3"), ("assistant", "Wort 3")]
+    assert conversation.id == "3"  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(RecordError, match="missing-field: the template function needs 'de'"):
+        task.conversation({"en": "a"})
+    with pytest.raises(RecordError, match="template-failed: unknown role 'robot'"):
+        words_task(templates=(answers_nothing,)).conversation({"en": "a"})
+
+
+# Few-shot exemplars.
+
+
+def test_exemplars_come_before_the_question_and_do_not_train():
+    task = words_task(few_shot=FewShot(count=3))
+    conversation = task.read("train", 7)
+    assert isinstance(conversation, Conversation)
+    assert [message.role for message in conversation.messages] == ["user", "assistant"] * 4
+    assert [message.weight for message in conversation.messages] == [None, 0.0] * 3 + [None, None]
+    assert spoken(conversation)[-2:] == [("user", "German for word 7?"), ("assistant", "Wort 7")]
+
+
+def test_exemplars_may_stand_in_the_prompt():
+    task = words_task(few_shot=FewShot(count=2, style=FewShotStyle.TEXT))
+    user, assistant = spoken(task.read("train", 7))
+    blocks = str(user[1]).split("\n\n")
+    assert blocks[-1] == "German for word 7?"
+    assert all(block.replace("German for word ", "").split("?\nWort ")[0].isdigit() for block in blocks[:2])
+    assert assistant == ("assistant", "Wort 7")
+
+
+def test_an_example_is_never_its_own_exemplar_and_no_question_stands_twice():
+    records = WORDS[:6] + [{**record, "id": f"again {record['id']}"} for record in WORDS[:6]]
+    task = words_task(records=from_list(records), few_shot=FewShot(count=4))
+    for i in range(len(records)):
+        asked = [text for role, text in spoken(task.read("train", i)) if role == "user"]
+        assert len(set(asked)) == 5
+
+
+def test_exemplars_depend_on_the_record_alone():
+    task = words_task(few_shot=FewShot(count=2))
+    first = [task.read("train", i) for i in range(40)]
+    again = pickle.loads(pickle.dumps(words_task(few_shot=FewShot(count=2))))
+    assert [again.read("train", i) for i in reversed(range(40))] == first[::-1]
+    other = words_task(few_shot=FewShot(count=2, seed=1))
+    assert [other.read("train", i) for i in range(40)] != first
+    used = collections.Counter(turn for conversation in first for turn in spoken(conversation)[:-2])
+    assert len(used) > 40  # not the same few for everybody: 20 of 40 questions and their answers at the least
+
+
+def test_exemplars_come_from_the_train_split_even_for_the_test_split():
+    task = words_task(splits={"test": 0.5}, few_shot=FewShot(count=3))
+    questions = {split: {f"German for {r['en']}?" for r in task.source(split)} for split in ("train", "test")}
+    for i in range(len(task.source("test"))):
+        *exemplars, own = [text for role, text in spoken(task.read("test", i)) if role == "user"]
+        assert own in questions["test"]
+        assert set(exemplars) <= questions["train"]
+
+
+def test_a_template_may_have_its_own_number_of_exemplars():
+    zero = dataclasses.replace(FORWARD, shots=0)
+    task = words_task(templates=(zero, FORWARD), few_shot=FewShot(count=1))
+    assert len(spoken(task.read("train", 0, 0))) == 2
+    assert len(spoken(task.read("train", 0, 1))) == 4
+
+
+def test_too_few_records_for_the_exemplars_is_an_error():
+    with pytest.raises(UserError, match="asks for 5 exemplars, but found only 2 other questions among 3"):
+        words_task(records=from_list(WORDS[:3]), few_shot=FewShot(count=5)).read("train", 0)
+
+
+# Splits.
+
+
+def test_shares_part_the_records_and_follow_their_content():
+    records = [{"prompt": f"a{i}", "completion": "b"} for i in range(2000)]
+    task = Task(name="t", records=from_list(records), splits={"validation": 0.1, "test": 0.2})
+    parts = {name: {record["prompt"] for record in task.source(name)} for name in task.splits}
+    assert sum(map(len, parts.values())) == 2000
+    assert len(set.union(*parts.values())) == 2000
+    assert abs(len(parts["validation"]) - 200) < 50
+    assert abs(len(parts["test"]) - 400) < 70
+    moved = Task(
+        name="other",
+        records=from_list([{**record, "id": i} for i, record in enumerate(reversed(records + records[:50]))]),
+        splits={"validation": 0.1, "test": 0.2},
+    )
+    assert {record["prompt"] for record in moved.source("test")} == parts["test"]
+
+
+def test_a_grown_share_takes_from_train_alone():
+    records = from_list([{"prompt": f"a{i}", "completion": "b"} for i in range(500)])
+    small = Task(name="t", records=records, splits={"validation": 0.1, "test": 0.1})
+    large = Task(name="t", records=records, splits={"validation": 0.1, "test": 0.3})
+    assert list(small.source("validation")) == list(large.source("validation"))
+    kept = {record["prompt"] for record in large.source("test")}
+    assert {record["prompt"] for record in small.source("test")} < kept
+
+
+def test_records_of_one_document_stay_together():
+    records = [{"prompt": f"a{i}", "completion": "b", "doc": {"id": i // 10}} for i in range(400)]
+    task = Task(name="t", records=from_list(records), splits={"test": 0.3}, split_by="doc.id")
+    owners = {split: {record["doc"]["id"] for record in task.source(split)} for split in task.splits}
+    assert not owners["train"] & owners["test"]
+    assert owners["test"]
+    with pytest.raises(UserError, match=r"missing-field: no field 'page', which split_by= names"):
+        dataclasses.replace(task, split_by="page").source("test")
+
+
+def test_a_task_without_usable_splits_is_refused():
+    source = from_list(WORDS)
+    for fields, message in [
+        ({}, "has no data"),
+        ({"splits": {"test": 0.1}}, "`records` is not given"),
+        ({"records": source, "splits": {"test": 1.5}}, "a share between 0 and 1, got 1.5"),
+        ({"records": source, "splits": {"test": 0.5, "validation": 0.5}}, "leave some to train"),
+        ({"records": source, "splits": {"train": source}}, "the train split is what the others leave"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            Task(name="t", **fields)
+    with pytest.raises(UserError, match="has no split 'dev'; it has"):
+        words_task().source("dev")
+    with pytest.raises(UserError, match="task name 'a b'"):
+        words_task(name="a b")
+    with pytest.raises(UserError, match="max_examples must be 1 or more"):
+        words_task(max_examples=0)
+    with pytest.raises(UserError, match="weight must be 0 or more, got -1"):
+        words_task(weight=-1)
+
+
+def test_a_task_can_be_changed_by_replace():
+    task = dataclasses.replace(words_task(splits={"test": 0.25}), weight=2.0)
+    assert task.splits == {"train": 0.75, "test": 0.25}
+
+
+def test_all_bad_records_of_shared_out_data_come_in_one_error(tmp_path):
+    lines = [json.dumps(chat(i)) for i in range(5)] + ["{bad", "[]"] * 15
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    task = Task(name="t", records=from_jsonl(tmp_path / "a.jsonl"), splits={"test": 0.5})
+    with pytest.raises(UserError) as error:
+        task.source("test")
+    text = str(error.value)
+    assert text.startswith(f"30 problems in {tmp_path}/a.jsonl")
+    assert text.count("a.jsonl:") == 20
+    assert "and 10 more" in text
+    assert "invalid-json 15, not-an-object 15" in text
+
+
+# Fingerprints.
+
+
+def test_a_fingerprint_follows_everything_that_decides_the_conversations():
+    base = words_task()
+    changed = [
+        words_task(records=from_list(WORDS[1:])),
+        words_task(templates=(FORWARD, BACKWARD)),
+        words_task(templates=(dataclasses.replace(FORWARD, prompt="{en} in German?"),)),
+        words_task(templates=(two_turns,)),
+        words_task(few_shot=FewShot(count=1)),
+        words_task(few_shot=FewShot(count=1, seed=2)),
+        words_task(columns={"id": "en"}),
+        words_task(splits={"test": 0.5}),
+    ]
+    prints = [task.fingerprint() for task in (base, *changed)]
+    assert len(set(prints)) == len(prints)
+    assert words_task().fingerprint() == base.fingerprint()
+    assert words_task(weight=3.0, metric="rouge_l", cluster="x").fingerprint() == base.fingerprint()
+
+
+def test_a_changed_template_function_changes_the_fingerprint(tmp_path, monkeypatch):
+    source = "def word(record):\n    return {!r}\n"
+    prints = []
+    for text in ("a", "b"):
+        path = tmp_path / "wording.py"
+        path.write_text(source.format(text))
+        names: dict = {}
+        exec(compile(path.read_text(), str(path), "exec"), names)
+        prints.append(words_task(templates=(names["word"],)).fingerprint())
+    assert prints[0] != prints[1]
+
+
+# Several tasks.
+
+
+def tasks_for_clusters() -> list[Task]:
+    def own(i: int):
+        return from_list([{"en": f"{i}", "de": f"{i}"}])
+
+    mt = words_task(cluster="language/translation", templates=(FORWARD, BACKWARD))
+    return [
+        mt,
+        Task(name="qa", records=own(1), cluster="qa", templates=(FORWARD, BACKWARD)),
+        Task(name="nli", records=own(2), cluster="nli", templates=(FORWARD,)),
+        Task(name="paraphrase", records=own(3), cluster="paraphrase", leaks_into=("nli",), templates=(FORWARD,)),
+        Task(name="same_words", records=mt.records, cluster="other", templates=(FORWARD,)),
+        invert(mt, (BACKWARD,), cluster="generation"),
+    ]
+
+
+def test_holding_a_cluster_out_takes_all_that_leaks_with_it():
+    parted = hold_out(tasks_for_clusters(), ["language"])
+    assert set(parted.held) == {"mt"}
+    assert set(parted.leaking) == {"same_words", "mt_inverted"}
+    assert set(parted.kept) == {"qa", "nli", "paraphrase"}
+    assert parted.reasons["mt_inverted"] == "words the records of mt"
+    assert parted.reasons["same_words"].startswith("reads the same data as mt")
+
+
+def test_a_task_that_leaks_into_a_held_cluster_goes_too():
+    parted = hold_out(tasks_for_clusters(), ["nli"])
+    assert set(parted.held) == {"nli"}
+    assert parted.leaking.keys() == {"paraphrase"}
+    assert parted.reasons["paraphrase"] == "leaks into nli"
+
+
+def test_a_variant_held_out_takes_its_base_with_it():
+    parted = hold_out(tasks_for_clusters(), ["generation"])
+    assert {"mt", "same_words"} == set(parted.leaking)
+
+
+def test_templates_that_train_a_held_cluster_are_removed_from_the_tasks_that_stay():
+    parted = hold_out(tasks_for_clusters(), ["guessing"])
+    assert parted.kept["qa"].templates == (FORWARD,)
+    assert "mt_inverted" not in parted.kept  # its only template is inverted
+    assert parted.reasons["qa"] == "1 of its 2 templates train a held-out cluster"
+
+
+def test_a_task_can_be_held_out_by_its_name_and_a_stranger_is_refused():
+    assert set(hold_out(tasks_for_clusters(), ["qa"]).held) == {"qa"}
+    with pytest.raises(UserError, match=r"held-out \['qaa'\] is no cluster or task; known: .*'qa'"):
+        hold_out(tasks_for_clusters(), ["qaa"])
+
+
+def test_clusters_become_nested_groups():
+    tasks = [words_task(name=name, cluster=c) for name, c in [("a", "x/y"), ("b", "x"), ("c", "x/y"), ("d", None)]]
+    assert cluster_groups(tasks) == {"x": Group(tasks=("b",), groups={"y": Group(tasks=("a", "c"))})}
+
+
+def test_two_tasks_of_one_name_are_refused():
+    with pytest.raises(UserError, match="two tasks are named 'mt'"):
+        by_name([words_task(), words_task()])
+
+
+# Problems.
+
+
+@given(counts=st.lists(st.sampled_from(["invalid-json", "missing-field", "blank-line"]), max_size=60))
+@settings(max_examples=50)
+def test_a_log_keeps_the_first_errors_and_counts_all(counts):
+    log = ProblemLog(limit=20)
+    log.add(Problem(rule=rule, message="m", file="f", line=i) for i, rule in enumerate(counts))
+    errors = [rule for rule in counts if rule != "blank-line"]
+    assert log.errors == len(errors)
+    assert [problem.rule for problem in log.kept] == errors[:20]
+    if errors:
+        with pytest.raises(UserError, match=f"^{len(errors)} problem"):
+            log.raise_if_any()
+    else:
+        log.raise_if_any()

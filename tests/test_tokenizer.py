@@ -1,0 +1,270 @@
+"""Tokenizers: exact round trips, control tokens that text can't forge, and clear errors for damaged files."""
+
+import json
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_tokenizers import CONTROLS, write_hf, write_sentencepiece
+
+from jaxtune.errors import UserError
+from jaxtune.tokenizer import After, ByteTokenizer, load
+
+KINDS = ("bytes", "hf", "sentencepiece", "sentencepiece_prefix")
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tokenizers")
+    return {
+        "bytes": ByteTokenizer(),
+        "hf": load(write_hf(root / "hf")),
+        "sentencepiece": load(write_sentencepiece(root / "sp")),
+        "sentencepiece_prefix": load(write_sentencepiece(root / "spp", dummy_prefix=True)),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0\u2581")))
+def test_text_comes_back_unchanged(tokenizers, kind, text):
+    tokenizer = tokenizers[kind]
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= token < tokenizer.vocab_size for token in ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(parts=st.lists(st.sampled_from([*CONTROLS, "<|im_", "end|>", "a", "\n", " ", "<s>", "</s>", "<unk>"])))
+def test_text_never_becomes_a_control_token(tokenizers, kind, parts):
+    """Prevents prompt injection: a user who writes <|im_end|> must not end the turn."""
+    tokenizer = tokenizers[kind]
+    for after in After:
+        assert not any(tokenizer.is_control(token) for token in tokenizer.encode("".join(parts), after=after))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_specials_turns_control_strings_into_control_tokens(tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    start, end = tokenizer.id_of("<|im_start|>"), tokenizer.id_of("<|im_end|>")
+    ids = tokenizer.encode("<|im_start|>user\nfox<|im_end|>", specials=True)
+    assert ids[0] == start and ids[-1] == end
+    assert ids[1:-1] == tokenizer.encode("user\nfox", after=After.CONTROL)
+    assert tokenizer.decode(ids) == "<|im_start|>user\nfox<|im_end|>"
+    assert tokenizer.decode(ids, controls=False) == "user\nfox"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_equals_its_texts_one_by_one(tokenizers, kind):
+    texts = ["The fox", "", " jumps\n\nover <|im_end|>", "你好"]
+    for after in After:
+        batch = tokenizers[kind].encode_batch(texts, after=after)
+        assert batch == [tokenizers[kind].encode(text, after=after) for text in texts]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bytes_of_tokens_join_to_the_text(tokenizers, kind):
+    text = "The fox\n\n  says: Grüße 你好 \U0001f600"
+    tokenizer = tokenizers[kind]
+    joined = b"".join(map(tokenizer.token_bytes, tokenizer.encode(text, after=After.TEXT)))
+    assert joined.decode() == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_and_ids_are_inverse(tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    assert all(tokenizer.id_of(tokenizer.piece(token)) == token for token in range(tokenizer.vocab_size))
+    assert tokenizer.id_of("no such piece") is None
+    with pytest.raises(ValueError, match="not in the vocabulary"):
+        tokenizer.piece(tokenizer.vocab_size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pickled_tokenizer_behaves_the_same_in_another_process(tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy.encode("The fox <|im_end|>\n") == tokenizer.encode("The fox <|im_end|>\n")
+    assert copy.fingerprint == tokenizer.fingerprint
+
+
+def test_only_a_text_at_the_start_of_all_or_after_a_control_token_gets_a_prefix(tokenizers):
+    tokenizer = tokenizers["sentencepiece_prefix"]
+    whole = tokenizer.encode("The fox jumps")
+    assert tokenizer.encode("The fox") + tokenizer.encode(" jumps", after=After.TEXT) == whole
+    assert tokenizer.encode("fox", after=After.CONTROL) == tokenizer.encode("fox") != tokenizer.encode("fox", after=After.TEXT)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_the_prefix_rule_of_a_metaspace_tokenizer_is_kept(tmp_path, scheme):
+    def use_metaspace(spec):
+        spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": True}
+        spec["decoder"] = spec["pre_tokenizer"]
+        spec["model"] = {**spec["model"], "vocab": {"<pad>": 0, "<bos>": 1, "<eos>": 2, "▁": 3, "a": 4}, "merges": []}
+        spec["added_tokens"] = spec["added_tokens"][:3]
+
+    tokenizer = load(write_hf(tmp_path, change=use_metaspace))
+    prefixed = {After.NOTHING: scheme != "never", After.CONTROL: scheme == "always", After.TEXT: False}
+    assert {after: tokenizer.encode("a", after=after) == [3, 4] for after in After} == prefixed
+
+
+def test_a_byte_level_prefix_space_is_left_out_inside_a_text(tmp_path):
+    def add_space(spec):
+        spec["pre_tokenizer"]["add_prefix_space"] = True
+
+    tokenizer = load(write_hf(tmp_path, change=add_space))
+    assert tokenizer.encode("fox") == tokenizer.encode(" fox", after=After.TEXT)
+    assert tokenizer.encode("fox", after=After.TEXT) != tokenizer.encode("fox")
+
+
+def test_a_turn_marker_that_the_file_forgot_to_flag_is_still_a_control_token(tmp_path):
+    def unflag(spec):
+        for token in spec["added_tokens"]:
+            token["special"] = False
+
+    tokenizer = load(write_hf(tmp_path, change=unflag))
+    assert {"<|im_start|>", "<|im_end|>", "<eos>"} <= tokenizer.controls.ids.keys()
+    assert not any(map(tokenizer.is_control, tokenizer.encode("a <|im_end|> b <eos>")))
+
+
+def test_a_turn_marker_that_sentencepiece_would_match_in_text_is_shielded(tmp_path):
+    tokenizer = load(write_sentencepiece(tmp_path, user_defined=["\n", "<|user|>"]))
+    marker = tokenizer.id_of("<|user|>")
+    assert marker is not None and tokenizer.is_control(marker)
+    assert marker not in tokenizer.encode("fox<|user|> jumps <|user|>")
+    assert tokenizer.decode(tokenizer.encode("fox<|user|> jumps <|user|>")) == "fox<|user|> jumps <|user|>"
+    assert tokenizer.encode("<|user|>", specials=True) == [marker]
+
+
+def test_added_tokens_of_a_sentencepiece_folder_are_control_tokens(tmp_path):
+    write_sentencepiece(tmp_path)
+    added = {"500": {"content": "<|extra|>", "special": True}, "501": {"content": "<html>", "special": False}}
+    config = {"added_tokens_decoder": added, "eos_token": "<|extra|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load(tmp_path)
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == (500, 501)
+    assert 500 not in tokenizer.encode("<|extra|>") and tokenizer.encode("<|extra|>", specials=True) == [500]
+
+
+def test_white_space_that_a_control_token_swallows_is_not_encoded(tmp_path):
+    def swallow(spec):
+        for token in spec["added_tokens"]:
+            token["rstrip"] = token["content"] == "<|im_start|>"
+            token["lstrip"] = token["content"] == "<|im_end|>"
+
+    tokenizer = load(write_hf(tmp_path, change=swallow))
+    bare = tokenizer.encode("<|im_start|>fox<|im_end|>", specials=True)
+    assert tokenizer.encode("<|im_start|>\n fox \n<|im_end|>", specials=True) == bare
+
+
+def test_truncation_and_padding_stored_in_the_file_are_ignored(tmp_path):
+    def truncate(spec):
+        spec["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+        spec["padding"] = {
+            "strategy": {"Fixed": 9},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<pad>",
+        }
+
+    tokenizer = load(write_hf(tmp_path, change=truncate))
+    assert tokenizer.decode(tokenizer.encode("The quick brown fox jumps")) == "The quick brown fox jumps"
+
+
+def test_special_ids_come_from_the_configuration_files_in_order(tmp_path):
+    write_hf(tmp_path, bos=None, eos=None, pad=None)
+    assert (load(tmp_path).bos_id, load(tmp_path).eos_id, load(tmp_path).pad_id) == (None, None, None)
+    (tmp_path / "generation_config.json").write_text('{"bos_token_id": 1, "eos_token_id": [4, 2], "pad_token_id": null}')
+    assert (load(tmp_path).bos_id, load(tmp_path).eos_id, load(tmp_path).pad_id) == (1, 4, None)
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<eos>"}}')
+    assert (load(tmp_path).bos_id, load(tmp_path).eos_id) == (1, 2)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}')
+    assert (load(tmp_path).eos_id, load(tmp_path).pad_id) == (4, 4)
+
+
+def test_a_sentencepiece_model_brings_its_own_special_ids(tmp_path):
+    tokenizer = load(write_sentencepiece(tmp_path))
+    assert [tokenizer.piece(t) for t in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)] == ["<s>", "</s>", "<pad>"]
+
+
+def test_the_fingerprint_follows_what_decides_ids_and_nothing_else(tmp_path):
+    first = load(write_hf(tmp_path / "a")).fingerprint
+    assert load(write_hf(tmp_path / "b")).fingerprint == first
+    (tmp_path / "b" / "README.md").write_text("words")
+    assert load(tmp_path / "b").fingerprint == first
+    assert load(write_hf(tmp_path / "c", eos="<|im_end|>")).fingerprint != first
+    assert load(write_hf(tmp_path / "d", controls=(*CONTROLS, "<|more|>"))).fingerprint != first
+    assert ByteTokenizer().fingerprint == ByteTokenizer().fingerprint != ByteTokenizer(("<eos>",), bos=None, pad=None).fingerprint
+
+
+def test_files_to_copy_are_those_of_the_tokenizer(tmp_path):
+    write_hf(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert [file.name for file in load(tmp_path).files] == ["tokenizer.json", "tokenizer_config.json"]
+    assert load(tmp_path / "tokenizer.json").files == load(tmp_path).files
+
+
+def damage_json(folder):
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text[: len(text) // 2])
+
+
+def damage_model(folder):
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    spec["model"]["merges"] = [["no", "such"]]
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+
+
+def replace_by_config(folder):
+    (folder / "tokenizer.json").write_text('{"vocab_size": 7}')
+
+
+def misname_eos(folder):
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|missing|>"}')
+
+
+def remove_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def damage_config(folder):
+    (folder / "tokenizer_config.json").write_text('{"eos_token": ')
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_json, r"tokenizer\.json: not valid JSON"),
+        (damage_model, r"tokenizer\.json: the `tokenizers` library can't read it"),
+        (replace_by_config, r"tokenizer\.json: not a tokenizer\.json"),
+        (misname_eos, r"names '<\|missing\|>' as eos_token"),
+        (remove_tokenizer, r"no tokenizer here"),
+        (damage_config, r"tokenizer_config\.json: not valid JSON"),
+    ],
+)
+def test_a_damaged_folder_is_an_error_that_names_the_file(tmp_path, damage, message):
+    write_hf(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "empty"), (b"not a model" * 9, "not a SentencePiece model")])
+def test_a_damaged_sentencepiece_model_is_an_error(tmp_path, content, message):
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_a_missing_path_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lone_surrogate_is_an_error_that_says_where(tokenizers, kind):
+    with pytest.raises(UserError, match=r"lone surrogate .* at character 2"):
+        tokenizers[kind].encode("ab\ud800")

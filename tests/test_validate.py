@@ -1,0 +1,278 @@
+import io
+import json
+import os
+from pathlib import Path
+
+import bad_inputs
+import pytest
+from bad_inputs import ASSISTANT, FAULTS, USER, chat, messages
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from jaxtune import validate
+from jaxtune.tasks import Task, Template, from_jsonl, from_list
+from jaxtune.tasks import scan as scan_module
+from jaxtune.tasks.jsonl import parse_line
+from jaxtune.tasks.problems import RULES, Severity
+from jaxtune.tasks.scan import Scanner
+from jaxtune.tasks.shapes import Shape
+
+
+def write_lines(path: Path, records: list) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_each_fault_is_found_at_its_line_by_a_rule_that_fits(fault, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXTUNE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / fault.name
+    path.write_bytes(fault.content)
+    report = validate.validate_files([path])
+    assert {problem.rule for problem in report.problems} == set(fault.rules)
+    assert sorted({problem.line for problem in report.problems}, key=str) == sorted(fault.lines, key=str)
+    assert all(problem.file == str(path) for problem in report.problems)
+
+
+def test_each_rule_about_one_record_has_a_fault_that_breaks_it():
+    elsewhere = {"unreadable-file", "near-duplicate", "leaked-duplicate", "leaked-prompt"}
+    elsewhere |= {"template-failed", "answer-cut", "few-loss-tokens"}
+    assert {rule for fault in FAULTS for rule in fault.rules} == set(RULES) - elsewhere
+
+
+def test_one_report_holds_all_faults_of_all_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXTUNE_CACHE", str(tmp_path / "cache"))
+    files = bad_inputs.write(tmp_path)
+    report = validate.validate_files([path for path, _ in files])
+    for path, fault in files:
+        mine = {problem.rule for problem in report.problems if problem.file == str(path)}
+        assert set(fault.rules) <= mine, path
+    assert report.num_errors == sum(RULES[rule].severity is Severity.ERROR for rule in report.counts.elements())
+
+
+def test_a_missing_file_is_one_problem_among_the_others(tmp_path):
+    good = write_lines(tmp_path / "good.jsonl", [chat(1)])
+    report = validate.validate_files([tmp_path / "none.jsonl", good])
+    assert [(p.rule, p.file) for p in report.problems] == [("unreadable-file", str(tmp_path / "none.jsonl"))]
+    assert report.records == 1
+
+
+@given(text=st.binary(max_size=300))
+@example(text=b'{"messages": [1')
+@example(text=b"[[[[")
+@example(text=b'{"messages":[{"role":["user"],"content":"a"}]}')
+@example(text=b'{"messages":[{"role":"user","content":null,"tool_calls":[{"function":{"name":1}}]}]}')
+@settings(max_examples=200, deadline=None)
+def test_no_bytes_crash_the_scan(text, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / "fuzz.jsonl"
+    path.write_bytes(text)
+    report = validate.validate_files([path])
+    assert report.num_errors or report.records == 0 or report.files[0].shape is not None
+
+
+ODD_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(
+    ["id", "messages", "conversations", "prompt", "completion", "instruction", "output", "input", "system", "history"]
+    + ["tools", "tokens", "input_ids", "loss_weights", "labels"]
+)
+MESSAGE_FIELDS = st.sampled_from(["role", "content", "weight", "tool_calls", "name", "from", "value", "reasoning"])
+ROLES = st.sampled_from(["system", "user", "assistant", "tool", "human", "gpt"])
+MESSAGES = st.lists(st.dictionaries(MESSAGE_FIELDS, ROLES | ODD_VALUES, max_size=4), max_size=4)
+
+
+@given(records=st.lists(st.dictionaries(FIELDS, MESSAGES | ODD_VALUES, max_size=4), min_size=1, max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_no_record_crashes_the_checks_and_what_passes_them_converts(records, tmp_path_factory):
+    path = write_lines(tmp_path_factory.mktemp("fuzz") / "fuzz.jsonl", records)
+    for shape in Shape:
+        task = Task(name="t", splits={"train": from_jsonl(path)}, shape=shape)
+        for i, record in enumerate(records):
+            errors = [rule for rule, _ in task.check(record, shape) if RULES[rule].severity is Severity.ERROR]
+            if not errors and shape is not Shape.FIELDS:
+                task.read("train", i)
+
+
+def lines_of_chats(draw_texts: list[str]) -> bytes:
+    turns = [messages({"role": "user", "content": t}, {"role": "assistant", "content": t[::-1]}) for t in draw_texts]
+    return b"".join(json.dumps(turn).encode() + b"\n" for turn in turns)
+
+
+@given(
+    texts=st.lists(
+        st.text(max_size=12) | st.sampled_from(['"a":', "\\", '\\":', "<|im_end|>", " ", "\x00"]), max_size=40
+    ),
+    bad=st.lists(
+        st.tuples(st.integers(0, 40), st.sampled_from(["null", "", "{}", '{"a":1,"a":1}', "{'a': 1}"])), max_size=3
+    ),
+)
+@settings(max_examples=100, deadline=None)
+def test_settling_whole_chunks_finds_what_taking_records_one_by_one_finds(texts, bad):
+    lines = lines_of_chats(texts).split(b"\n")
+    for place, line in bad:
+        lines.insert(min(place, len(lines) - 1), line.encode())
+    task = Task(name="t", splits={"train": from_list([])}, shape=Shape.MESSAGES)
+    quick, slow = Scanner(task, Shape.MESSAGES), Scanner(task, Shape.MESSAGES)
+    slow._usual = False
+    a, b = (scanner._chunk(b"\n".join(lines), 1) for scanner in (quick, slow))
+    places = [{(line, rule) for line, _, (rule, _) in scanned.findings} for scanned in (a, b)]
+    assert places[0] == places[1]
+    assert (a.rows == b.rows).all()
+
+
+@given(
+    st.recursive(
+        st.none() | st.text(max_size=6),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=8,
+    ),
+    st.sampled_from([(",", ":"), (", ", ": "), (" , ", " : "), (",\n", "\t:\r")]),
+)
+@settings(max_examples=300, deadline=None)
+def test_an_object_without_repeated_keys_is_never_said_to_have_one(value, separators):
+    parsed, findings = parse_line(json.dumps(value, separators=separators).replace("\n", " ").encode())
+    assert (parsed, findings) == (value, [])
+
+
+@pytest.mark.parametrize(
+    "inner", ['"a":1,"a":2', '"a" : 1, "a"\t:2', '"b\\\\":1,"b\\\\":2', '"":0,"":0', '"x":{"a":1,"a":1}']
+)
+@pytest.mark.parametrize("text", ["plain", 'a \\": b', "\\\\", 'end\\\\\\":'])
+def test_a_repeated_key_is_found_whatever_surrounds_it(inner, text):
+    line = f'{{"text": "{text}", {inner}}}'.encode()
+    assert [rule for rule, _ in parse_line(line)[1]] == ["duplicate-key"]
+
+
+def test_lines_longer_than_a_chunk_keep_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan_module, "CHUNK", 64)
+    path = write_lines(
+        tmp_path / "a.jsonl", [chat(i) for i in range(30)] + [{"id": 1}] + [chat(i) for i in range(50, 70)]
+    )
+    report = validate.validate_files([path])
+    assert [(problem.rule, problem.line) for problem in report.problems] == [("missing-field", 31)]
+    assert report.records == 51
+
+
+def test_warnings_alone_leave_the_report_without_errors(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [chat(1), chat(1)])
+    report = validate.validate_files([path])
+    assert report.num_errors == 0
+    assert report.num_warnings == 2
+    assert report.to_json()["ok"] is True
+
+
+LONG = (
+    "The quick brown fox jumps over the lazy dog while seven old wizards make toxic brew for the jovial king of Spain"
+)
+
+
+def test_near_duplicates_are_found_within_and_between_splits(tmp_path):
+    answer = {"role": "assistant", "content": "A pangram."}
+    train = [
+        messages({"role": "user", "content": text}, answer) for text in (LONG, LONG.replace("The quick", "A quick"))
+    ]
+    held = [messages({"role": "user", "content": LONG.upper() + "!"}, answer)]
+    files = [write_lines(tmp_path / "train.jsonl", train), write_lines(tmp_path / "validation.jsonl", held)]
+    found = {(p.rule, Path(p.file).stem, p.line) for p in validate.validate_files(files).problems if "id" not in p.rule}
+    assert found == {("near-duplicate", "train", 2), ("leaked-duplicate", "validation", 1)}
+
+
+def test_two_questions_about_one_passage_are_no_duplicates(tmp_path):
+    passage = " ".join(f"word{i}" for i in range(200))
+    records = [
+        messages(
+            {"role": "user", "content": f"{passage} Who is it?"}, {"role": "assistant", "content": "Ada Lovelace"}
+        ),
+        messages({"role": "user", "content": f"{passage} When was it?"}, {"role": "assistant", "content": "In 1843."}),
+    ]
+    report = validate.validate_files([write_lines(tmp_path / "a.jsonl", records)])
+    assert set(report.counts) == {"duplicate-id"}
+
+
+def test_a_question_asked_in_two_splits_is_reported_even_with_another_answer(tmp_path):
+    train = write_lines(tmp_path / "train.jsonl", [messages(USER, ASSISTANT), chat(5)])
+    test = write_lines(tmp_path / "test.jsonl", [chat(6), messages(USER, {"role": "assistant", "content": "Sunday!"})])
+    problems = validate.validate_files([train, test]).problems
+    assert [(p.rule, p.file, p.line) for p in problems] == [("leaked-prompt", str(test), 2)]
+
+
+def test_a_prompt_repeated_inside_one_split_is_nobodys_concern(tmp_path):
+    answers = [{"role": "assistant", "content": text} for text in ("Monday.", "It may be Sunday by now.")]
+    path = write_lines(tmp_path / "a.jsonl", [{**messages(USER, answer), "id": i} for i, answer in enumerate(answers)])
+    assert not validate.validate_files([path]).counts
+
+
+def test_ids_may_repeat_between_tasks_but_not_within_one():
+    tasks = [Task(name=name, splits={"train": from_list([{**chat(i), "id": 1}])}) for i, name in enumerate("ab")]
+    assert not validate.validate_tasks(tasks).counts
+    twice = Task(name="c", splits={"train": from_list([chat(1)]), "test": from_list([{**chat(2), "id": "sums/1"}])})
+    assert set(validate.validate_tasks([twice]).counts) == {"duplicate-id"}
+
+
+def test_templates_are_checked_in_every_wording():
+    records = from_list([{"en": "house", "de": "Haus"}, {"en": "tree"}], name="words")
+    task = Task(
+        name="mt",
+        splits={"train": records},
+        templates=(Template(prompt="{en}?", response="{de}"), Template(prompt="Give {de}.", response="{en}")),
+    )
+    problems = validate.validate_tasks([task]).problems
+    assert {(p.rule, p.file, p.line) for p in problems} == {("missing-field", "words", 2)}
+
+
+def test_shared_out_records_are_told_apart_by_their_split():
+    words = [f"Tell me about the number {i}, its divisors, and its place among the primes below it." for i in range(60)]
+    records = [messages({"role": "user", "content": text}, ASSISTANT) for text in words]
+    records += [messages({"role": "user", "content": text.replace("Tell", "TELL")}, ASSISTANT) for text in words]
+    records = [{**record, "id": i} for i, record in enumerate(records)]
+    task = Task(name="t", records=from_list(records), splits={"test": 0.5})
+    report = validate.validate_tasks([task])
+    assert report.counts["leaked-duplicate"] > 10
+    assert report.counts["near-duplicate"] > 10
+
+
+def test_the_first_problems_show_every_rule_and_errors_first(tmp_path):
+    records = [{"id": i} for i in range(30)] + [chat(1), chat(1), messages(USER)]
+    report = validate.validate_files([write_lines(tmp_path / "a.jsonl", [chat(0), *records, *[chat(2)] * 40])])
+    shown = report.first(4)
+    assert [problem.rule for problem in shown][:2] == ["missing-field", "no-assistant"]
+    assert len({problem.rule for problem in shown}) == 4
+    as_json = report.to_json(limit=4)
+    assert len(as_json["problems"]) == 4
+    assert as_json["not_shown"] == sum(report.counts.values()) - 4
+    assert json.loads(json.dumps(as_json)) == as_json
+
+
+def test_the_printed_report_names_file_line_id_rule_and_remedy(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [chat(0), messages(USER)])
+    out = io.StringIO()
+    validate.print_report(validate.validate_files([path]), console=Console(file=out, width=300))
+    text = out.getvalue()
+    for part in (f"{path}:2", "(id x)", "no-assistant", RULES["no-assistant"].remedy, "1 errors", "messages"):
+        assert part in text
+
+
+def test_a_folder_stands_for_the_data_files_in_it(tmp_path):
+    write_lines(tmp_path / "train.jsonl", [chat(1)])
+    (tmp_path / "README.md").write_text("not data")
+    (tmp_path / "deep").mkdir()
+    write_lines(tmp_path / "deep" / "dev.jsonl", [chat(2)])
+    files = validate.validate_files([tmp_path]).files
+    assert [(Path(file.file).name, file.split) for file in files] == [
+        ("dev.jsonl", "validation"),
+        ("train.jsonl", "train"),
+    ]
+
+
+def test_the_shared_bad_inputs_are_found_where_their_manifest_says():
+    root = os.environ.get("JAXTUNE_EXTRA_DATA")
+    if root is None:
+        pytest.skip("JAXTUNE_EXTRA_DATA is not set")
+    folder = Path(root) / "bad_inputs"
+    for entry in json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8")):
+        report = validate.validate_files([folder / entry["file"]])
+        assert {problem.line for problem in report.problems} == set(entry["bad_lines"]), entry["file"]
