@@ -27,7 +27,7 @@ from jaxtune.errors import UserError
 from jaxtune.lengths import Fitted, LengthPolicy, Outcome, fit_length
 from jaxtune.packing import Example
 from jaxtune.responses import Layout, Renderer
-from jaxtune.tokenizer import Tokenizer
+from jaxtune.tokenizer import After, Tokenizer
 
 __all__ = [
     "ROLES",
@@ -63,7 +63,7 @@ class Message:
     content: str | None = ""
     """The text; None (no text) is for assistant messages with tool calls."""
     _: dataclasses.KW_ONLY
-    weight: float | None = None
+    weight: float | int | None = None
     """Loss weight of an assistant message, at least 0; None means 1."""
     tool_calls: Sequence[Mapping[str, Any]] | None = None
     """Calls an assistant makes, in the form the template expects; passed on unchanged."""
@@ -242,7 +242,7 @@ def _segment_weights(
     for response in trained:
         low, high = bisect.bisect_left(starts, response.start), bisect.bisect_left(starts, response.stop)
         weight = messages[response.message].weight
-        weights[low:high] = [1.0 if weight is None else weight] * (high - low)
+        weights[low:high] = [1.0 if weight is None else float(weight)] * (high - low)
     return weights
 
 
@@ -274,9 +274,9 @@ def check(
 
     Rules: BOS is not doubled; the tokens decode to one full render of the conversation; and, where responses train,
     there is one run of trained tokens for each message that trains, which decodes to what the message says and ends
-    with an end-of-turn token; what stands before the last one is the prompt that a model is given. White space and
-    Unicode normal forms are not compared: tokenizers change them. Under `exact_marks` the runs are the template
-    author's choice and are not compared with the messages.
+    with an end-of-turn token; what stands before the last one is the prompt that a model is given. The whole text is
+    compared without white space and Unicode normal forms, which tokenizers change. Under `exact_marks` the runs are the
+    template author's choice and are not compared with the messages.
 
     Give it the example as rendered, before a length policy cuts it.
     """
@@ -307,12 +307,13 @@ def check(
             problems.append(
                 Problem("weight", f"message {index} does not weigh {stated:g} throughout", "render it again")
             )
-        if not _says(_squash(said), renderer, conversation.messages[index]):
+        if not _says(example.tokens[start:stop].tolist(), said, renderer, conversation.messages[index], tokenizer):
             remedy = "correct the generation marks of the template"
             problems.append(Problem("response-text", f"what trains is not what message {index} says", remedy))
     if trained and trained[-1] == len(plain) - 1:
         prompt = renderer.text(plain[:-1], conversation.tools, generation_prompt=True)
-        if _squash("".join(parts[: 2 * len(runs) - 1])) != _squash(prompt):
+        before = example.tokens[: runs[-1][0]].tolist()
+        if "".join(parts[: 2 * len(runs) - 1]) != prompt and before != render_prompt(conversation, template, tokenizer):
             message = "the text before the last response is not the prompt that a model is given"
             problems.append(Problem("prompt", message, "correct the template's generation prompt or its marks"))
     return problems
@@ -337,16 +338,26 @@ def _runs(example: Example, prompt_loss_weight: float, ends: Sequence[int]) -> l
     return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
-def _says(said: str, renderer: Renderer, message: Message) -> bool:
-    """Whether decoded text is what a message says, and its end; reasoning and tool calls in the template's form."""
-    content = _squash(message.content or "")
+def _says(tokens: list[int], said: str, renderer: Renderer, message: Message, tokenizer: Tokenizer) -> bool:
+    """Whether a run of tokens, which decodes to `said`, is what a message says, and its end.
+
+    A template may trim the text and write something before it. Reasoning and tool calls, which templates write in their
+    own forms, must be there; their form is not compared. Ids are compared where decoding changes white space.
+    """
     for strings in renderer.terminators:
-        said = said.removesuffix(_squash("".join(strings)))
-    if message.reasoning is None and not message.tool_calls and "</think>" not in content:
-        return any(said == _squash(opening) + content for opening in renderer.openings)
-    shown = content.split("</think>")[-1]  # templates drop the reasoning of earlier turns
-    names = [str(call.get("function", call).get("name", "")) for call in message.tool_calls or ()]
-    return shown in said and all(_squash(name) in said for name in names)
+        if said.endswith("".join(strings)):
+            said, tokens = said.removesuffix("".join(strings)), tokens[: -len(strings)]
+    content = message.content or ""
+    if message.reasoning is not None or message.tool_calls or "</think>" in content:
+        shown = content.split("</think>")[-1]  # templates drop the reasoning of earlier turns
+        names = [str(call.get("function", call).get("name", "")) for call in message.tool_calls or ()]
+        return all(_squash(part) in _squash(said) for part in (shown, *names))
+    texts = [
+        opening + text for opening in renderer.openings for text in (content, content.strip(), content.lstrip("\n"))
+    ]
+    return said in texts or any(
+        tokens == tokenizer.encode(text, after=after) for text in texts for after in (After.TEXT, After.CONTROL)
+    )
 
 
 def _squash(text: str) -> str:

@@ -251,6 +251,7 @@ def load_config(arguments: argparse.Namespace):
 
 
 def run_train(arguments: argparse.Namespace) -> int:
+    from jaxtune.terminal import print_summary
     from jaxtune.train import train
 
     outcome = train(
@@ -261,6 +262,8 @@ def run_train(arguments: argparse.Namespace) -> int:
         resume_step=arguments.resume_step,
         overwrite=arguments.overwrite,
     )
+    print_summary(outcome.summary)
+    print(f"run folder: {outcome.run_dir}    report: {outcome.run_dir / 'report.html'}")
     return outcome.exit_code
 
 

@@ -29,7 +29,7 @@ from jaxtune.step import LossConfig
 from jaxtune.tasks import Task
 
 
-def check_range(name: str, value: float, *, low: float = -math.inf, high: float = math.inf) -> None:
+def check_range(name: str, value: float | int, *, low: float | int = -math.inf, high: float | int = math.inf) -> None:
     """Raise UserError unless low <= value <= high."""
     if not low <= value <= high:
         raise UserError(f"{name} must be in [{low:g}, {high:g}], got {value}")

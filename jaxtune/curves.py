@@ -88,16 +88,23 @@ def task_panel(run: Run, task: str, index: int, marks: Sequence[tuple[float, str
 def machine_panels(run: Run) -> list[Html]:
     """Learning rate, gradient norm, speed, padding and whatever else was logged of the machine."""
     percent = figures.percent
+    later = dataclasses.replace(run, train=run.train[1:])  # the first step compiles
     speed: list[Curve] = [("all", lambda row: row.tokens_per_s), ("trained", lambda row: row.loss_tokens_per_s)]
     panels = [
         panel(run, "Learning rate", [("rate", lambda row: row.learning_rate)], smoothed=False),
         panel(run, "Gradient norm", [("norm", lambda row: row.grad_norm)], note="before clipping"),
-        panel(run, "Tokens per second", speed, labels=True),
+        panel(later, "Tokens per second", speed, labels=True),
         panel(run, "Padding", [("padding", lambda row: row.padding)], form=percent, note="share of slots"),
         panel(run, "Waiting for data", [("waiting", extra("data_wait"))], form=percent, note="share of time"),
-        panel(run, "Share of peak", [("MFU", extra("mfu"))], form=percent, note="of the matrix-multiply rate"),
+        panel(run, "Peak memory", [("memory", extra("memory_mb"))], smoothed=False, form=gibibytes),
+        panel(later, "Share of peak", [("MFU", extra("mfu"))], form=percent, note="of the matrix-multiply rate"),
     ]
     return [one for one in panels if one is not None]
+
+
+def gibibytes(megabytes: float | int) -> str:
+    """A memory axis."""
+    return f"{megabytes / 1024:.3g} GiB" if megabytes else "0"
 
 
 Curve = tuple[str, Callable[[TrainRow], float]]

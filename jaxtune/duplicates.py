@@ -2,9 +2,9 @@
 
 A text is a record's messages joined by `MESSAGE`. Words are runs of letters and digits without regard to case, and each
 character of scripts written without spaces. Two texts are near duplicates when their `similarity` is at least
-`THRESHOLD`. Candidates share a band of a MinHash signature over three consecutive words (Broder 1997; 6 bands of 4 rows
-find a pair at 0.8 with probability 0.96, at 0.9 with 0.998). A hash alone proves nothing: compare candidates before
-reporting them.
+`THRESHOLD`. Candidates share a band of a MinHash signature over three consecutive words, and the MinHash of the last
+message's words (Broder 1997; 6 bands of 4 rows find a pair that has one answer with probability 0.96 at 0.8, and 0.998
+at 0.9). A hash alone proves nothing: compare candidates before reporting them.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def _splitmix(n: int) -> UInt64[np.ndarray, " n"]:
     return z ^ (z >> np.uint64(31))
 
 
-_CONSTANTS = _splitmix(8) | np.uint64(1)
+_CONSTANTS = _splitmix(5) | np.uint64(1)
 _MULTIPLIERS = (_splitmix(BANDS * ROWS) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
 
 
@@ -123,45 +123,53 @@ def _hash_texts(
     answer: Int[np.ndarray, " texts"],
     stop: Int[np.ndarray, " texts"],
 ) -> None:
-    """Fills the rows, given each text's first word, its last message's first word, and the word past its end."""
-    of = np.repeat(np.arange(len(rows)), stop - start)
-    place = (np.arange(len(words)) - start[of]).astype(np.uint64)
-    mixed = (words + place * _CONSTANTS[2]) * _CONSTANTS[3]
-    mixed ^= mixed >> np.uint64(29)
-    mixed *= _CONSTANTS[4]
-    total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
+    """Fills the rows, given each text's first word, its last message's first word, and the word past its end.
+
+    The hash of a text is the sum of its words': texts of the same words in another order share it.
+    """
+    total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words, dtype=np.uint64)])
     rows["text"] = total[stop] - total[start]
     rows["prompt"] = total[answer] - total[start]
-    shingles = words * _CONSTANTS[5]
-    shingles[:-1] += words[1:] * _CONSTANTS[6]
+    shingles = words * _CONSTANTS[2]
+    shingles[:-1] += words[1:] * _CONSTANTS[3]
     shingles[:-2] += words[2:]
     shingles ^= shingles >> np.uint64(29)
-    shingles *= _CONSTANTS[7]
+    shingles *= _CONSTANTS[4]
     low = (shingles >> np.uint64(32)).astype(np.uint32)
     long_enough = stop - start >= SHINGLE
-    crosses = np.arange(len(words)) + SHINGLE > stop[of]  # a shingle that runs into the next text counts as its first
-    low[crosses] = low[start[of[crosses]]]
+    for back in range(1, SHINGLE):  # a shingle that runs into the next text counts as its own text's first
+        low[stop[long_enough] - back] = low[start[long_enough]]
     if long_enough.any():
-        rows["bands"][long_enough] = _bands(low, start, long_enough)
+        with_words = np.flatnonzero(stop > start)
+        bands = _bands(low, start[with_words]) ^ _answers(words, answer[with_words], stop[with_words])
+        rows["bands"][long_enough] = np.maximum(bands, 1).T[long_enough[with_words]]
 
 
 def _bands(
-    shingles: UInt32[np.ndarray, " words"], start: Int[np.ndarray, " texts"], wanted: Bool[np.ndarray, " texts"]
-) -> UInt32[np.ndarray, "wanted bands"]:
-    """MinHash of each text under `BANDS * ROWS` hash functions, folded to one number a band."""
-    first = np.flatnonzero(np.diff(start, append=len(shingles)) > 0)  # texts that have words
-    lowest = np.empty((BANDS * ROWS, len(first)), np.uint32)
+    shingles: UInt32[np.ndarray, " words"], start: Int[np.ndarray, " texts"]
+) -> UInt32[np.ndarray, "bands texts"]:
+    """MinHash of each text's shingles under `BANDS * ROWS` hash functions, folded to one number a band."""
+    folded = np.zeros((BANDS, len(start)), np.uint32)
     scaled = np.empty_like(shingles)
     for k, multiplier in enumerate(_MULTIPLIERS):
         np.multiply(shingles, multiplier, out=scaled)
-        np.minimum.reduceat(scaled, start[first], out=lowest[k])
-    folded = np.zeros((BANDS, len(first)), np.uint32)
-    for k in range(BANDS * ROWS):
         band = folded[k // ROWS]
-        band ^= lowest[k]
+        band ^= np.minimum.reduceat(scaled, start)
         band *= np.uint32(0x9E3779B1)
         band ^= band >> np.uint32(15)
-    return np.maximum(folded, 1).T[wanted[first]]
+    return folded
+
+
+def _answers(
+    words: UInt64[np.ndarray, " words"], answer: Int[np.ndarray, " texts"], stop: Int[np.ndarray, " texts"]
+) -> UInt32[np.ndarray, "bands texts"]:
+    """MinHash of the words of each text's last message, one for the even bands and one for the odd; 0 without words."""
+    low = np.append((words >> np.uint64(32)).astype(np.uint32), np.uint32(0))
+    edges = np.ravel(np.column_stack([answer, stop]))
+    values = np.empty((BANDS, len(answer)), np.uint32)
+    for k in range(2):
+        values[k::2] = np.where(answer < stop, np.minimum.reduceat(low * _MULTIPLIERS[k], edges)[::2], 0)
+    return values
 
 
 class Sketches:
@@ -186,17 +194,33 @@ class Sketches:
 
     def groups(self, field: str, band: int | None = None) -> Iterator[Int[np.ndarray, " members"]]:
         """Numbers of the texts that share a value of a field, for each value that two or more share; ascending."""
+        members, slots = self._shared(field, band)
+        if members.size:
+            edges = np.flatnonzero(np.diff(slots)) + 1
+            yield from sorted(np.split(members, edges), key=lambda group: int(group[0]))
+
+    def pairs(self) -> Int[np.ndarray, "pairs 2"]:
+        """Texts that share a band, as (earlier, later): each with the one before it and the first of those that do."""
+        found = [np.empty((0, 2), np.int64)]
+        for band in range(BANDS):
+            members, slots = self._shared("bands", band)
+            later = np.flatnonzero(slots[1:] == slots[:-1]) + 1
+            first = np.searchsorted(slots, slots[later])
+            found += [np.column_stack([members[other], members[later]]) for other in (later - 1, first)]
+        return np.unique(np.concatenate(found)[:, ::-1], axis=0)[:, ::-1]
+
+    def _shared(self, field: str, band: int | None) -> tuple[Int[np.ndarray, " members"], Int[np.ndarray, " members"]]:
+        """Numbers of the texts whose value another text has, and the number of that value; sorted by both."""
         values = self._column(field, band)
         ordered = np.sort(values[values != 0])
         shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         del ordered
         if not shared.size:
-            return
-        slot = np.minimum(np.searchsorted(shared, values), len(shared) - 1)
-        members = np.flatnonzero(shared[slot] == values)
-        members = members[np.argsort(slot[members], kind="stable")]
-        edges = np.flatnonzero(np.diff(values[members])) + 1
-        yield from sorted(np.split(members, edges), key=lambda group: int(group[0]))
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        slots = np.minimum(np.searchsorted(shared, values), len(shared) - 1)
+        members = np.flatnonzero(shared[slots] == values)
+        members = members[np.argsort(slots[members], kind="stable")]
+        return members, slots[members]
 
     def _column(self, field: str, band: int | None) -> UInt[np.ndarray, " texts"]:
         self._file.flush()
@@ -216,20 +240,35 @@ def words(text: str) -> tuple[bytes, ...]:
 _WORD = re.compile(rb"[\xe0-\xff][0-9a-z\x80-\xdf]*|[0-9a-z\x80-\xdf]+")
 
 
-def similarity(left: str, right: str) -> float:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Words:
+    """A text as it is compared."""
+
+    all: tuple[bytes, ...]
+    answer: frozenset[bytes]
+    """Of the last message."""
+    shingles: frozenset[tuple[bytes, ...]]
+
+    @classmethod
+    def of(cls, text: str) -> "Words":
+        found = words(text)
+        shingles = frozenset(zip(*(found[k:] for k in range(SHINGLE)), strict=False))
+        return cls(all=found, answer=frozenset(words(text.rpartition(MESSAGE)[2])), shingles=shingles)
+
+
+def similarity(left: Words, right: Words) -> float:
     """How alike two texts are, from 0 to 1: the Jaccard index (shared / all) of their sets of three consecutive words.
 
     It is 0 when the last messages share less than half of their words: two questions about one long passage are two
     examples, however long the passage is.
     """
-    a, b = words(left), words(right)
-    if a == b:
+    if left.all == right.all:
         return 1.0
-    answers = (frozenset(words(text.rpartition(MESSAGE)[2])) for text in (left, right))
-    if _jaccard(*answers) < 0.5:
+    if _jaccard(left.answer, right.answer) < 0.5:
         return 0.0
-    return _jaccard(*(frozenset(zip(*(of[k:] for k in range(SHINGLE)), strict=False)) for of in (a, b)))
+    return _jaccard(left.shingles, right.shingles)
 
 
 def _jaccard(left: frozenset[Any], right: frozenset[Any]) -> float:
-    return len(left & right) / len(left | right) if left or right else 1.0
+    shared = len(left & right)
+    return shared / (len(left) + len(right) - shared) if left or right else 1.0

@@ -145,8 +145,8 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
         asked = evaluate.questions(everyone, TEST, template, words, limit=config.eval.generate_examples)
     return Experiment(
         config=config, folder=folder, model=shape, tokenizer=words, template=template,
-        tasks=parted.kept, held=parted.held, train=train, validation=validation, plan=plan, eval_plan=make_validation_plan(config, validation),
-        questions=tuple(asked),
+        tasks=parted.kept, held=parted.held, train=train, validation=validation, plan=plan,
+        eval_plan=make_validation_plan(config, validation), questions=tuple(asked),
     )  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def mixture_json(job: Experiment) -> dict[str, Any]:
 
 def samples(job: Experiment, per_task: int = 3) -> dict[str, list[dict[str, Any]]]:
     """The first training examples of each task as pieces with weights, for people to look at."""
-    shown = {}
+    by_task = {}
     for name, store in job.train.items():
         rows = []
         for number in order.permutation(job.config.seed, name, 0, len(store))[:per_task]:
@@ -267,7 +267,7 @@ def samples(job: Experiment, per_task: int = 3) -> dict[str, list[dict[str, Any]
             pieces = masks.shown_tokens(example, job.tokenizer)
             rows.append(
                 {
-                    "id": job.describe(name, int(number)),
+                    "id": job.tasks[name].source(TRAIN).where(store.record(int(number))),
                     "tokens": [piece.text for piece in pieces],
                     "weights": [piece.weight for piece in pieces],
                     "controls": [piece.control for piece in pieces],
@@ -275,5 +275,5 @@ def samples(job: Experiment, per_task: int = 3) -> dict[str, list[dict[str, Any]
                     "trained": int((example.loss_weights > 0).sum()),
                 }
             )
-        shown[name] = rows
-    return shown
+        by_task[name] = rows
+    return by_task

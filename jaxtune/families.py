@@ -370,7 +370,7 @@ def _read_qwen3_moe(left: Fields, sizes: Sizes) -> dict[str, Any]:
     window = left.take("sliding_window", int, 4096)
     left.left.pop("max_window_layers", None)  # read by dense Qwen only
     moe = MoeConfig(
-        num_experts=left.take("num_experts", int, 128),
+        num_experts=left.take("num_experts", int, left.take("num_local_experts", int, 128)),
         experts_per_token=left.take("num_experts_per_tok", int, 8),
         d_ff=left.take("moe_intermediate_size", int, 768),
         normalise=left.take("norm_topk_prob", bool, False),

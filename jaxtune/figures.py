@@ -118,7 +118,7 @@ def line_chart(
         width,
         height,
         from_zero=from_zero,
-        right=86 if end_labels else 14,
+        right=104 if end_labels else 14,
         top=20 if any(label for _, label in marks) else 8,
     )
     form = y_format or number_format(frame.y_high)
@@ -256,15 +256,30 @@ def _mark(frame: _Frame, x: Number, label: str) -> str:
 
 
 def _end_labels(frame: _Frame, series: Sequence[Series]) -> str:
-    """Names at the right end of the curves, pushed apart where they would overlap."""
-    named = [one for one in series if one.style is not Style.RAW and len(one.y)]
-    ends = ((frame.y(one.y[-1]), one) for one in named if math.isfinite(one.y[-1]))
-    placed = sorted(ends, key=lambda end: end[0])
-    at, parts = -math.inf, []
-    for y, one in placed:
-        at = max(y, at + 14)
-        parts.append(f'<g style="{one.colour}">{_text(frame.right + 8, at + 4, one.name, "start", "label")}</g>')
+    """Names at the right end of the curves, each with a mark of its colour."""
+    named = [one for one in series if one.style is not Style.RAW and len(one.y) and math.isfinite(one.y[-1])]
+    named.sort(key=lambda one: frame.y(one.y[-1]))
+    parts = []
+    for at, one in zip(spaced([frame.y(one.y[-1]) for one in named], 14), named, strict=True):
+        mark = f'<rect class="bar" x="{frame.right + 8:g}" y="{at - 3.5:.1f}" width="7" height="7" rx="1.5"/>'
+        parts.append(f'<g style="{one.colour}">{mark}{_text(frame.right + 20, at + 4, one.name, "start", "label")}</g>')
     return "".join(parts)
+
+
+def spaced(places: Sequence[Number], gap: Number) -> list[float]:
+    """Ascending places moved as little as possible (least squares) so that neighbours are at least `gap` apart.
+
+    Isotonic regression of places[i] - gap * i by pooling adjacent violators.
+    """
+    pools: list[list[float]] = []  # sum and size of each run that shares one value
+    for index, place in enumerate(places):
+        pools.append([place - gap * index, 1.0])
+        while len(pools) > 1 and pools[-2][0] / pools[-2][1] >= pools[-1][0] / pools[-1][1]:
+            total, size = pools.pop()
+            pools[-1][0] += total
+            pools[-1][1] += size
+    values = [total / size for total, size in pools for _ in range(int(size))]
+    return [value + gap * index for index, value in enumerate(values)]
 
 
 def _slices(frame: _Frame, series: Sequence[Series], form: Format, x_label: str, names: Mapping[Number, str]) -> str:

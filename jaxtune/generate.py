@@ -1,6 +1,6 @@
 """Generation with a key/value cache: batched prompts of unequal length, greedy or sampled, whole or token by token.
 
-Prompts are read in chunks by a loop inside the compiled program, and rows that stopped early end the decoding loop, so a
+Prompts are read in chunks by a loop inside the compiled program, and decoding ends when every row has stopped. So a
 program is compiled per number of cache slots (a power of two), not per prompt length or answer length.
 """
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from jaxtune.errors import UserError
 from jaxtune.model import Cache, ModelConfig, apply_cached, init_cache
@@ -65,10 +65,11 @@ class SamplingConfig:
 class _Choice:
     """The numbers of a SamplingConfig as traced values; filters that are off let everything pass."""
 
-    temperature: Array
-    top_k: Array
-    top_p: Array
-    min_p: Array
+    seed: UInt32[Array | np.ndarray, ""]
+    temperature: Float[Array | np.ndarray, ""]
+    top_k: Int[Array | np.ndarray, ""]
+    top_p: Float[Array | np.ndarray, ""]
+    min_p: Float[Array | np.ndarray, ""]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,8 @@ class _Rows:
     lengths: Int[Array | np.ndarray, " rows"]
     limits: Int[Array | np.ndarray, " rows"]
     """Most new tokens of each row."""
-    keys: Shaped[Array, " rows"]
+    draws: UInt32[Array | np.ndarray, "rows 2"]
+    """Address of each row's random draws: a digest of the prompt, and how often the same prompt came before."""
 
 
 def generate(
@@ -117,12 +119,12 @@ def generate(
     check_prompts(prompts, config)
     shards = 1 if mesh is None else row_shards(mesh)
     size = -(-min(batch_size, _power_of_two(len(prompts))) // shards) * shards
-    keys = _row_keys(prompts, sampling.seed)
+    draws = _draws(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, list[int]] = {}
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        rows, slots = _make_rows(config, [prompts[i] for i in chosen], keys[np.asarray(chosen)], sampling, size)
+        rows, slots = _make_rows(config, [prompts[i] for i in chosen], draws[chosen], sampling, size)
         program = _make_program(graphdef, config, sampling, slots, size, dtype)
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             placed = rows if mesh is None else jax.device_put(rows, jax.NamedSharding(mesh, jax.P(ROWS)))
@@ -144,14 +146,14 @@ def stream(
 ) -> Iterator[int]:
     """The tokens that `generate` gives for one prompt, each as soon as it is known."""
     check_prompts([prompt], config)
-    rows, slots = _make_rows(config, [prompt], _row_keys([prompt], sampling.seed), sampling, 1)
+    rows, slots = _make_rows(config, [prompt], _draws([prompt]), sampling, 1)
     program, choice = _make_program(graphdef, config, sampling, slots, 1, dtype), _choice(sampling, config)
     token, cache = _begin(program, params, rows, choice)
     for index in range(1, int(rows.limits[0]) + 1):
         yield int(token[0])
         if int(token[0]) in stop_ids or index == int(rows.limits[0]):
             return
-        token, cache = _advance(program, params, cache, token, rows.keys, jnp.asarray(index), choice)
+        token, cache = _advance(program, params, cache, token, rows.draws, np.asarray(index, np.int32), choice)
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], config: ModelConfig) -> None:
@@ -175,21 +177,18 @@ def _power_of_two(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
-def _row_keys(prompts: Sequence[Sequence[int]], seed: int) -> Shaped[Array, " rows"]:
-    """A key per prompt, from the seed, its tokens, and how often the same prompt came before."""
+def _draws(prompts: Sequence[Sequence[int]]) -> UInt32[np.ndarray, "rows 2"]:
     seen: Counter[int] = Counter()
-    addresses = []
-    for prompt in prompts:
+    addresses = np.zeros((len(prompts), 2), np.uint32)
+    for address, prompt in zip(addresses, prompts, strict=True):
         digest = zlib.crc32(np.asarray(prompt, np.int32).tobytes())
-        addresses.append((digest, seen[digest]))
+        address[:] = digest, seen[digest]
         seen[digest] += 1
-    root = jax.random.key(seed)
-    fold = lambda digest, copy: jax.random.fold_in(jax.random.fold_in(root, digest), copy)
-    return jax.vmap(fold)(*jnp.asarray(addresses, jnp.uint32).T)
+    return addresses
 
 
 def _make_rows(
-    config: ModelConfig, prompts: list, keys: Shaped[Array, " given"], sampling: SamplingConfig, size: int
+    config: ModelConfig, prompts: list, draws: UInt32[np.ndarray, "given 2"], sampling: SamplingConfig, size: int
 ) -> tuple[_Rows, int]:
     """The prompts as a batch of `size` rows, and the cache slots that they and their answers need."""
     lengths = np.ones(size, np.int32)
@@ -200,8 +199,9 @@ def _make_rows(
     tokens = np.zeros((size, slots), np.int32)
     for row, prompt in zip(tokens, prompts, strict=False):
         row[: len(prompt)] = prompt
-    padding = jnp.zeros(size, np.int32).at[: len(prompts)].set(np.arange(len(prompts)))
-    return _Rows(prompts=tokens, lengths=lengths, limits=limits, keys=keys[padding]), slots
+    addresses = np.zeros((size, 2), np.uint32)
+    addresses[: len(prompts)] = draws
+    return _Rows(prompts=tokens, lengths=lengths, limits=limits, draws=addresses), slots
 
 
 def _make_program(
@@ -216,19 +216,19 @@ def _make_program(
 
 
 def _choice(sampling: SamplingConfig, config: ModelConfig) -> _Choice:
-    number = lambda value, default: jnp.asarray(default if value is None else value, jnp.float32)
+    number = lambda value, default: np.asarray(default if value is None else value, np.float32)
     top_k = config.vocab_size if sampling.top_k is None else min(sampling.top_k, config.vocab_size)
     return _Choice(
-        temperature=number(sampling.temperature, 0), top_k=jnp.asarray(top_k, jnp.int32),
-        top_p=number(sampling.top_p, 1), min_p=number(sampling.min_p, 0),
+        seed=np.asarray(sampling.seed % 2**32, np.uint32), temperature=number(sampling.temperature, 0),
+        top_k=np.asarray(top_k, np.int32), top_p=number(sampling.top_p, 1), min_p=number(sampling.min_p, 0),
     )  # fmt: skip
 
 
-def _stops(stop_ids: Collection[int]) -> Int[Array, " stops"]:
+def _stops(stop_ids: Collection[int]) -> Int[np.ndarray, " stops"]:
     """The ids, padded with one that no token has so that few programs are compiled."""
     padded = np.full(max(8, _power_of_two(len(stop_ids))), -1, np.int32)
     padded[: len(stop_ids)] = sorted(stop_ids)
-    return jnp.asarray(padded)
+    return padded
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -253,12 +253,12 @@ def _begin(program: _Program, params: PyTree, rows: _Rows, choice: _Choice) -> t
 
     num_chunks = -(-jnp.max(lengths) // program.chunk)
     cache, last = jax.lax.fori_loop(0, num_chunks, read_chunk, (cache, last))
-    return _choose(program, params, last, rows.keys, jnp.zeros((), jnp.int32), choice), cache
+    return _choose(program, params, last, jnp.asarray(rows.draws), jnp.zeros((), jnp.int32), choice), cache
 
 
 def _extend(
-    program: _Program, params: PyTree, cache: Cache, token: Array, active: Bool[Array, " rows"], keys: Array, index: Array,
-    choice: _Choice,
+    program: _Program, params: PyTree, cache: Cache, token: Array, active: Bool[Array, " rows"], draws: Array,
+    index: Array, choice: _Choice,
 ) -> tuple[Array, Cache]:  # fmt: skip
     """The next token of each row, after adding `token` to the cache of the active rows."""
     positions = jnp.minimum(cache.lengths, program.slots - 1)[:, None]
@@ -266,23 +266,25 @@ def _extend(
     hidden, cache = apply_cached(
         program.graphdef, params, token[:, None], positions, present, cache, dtype=program.dtype
     )
-    return _choose(program, params, hidden[:, 0], keys, index, choice), cache
+    return _choose(program, params, hidden[:, 0], draws, index, choice), cache
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _advance(
-    program: _Program, params: PyTree, cache: Cache, token: Array, keys: Array, index: Array, choice: _Choice
+    program: _Program, params: PyTree, cache: Cache, token: Array, draws: Array, index: Array, choice: _Choice
 ) -> tuple[Array, Cache]:
-    return _extend(program, params, cache, token, jnp.ones(token.shape, bool), keys, index, choice)
+    return _extend(program, params, cache, token, jnp.ones(token.shape, bool), draws, index, choice)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _answer(
-    program: _Program, params: PyTree, rows: _Rows, stop_ids: Array, choice: _Choice
+    program: _Program, params: PyTree, rows: _Rows, stop_ids: Array | np.ndarray, choice: _Choice
 ) -> tuple[Int[Array, "rows slots"], Int[Array, " rows"]]:
     """New tokens of each row and how many they are; ends when every row has stopped."""
     limits = jnp.asarray(rows.limits)
-    stopped = lambda token, index: jnp.any(token[:, None] == stop_ids[None, :], axis=1) | (index + 1 >= limits)
+    stopped = lambda token, index: (
+        jnp.any(token[:, None] == jnp.asarray(stop_ids)[None, :], axis=1) | (index + 1 >= limits)
+    )
     token, cache = _begin(program, params, rows, choice)
     tokens = jnp.zeros(rows.prompts.shape, jnp.int32).at[:, 0].set(token)
     counts = (limits > 0).astype(jnp.int32)
@@ -290,7 +292,7 @@ def _answer(
 
     def step(state: tuple) -> tuple:
         index, token, active, tokens, counts, cache = state
-        token, cache = _extend(program, params, cache, token, active, rows.keys, index, choice)
+        token, cache = _extend(program, params, cache, token, active, jnp.asarray(rows.draws), index, choice)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
         return index + 1, token, active & ~stopped(token, index), tokens, counts + active, cache
 
@@ -305,7 +307,7 @@ def _everywhere(results: tuple) -> tuple:
 
 
 def _choose(
-    program: _Program, params: PyTree, hidden: Float[Array, "rows model"], keys: Array, index: Array, choice: _Choice
+    program: _Program, params: PyTree, hidden: Float[Array, "rows model"], draws: Array, index: Array, choice: _Choice
 ) -> Int[Array, " rows"]:
     """The next token of each row: the first of the largest logits, or a draw with the row's own key for this index."""
     logits = nnx.merge(program.graphdef, params).logits(hidden[:, None])[:, 0]
@@ -314,12 +316,20 @@ def _choose(
     logits = logits / choice.temperature
     if program.filtered:
         logits = filter_logits(logits, choice.top_k, choice.top_p, choice.min_p)
-    draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, index), row)
-    return jax.vmap(draw)(keys, logits).astype(jnp.int32)
+    root = jax.random.key(choice.seed)
+
+    def draw(address: Array, row: Array) -> Array:
+        key = functools.reduce(jax.random.fold_in, (address[0], address[1], index), root)
+        return jax.random.categorical(key, row)
+
+    return jax.vmap(draw)(draws, logits).astype(jnp.int32)
 
 
 def filter_logits(
-    logits: Float[Array, "rows vocab"], top_k: Int[Array, ""], top_p: Float[Array, ""], min_p: Float[Array, ""]
+    logits: Float[Array, "rows vocab"],
+    top_k: Int[Array | np.ndarray, ""],
+    top_p: Float[Array | np.ndarray, ""],
+    min_p: Float[Array | np.ndarray, ""],
 ) -> Float[Array, "rows vocab"]:
     """Logits with -inf for tokens outside the k likeliest, then the nucleus of mass p of those, then min_p * best.
 

@@ -382,6 +382,8 @@ def _guard_arguments(name: str, text: str, args: Iterable[Any], kwargs: Mapping[
 
 
 def _guard_format(pattern: str) -> None:
+    if re.search(r"\{[^}]*__", pattern):
+        raise jinja2.exceptions.SecurityError("a format can't name private attributes")
     if re.search(r"\d{6}|\*|\{[^{}]*\{", pattern):
         raise jinja2.exceptions.SecurityError("a format with widths this large or computed is not allowed")
 
@@ -394,7 +396,8 @@ def _measure(value: Any) -> None:
     while pending:
         item = pending.pop()
         seen += len(item) if isinstance(item, str) else 8
-        meter.allow(seen)
+        if seen > meter.max_chars:
+            meter.allow(seen)
         if isinstance(item, Mapping):
             pending += [*item.keys(), *item.values()]
         elif isinstance(item, list | tuple):

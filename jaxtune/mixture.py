@@ -12,23 +12,12 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from jaxtune.apportion import Number, as_fraction, largest_remainder, normalised, root, water_fill
+from jaxtune.apportion import Number, as_fraction, largest_remainder, normalised, water_fill
 from jaxtune.errors import UserError
+from jaxtune.rates import Group, RateRule, Strategy, shares
 
-
-class Strategy(enum.Enum):
-    """How a task's size becomes its rate."""
-
-    TEMPERATURE = "temperature"
-    """rate = min(size * scale, rate_max) ** (1 / temperature)"""
-    PROPORTIONAL = "proportional"
-    """The same at temperature 1."""
-    EQUAL = "equal"
-    """The same at infinite temperature: every task alike."""
-    UNIMAX = "unimax"
-    """Equal, with the repetition caps filled from the smallest task up (UniMax, arXiv 2304.09151)."""
-    WEIGHTS = "weights"
-    """The given weights as they are."""
+_TEMPERATURE = {Strategy.PROPORTIONAL: 1.0, Strategy.EQUAL: math.inf, Strategy.UNIMAX: math.inf}
+"""Temperatures that strategies fix."""
 
 
 class OnCap(enum.Enum):
@@ -59,23 +48,6 @@ class Selection(enum.Enum):
     """The first of a seeded permutation."""
     HEAD = "head"
     """The first of the file."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
-    """Tasks mixed among themselves first, then as one entry of the mixture around them; groups nest.
-
-    p_i = sum over groups g that hold i of P_g * p_(i|g), as nested SeqIO mixtures do.
-    """
-
-    tasks: tuple[str, ...] = ()
-    """Names of the member tasks."""
-    groups: Mapping[str, "Group"] = dataclasses.field(default_factory=dict)
-    """Member groups by name."""
-    weight: Number | None = None
-    """Rate among its siblings; None applies the strategy to the summed size of its tasks."""
-    temperature: Number | None = None
-    """Temperature among its own members; None inherits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,33 +202,60 @@ def allocate(
 
     Raises UserError for unknown task names, impossible values, and a budget that the caps cannot meet.
     """
-    _check_sizes(sizes, config)
-    usable = {task: _limited(size, _setting(config.max_examples, task)) for task, size in sizes.items()}
-    means = _unit_means(sizes, config, unit_totals)
-    measured = {task: usable[task] * means[task] for task in sizes}
-    nominal = _probabilities(measured, config)
-    drawn = normalised({task: nominal[task] / means[task] for task in sizes})
-    caps = {task: _cap(_setting(config.max_repeats, task), usable[task]) for task in sizes}
-    exact = {} if budget is None else _expected(drawn, caps, budget, config)
-    if budget is None and any(cap is not None for cap in caps.values()):
+    found = _shares(sizes, config, unit_totals)
+    counts = {} if budget is None else _counts(found, budget, config)
+    if budget is None and any(cap is not None for cap in found.caps.values()):
         raise UserError("max_repeats needs a budget: a run without an end repeats every task without limit")
-    counts = largest_remainder(exact)
-    if counts and not any(counts.values()):
-        raise UserError("max_repeats leaves no example at all; raise it")
-    met = {task: counts[task] * means[task] for task in counts}
+    met = normalised({task: counts[task] * found.means[task] for task in counts}) if counts else {}
     return Allocation(
         config=config,
         sizes=dict(sizes),
-        usable=usable,
-        probabilities=_floats(nominal),
-        example_probabilities=_floats(drawn),
-        caps=caps,
+        usable=found.usable,
+        probabilities=_floats(found.nominal),
+        example_probabilities=_floats(found.drawn),
+        caps=found.caps,
         requested=budget,
         budget=sum(counts.values()) if counts else None,
         counts=counts,
-        realised=_floats(normalised(met)) if counts else {},
-        epochs={task: count / max(usable[task], 1) for task, count in counts.items()},
-        capped={task: bool(counts) and drawn[task] > 0 and counts[task] == caps[task] for task in sizes},
+        realised=_floats(met),
+        epochs={task: count / max(found.usable[task], 1) for task, count in counts.items()},
+        capped={task: found.drawn[task] > 0 and counts.get(task) == found.caps[task] for task in sizes},
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Shares:
+    """What a mixture is before its budget, exactly."""
+
+    usable: dict[str, int]
+    means: dict[str, Fraction]
+    """Mixing units per example."""
+    nominal: dict[str, Fraction]
+    """Shares in the mixing unit."""
+    drawn: dict[str, Fraction]
+    """Shares of examples."""
+    caps: dict[str, int | None]
+
+
+def _shares(
+    sizes: Mapping[str, int], config: MixtureConfig, unit_totals: Mapping[str, int | Fraction] | None
+) -> _Shares:
+    _check_sizes(sizes, config)
+    usable = {task: _limited(size, _setting(config.max_examples, task)) for task, size in sizes.items()}
+    means = _unit_means(sizes, config, unit_totals)
+    rule = RateRule(
+        temperature=_TEMPERATURE.get(config.strategy, config.temperature),
+        rate_max=config.rate_max,
+        scale=config.scale,
+        weights=config.weights,
+    )
+    nominal = shares({task: usable[task] * means[task] for task in sizes}, config.groups, rule)
+    return _Shares(
+        usable=usable,
+        means=means,
+        nominal=nominal,
+        drawn=normalised({task: nominal[task] / means[task] for task in sizes}),
+        caps={task: _cap(_setting(config.max_repeats, task), usable[task]) for task in sizes},
     )
 
 
@@ -303,76 +302,15 @@ def mix_table(
     return [{column: _task_row(allocation, task)[column] for column in columns} for task in sizes]
 
 
-# Rates and probabilities
-
-
-def _probabilities(measured: Mapping[str, Fraction], config: MixtureConfig) -> dict[str, Fraction]:
-    """Nominal shares of the tasks, through the groups."""
-    temperature = {
-        Strategy.PROPORTIONAL: 1.0,
-        Strategy.EQUAL: math.inf,
-        Strategy.UNIMAX: math.inf,
-    }.get(config.strategy, config.temperature)
-    groups = config.groups
-    grouped = {task for group in groups.values() for task in _members(group)}
-    root = Group(tasks=tuple(task for task in measured if task not in grouped), groups=groups)
-    shares = dict.fromkeys(measured, Fraction(0))
-    for task, share in _group_shares("", root, measured, config, temperature):
-        shares[task] += share
-    return shares
-
-
-def _group_shares(
-    name: str, group: Group, measured: Mapping[str, Fraction], config: MixtureConfig, temperature: Number
-) -> list[tuple[str, Fraction]]:
-    """(task, share) within one group; a task may come twice when it is reached by two ways."""
-    if group.temperature is not None:
-        temperature = group.temperature
-    task_rates = {task: _task_rate(task, measured[task], config, temperature) for task in group.tasks}
-    group_rates = {g: _group_rate(g, sub, measured, config, temperature) for g, sub in group.groups.items()}
-    total = sum(task_rates.values(), Fraction(0)) + sum(group_rates.values(), Fraction(0))
-    if total == 0:
-        where = f"group {name!r}" if name else "the mixture"
-        raise UserError(f"all rates in {where} are 0: nothing to draw from; give at least one task a weight above 0")
-    shares = [(task, rate / total) for task, rate in task_rates.items()]
-    for sub, rate in group_rates.items():
-        if rate > 0:
-            inner = _group_shares(sub, group.groups[sub], measured, config, temperature)
-            shares += [(task, rate / total * share) for task, share in inner]
-    return shares
-
-
-def _task_rate(task: str, size: Fraction, config: MixtureConfig, temperature: Number) -> Fraction:
-    if config.weights is not None:
-        return as_fraction(config.weights[task])
-    return _rate(size, config, temperature)
-
-
-def _group_rate(
-    name: str, group: Group, measured: Mapping[str, Fraction], config: MixtureConfig, temperature: Number
-) -> Fraction:
-    if group.weight is not None:
-        return as_fraction(group.weight)
-    if config.strategy is Strategy.WEIGHTS:
-        raise UserError(f"group {name!r} has no weight; the strategy 'weights' needs one for every task and group")
-    return _rate(sum((measured[task] for task in set(_members(group))), Fraction(0)), config, temperature)
-
-
-def _rate(size: Fraction, config: MixtureConfig, temperature: Number) -> Fraction:
-    """min(size * scale, K) ** (1/T)"""
-    if math.isinf(temperature):
-        return Fraction(1)
-    clipped = size * as_fraction(config.scale)
-    if config.rate_max is not None and not math.isinf(config.rate_max):
-        clipped = min(clipped, as_fraction(config.rate_max))
-    return root(clipped, as_fraction(temperature))
-
-
-def _members(group: Group) -> list[str]:
-    return [*group.tasks, *(task for sub in group.groups.values() for task in _members(sub))]
-
-
 # Budgets and integers
+
+
+def _counts(found: _Shares, budget: int, config: MixtureConfig) -> dict[str, int]:
+    """Integer counts of a budget."""
+    counts = largest_remainder(_expected(found.drawn, found.caps, budget, config))
+    if not any(counts.values()):
+        raise UserError("max_repeats leaves no example at all; raise it")
+    return counts
 
 
 def _expected(
@@ -423,9 +361,10 @@ def _budget_for_tokens(
     _check_names("mean_tokens", mean_tokens, sizes)
     config = dataclasses.replace(config, allow_underfill=True)
     means = {task: Fraction(mean_tokens[task]) for task in sizes}
+    found = _shares(sizes, config, unit_totals)
 
     def expected(examples: int) -> Fraction:
-        counts = allocate(sizes, config, examples, unit_totals=unit_totals).counts
+        counts = _counts(found, examples, config)
         return sum((count * means[task] for task, count in counts.items()), Fraction(0))
 
     low, high = 1, max(2, math.ceil(tokens / min(means.values())) + 1)

@@ -23,13 +23,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxtune.attention import Backend, attention, cached_attention
+from jaxtune.attention import Backend, attention, cached_attention, plain
 from jaxtune.blockwise import RESIDUAL
 from jaxtune.errors import UserError
 from jaxtune.linear import Linear, RMSNorm, normal, product
 from jaxtune.moe import Moe, MoeConfig
 from jaxtune.rope import RopeConfig, rotary_dim, rotate, tables
-from jaxtune.sharding import Layout, constrain, gathered, keep_all_but_gathered, weights_are_split
+from jaxtune.sharding import (
+    ROWS,
+    Layout,
+    constrain,
+    gathered,
+    keep_all_but_gathered,
+    row_shards,
+    weights_are_split,
+)
 
 
 class Activation(enum.Enum):
@@ -412,20 +420,37 @@ def _scores(config: ModelConfig) -> dict:
 
 def _attend(config: ModelConfig, kind, segment_ids, query, key, value):
     """Attention of a layer whose kind is traced, with windows that are static, as kernels need them."""
-    options = {"backend": config.attention, **_scores(config)}
+    windows = [None, config.sliding_window]  # by kind: global, local
+    used = sorted({int(kind is LayerKind.LOCAL) for kind in config.kinds})
+    branches = [
+        _on_each_device(functools.partial(attention, window=windows[i], **_scores(config)), config) for i in used
+    ]
+    if len(branches) == 1:
+        return branches[0](query, key, value, segment_ids)
+    return jax.lax.switch(kind, branches, query, key, value, segment_ids)
 
-    def whole(query, key, value):
-        return attention(query, key, value, segment_ids, window=None, **options)
 
-    def local(query, key, value):
-        return attention(query, key, value, segment_ids, window=config.sliding_window, **options)
+def _on_each_device(attend, config: ModelConfig):
+    """`attend` with the config's backend; inside a mesh, each device computes its own rows and heads.
 
-    match frozenset(config.kinds):
-        case kinds if kinds == {LayerKind.GLOBAL}:
-            return whole(query, key, value)
-        case kinds if kinds == {LayerKind.LOCAL}:
-            return local(query, key, value)
-    return jax.lax.cond(kind == 1, local, whole, query, key, value)
+    The reference is left to the compiler, which can also split the tokens of a row.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = mesh.empty or mesh.size == 1
+    backend = Backend.REFERENCE if not alone and mesh.shape["sequence"] > 1 else config.attention
+
+    def run(query, key, value, segment_ids):
+        chosen = plain(query.shape[1]) if backend is Backend.AUTO else backend
+        local = functools.partial(attend, backend=chosen)
+        if alone or chosen is Backend.REFERENCE:
+            return local(query, key, value, segment_ids)
+        rows = ROWS if query.shape[0] % row_shards(mesh) == 0 else None
+        heads = "tensor" if config.num_kv_heads % mesh.shape["tensor"] == 0 else None
+        spec = jax.P(rows, None, heads, None)
+        specs = (spec, spec, spec, jax.P(rows, None))
+        return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(query, key, value, segment_ids)
+
+    return run
 
 
 def _window(config: ModelConfig, kind: Int[Array, ""]) -> Int[Array, ""] | None:

@@ -66,12 +66,23 @@ def page(title: str, *, kicker: str, lead: object, top: object, sections: Sequen
         tag("header", tag("div", *head), tag("nav", tag("div", *links))),
         tag("main", *(section.html() for section in sections), tag("footer", foot)),
     ]
-    style = STYLE_SHEET.read_text(encoding="utf-8")
+    return document(title, join(body))
+
+
+def document(title: str, body: Html) -> str:
+    """A whole HTML file around `body`, styles inside."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{join(body)}\n</body>\n</html>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{STYLE_SHEET.read_text(encoding='utf-8')}</style>\n"
+        f"</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def framed(*content: object, height: int) -> Html:
+    """Content in a frame of its own, `height` pixels high, so that a notebook keeps its own style."""
+    inside = document("", tag("main", *content))
+    return tag("div", tag("iframe", srcdoc=inside, style=f"width:100%;height:{height}px;border:0"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,6 +86,7 @@ class Placed:
             return generate(
                 self.program.graphdef, self.full_params(params), job.model, prompts, stop_ids=sorted(job.stop_ids),
                 sampling=SamplingConfig(max_new_tokens=settings.max_new_tokens), batch_size=settings.generate_rows,
+                mesh=self.mesh,
                 dtype=jnp.dtype(self.config.model.compute_dtype.value),
             )  # fmt: skip
 

@@ -17,6 +17,7 @@ from jaxtune.config import ExperimentConfig, to_json
 from jaxtune.errors import UserError
 from jaxtune.experiment import TRAIN, Experiment
 from jaxtune.mixture import Budget
+from jaxtune.packing import Example
 from jaxtune.plan import unit_totals
 from jaxtune.preview_page import render
 from jaxtune.shares import Alternative, alternatives, parse_alternatives
@@ -230,7 +231,20 @@ def print_examples(out: Console, job: Experiment, name: str, examples: int) -> N
         out.print()
         out.print(Text(job.describe(name, int(number)), style="bold"))
         out.print(Text(f"{len(trained):,} of {len(example.tokens):,} tokens trained, weights {weights}", style="dim"))
-        out.print(masks.mask_text(example, job.tokenizer), soft_wrap=True)
+        out.print(
+            masks.mask_text(example, job.tokenizer) if out.color_system else bracketed(job, example), soft_wrap=True
+        )
+
+
+def bracketed(job: Experiment, example: Example) -> Text:
+    """An example for where there are no colours: what trains stands in double angle quotes."""
+    parts, inside = [], False
+    for piece in masks.shown_tokens(example, job.tokenizer):
+        if (piece.weight > 0) != inside:
+            inside = not inside
+            parts.append("«" if inside else "»")
+        parts.append(piece.text)
+    return Text("".join(parts) + ("»" if inside else ""))
 
 
 def print_alternatives(out: Console, option: str, found: Sequence[Alternative]) -> None:

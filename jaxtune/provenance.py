@@ -40,10 +40,10 @@ class Traced(str):
     def __reduce__(self) -> tuple[Any, ...]:
         return Traced, (str.__str__(self), self._pieces)
 
-    def __add__(self, other: str) -> str:
+    def __add__(self, other: Any) -> Any:
         return join((self, other)) if isinstance(other, str) else NotImplemented
 
-    def __radd__(self, other: str) -> str:
+    def __radd__(self, other: Any) -> Any:
         return join((other, self)) if isinstance(other, str) else NotImplemented
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:

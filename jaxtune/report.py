@@ -18,7 +18,6 @@ from jaxtune.page import (
     decimals,
     from_to,
     join,
-    plain_text,
     pretty,
     share,
     tag,
@@ -266,28 +265,45 @@ def answer_cell(row: Json | None) -> Html:
 def facts_section(run: Run) -> Section:
     """What is needed to name and repeat the run."""
     environment, summary = run.environment, run.summary
-    packages = environment.get("packages", environment.get("versions", {}))
-    commit = environment.get("commit", environment.get("code", {}).get("commit") if "code" in environment else None)
+    packages = environment.get("packages", {})
     pairs: list[tuple[str, object]] = [("Run folder", str(run.path)), ("Status", status(run))]
     pairs += [("Seed", run.config["seed"])] if "seed" in run.config else []
     pairs += [("Plan hash", tag("code", run.mixture["plan_hash"]))] if run.mixture.get("plan_hash") else []
-    pairs += (
-        [("Code", tag("code", f"{commit}{' with local changes' if environment.get('dirty') else ''}"))]
-        if commit
-        else []
-    )
+    pairs += ledger_facts(run)
+    if environment.get("commit"):
+        pairs.append(("Code", tag("code", f"{environment['commit']}{', with local changes' * environment['dirty']}")))
     pairs += [("Python", environment["python"])] if environment.get("python") else []
-    if isinstance(packages, dict) and packages:
+    if packages:
         pairs.append(("Packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))))
-    if environment.get("devices"):
-        pairs.append(("Devices", plain_text(environment["devices"])))
-    pairs += [("Skipped updates", f"{summary['skipped_steps']:,}")] if "skipped_steps" in summary else []
-    files = {
-        "Configuration": run.config,
-        "Environment": environment,
-        "Manifest": run.manifest,
-        "Summary": summary,
-    }
+    pairs += [("Devices", devices(environment))] if environment.get("devices") else []
+    for name, key in (("Skipped updates", "skipped_steps"), ("Updates without a trained token", "empty_steps")):
+        pairs += [(name, f"{summary[key]:,}")] if summary.get(key) else []
+    files = {"Configuration": run.config, "Environment": environment, "Manifest": run.manifest, "Summary": summary}
     parts = [page.facts(pairs)]
     parts += [page.details(name, tag("pre", pretty(value))) for name, value in files.items() if value]
     return Section("facts", "Run facts", "", parts)
+
+
+def ledger_facts(run: Run) -> list[tuple[str, object]]:
+    """Examples that were in the batches against those that the plan holds."""
+    counted = run.summary.get("ledger", {}).get("examples")
+    if not counted or not run.tasks:
+        return []
+    drawn, planned = sum(counted.values()), sum(one.count for one in run.tasks)
+    text = f"{drawn:,} of {planned:,} planned"
+    if run.summary.get("status") != "finished":
+        return [("Examples trained on", text)]
+    other = [one.task for one in run.tasks if counted.get(one.task, 0) != one.count]
+    verdict = f"; not as planned: {', '.join(other)}" if other else "; every task as planned"
+    return [("Examples trained on", tag("span", text, verdict, class_="bad" if other else None))]
+
+
+def devices(environment: Json) -> str:
+    """Number and kind of devices, and the processor."""
+    found = environment["devices"]
+    processes = found.get("processes", 1)
+    text = f"{found.get('count', 1):,} × {found.get('kind', '?')} ({found.get('platform', '?')})"
+    text += f" in {processes:,} processes" if processes > 1 else ""
+    return (
+        f"{text}; {environment['cpus']:,} cores of {environment.get('cpu', '?')}" if environment.get("cpus") else text
+    )

@@ -244,18 +244,21 @@ def alternatives_section(option: str, found: Sequence[Alternative]) -> Section:
             )
             note = f"by {page.words(option)}"
             drawn.append(tag("div", page.figure(Html(chart), caption=caption, note=note)))
-        parts = [tag("div", *drawn, class_="grid2"), tag("div", alternatives_table(kept), style="margin-top:22px")]
+        parts = [
+            tag("div", *drawn, class_="grid2"),
+            tag("div", alternatives_table(option, kept), style="margin-top:22px"),
+        ]
     parts += [tag("p", f"{option} {one.value}: {one.problem}", class_="note") for one in found if one.problem]
     lead = f"The same tasks and the same number of examples under other values of {page.words(option)}."
     return Section("compare", f"Other values of {page.words(option)}", lead, parts)
 
 
-def alternatives_table(kept: Sequence[tuple[Alternative, Allocation]]) -> Html:
+def alternatives_table(option: str, kept: Sequence[tuple[Alternative, Allocation]]) -> Html:
     """Share and epochs of each task under each value."""
     columns = [Column("Task", number=False)]
     for _ in kept:
         columns += [Column("share"), Column("epochs")]
-    groups = [("", 1), *((one.value, 2) for one, _ in kept)]
+    groups = [("", 1), *((f"{page.words(option)} {one.value}", 2) for one, _ in kept)]
     rows = []
     for index, task in enumerate(kept[0][1].sizes):
         row: list[object] = [page.swatch(index, task)]

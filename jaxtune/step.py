@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtune.packing import Batch
 Params = PyTree[Array]
 
 
+@runtime_checkable
 class Forward(Protocol):
     """What the step needs of a model: the last hidden states and the vocabulary head."""
 

@@ -234,9 +234,7 @@ class Loop:
                 if save or improved:
                     self.save(state, done, watched)
                 if stopping:
-                    display.write(
-                        f"stopped after step {done} of {total}; the same command with --resume continues"
-                    )
+                    display.write(f"stopped after step {done} of {total}; the same command with --resume continues")
                     return Status.STOPPED, state, stop.exit_code
                 patience = config.early_stopping.patience
                 if patience is not None and self.memory.since_best >= patience:
@@ -298,7 +296,7 @@ class Loop:
             self.tracker.log({"kind": "nonfinite", "step": step + 1, "examples": examples})
             if self.memory.skipped > self.config.health.skip_budget:
                 raise UserError(
-                    f"step {step + 1}: loss {float(values.loss)}, gradient norm {float(values.grad_norm)} (not finite); "
+                    f"step {step + 1}: not finite: loss {float(values.loss)}, gradient norm {float(values.grad_norm)}; "
                     f"health.skip_budget={self.config.health.skip_budget} allows no more. Lower the learning rate, or "
                     f"look at the examples of the step: {', '.join(examples[:8])}{' ...' if len(examples) > 8 else ''}"
                 )

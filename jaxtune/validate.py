@@ -205,7 +205,7 @@ class _Run:
         self._controls = MARKERS if lengths is None else _control_pieces(lengths.tokenizer)
         self._sketches = sketches
         self._segments: list[_Segment] = []
-        self._text = functools.lru_cache(maxsize=4096)(self._read_text)
+        self._words = functools.lru_cache(maxsize=4096)(lambda k: duplicates.Words.of(self._text(k)))
 
     # Reading.
 
@@ -322,25 +322,16 @@ class _Run:
 
     def _near_texts(self, repeats: set[int]) -> None:
         """Reports texts that nearly equal an earlier one."""
-        tried: set[tuple[int, int]] = set()
-        for band in range(duplicates.BANDS):
-            for group in self._sketches.groups("bands", band):
-                members = [int(k) for k in group if int(k) not in repeats]
-                for place in range(1, len(members)):
-                    k = members[place]
-                    for other in {members[0], members[place - 1]}:
-                        if k in repeats or (other, k) in tried:
-                            continue
-                        if len(tried) == COMPARISONS:
-                            self.report.notes.append(
-                                f"the search for near duplicates ended after {COMPARISONS:,} comparisons"
-                            )
-                            return
-                        tried.add((other, k))
-                        likeness = duplicates.similarity(self._text(other), self._text(k))
-                        if likeness >= duplicates.THRESHOLD:
-                            repeats.add(k)
-                            self._report_pair(k, other, "near-duplicate", likeness)
+        pairs = self._sketches.pairs()
+        if len(pairs) > COMPARISONS:
+            text = f"{len(pairs):,} pairs of texts may be near duplicates; the first {COMPARISONS:,} were compared"
+            self.report.notes.append(text)
+        for other, k in pairs[:COMPARISONS].tolist():
+            if k not in repeats:
+                likeness = duplicates.similarity(self._words(other), self._words(k))
+                if likeness >= duplicates.THRESHOLD:
+                    repeats.add(k)
+                    self._report_pair(k, other, "near-duplicate", likeness)
 
     def _equal_ids(self) -> None:
         for group in self._sketches.groups("id"):
@@ -375,7 +366,7 @@ class _Run:
         segment, i = self._find(k)
         return segment.source.where(i)
 
-    def _read_text(self, k: int) -> str:
+    def _text(self, k: int) -> str:
         segment, i = self._find(k)
         return MESSAGE.join(record_texts(segment.source[i], segment.task, segment.shape))
 

@@ -27,13 +27,13 @@ def records():
 
 @pytest.fixture(scope="module")
 def base_documents():
-    """2,000 documents of the base text."""
+    """2,000 documents of the base text, of its first and its later part."""
     spec = importlib.util.spec_from_file_location("base_text", RECIPE / "base_text.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["base_text"] = module
     spec.loader.exec_module(module)
-    return list(module.documents(50_000, 52_000))
+    return [*module.documents(40_000, 41_000), *module.documents(60_000, 61_000)]
 
 
 def by_groups(records, task, split):
@@ -50,7 +50,7 @@ def test_streams_are_the_same_on_every_platform():
     assert hash64("jaxtune") == int.from_bytes(bytes.fromhex("c56a9939b8cbac52"), "little")
     stream = Stream("qa", "train", 17)
     assert [stream.below(100) for _ in range(8)] == [33, 7, 7, 44, 34, 21, 0, 82]
-    assert stream.sample("abcdef", 4) == ['b', 'a', 'd', 'f']
+    assert stream.sample("abcdef", 4) == ["b", "a", "d", "f"]
 
 
 def test_draws_are_uniform_and_sample_has_no_repeats():
@@ -114,9 +114,11 @@ def test_every_wording_of_a_record_is_a_conversation_that_ends_with_its_answer(r
 
 def test_some_conversations_have_a_system_message_and_some_have_several_turns(records):
     for task in TASKS:
-        assert 0.1 < sum(record["system"] is not None for record in records[task]["train"]) / len(
-            records[task]["train"]
-        ) < 0.4
+        assert (
+            0.1
+            < sum(record["system"] is not None for record in records[task]["train"]) / len(records[task]["train"])
+            < 0.4
+        )
     several = {task for task in TASKS if any(record["follow_ups"] for record in records[task]["train"])}
     assert several == {"qa", "translation"}
 
@@ -133,7 +135,15 @@ def test_code_answers_are_what_python_prints(records, split):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_math_answers_are_right(records, split):
-    factors = {"kilometres": 1000, "kilograms": 1000, "litres": 1000, "metres": 100, "centimetres": 10, "weeks": 7, "hours": 60}
+    factors = {
+        "kilometres": 1000,
+        "kilograms": 1000,
+        "litres": 1000,
+        "metres": 100,
+        "centimetres": 10,
+        "weeks": 7,
+        "hours": 60,
+    }
     for record in records["math"][split]:
         question = record["fields"]["question"]
         numbers = [int(n) for n in re.findall(r"\d+", question)]
@@ -155,7 +165,9 @@ def test_qa_answers_are_in_one_sentence_of_the_passage_with_what_is_asked(record
         asked = [(record["fields"]["question"], record["answer"]), *record["follow_ups"]]
         for question, answer in asked:
             sentences = [s for s in record["fields"]["passage"].split(".") if re.search(rf"\b{answer}\b", s)]
-            words = set(re.findall(r"[A-Z]\w+", question)[1:]) | (set(re.findall(r"\w+", question)) & set("red green blue".split()))
+            words = set(re.findall(r"[A-Z]\w+", question)[1:]) | (
+                set(re.findall(r"\w+", question)) & set("red green blue".split())
+            )
             assert any(all(word in sentence for word in words) for sentence in sentences), record
 
 

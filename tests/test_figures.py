@@ -119,6 +119,16 @@ def test_whiskers_show_zero_and_survive_a_missing_interval():
     assert drawn.count('class="whisker"') == 1 and drawn.count("<circle") == 2 and 'class="rule"' in drawn
 
 
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
+def test_labels_are_spaced_with_as_little_movement_as_possible(places):
+    places = sorted(places)
+    moved = figures.spaced(places, 10)
+    assert min(np.diff(moved), default=10) >= 10 - 1e-6
+    assert np.mean(moved) == pytest.approx(np.mean(places), abs=1e-6)
+    if min(np.diff(places), default=10) >= 10:
+        assert moved == pytest.approx(places)
+
+
 # The colours of the style sheet
 
 

@@ -70,7 +70,7 @@ BLURRING = ("upper", "reverse", "replace", "title", "center", "percent", "times"
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(parts=PARTS)
 def test_an_operation_spells_the_same_as_on_a_plain_string(name, parts):
     text = mixed(parts)
@@ -84,7 +84,7 @@ def test_an_operation_spells_the_same_as_on_a_plain_string(name, parts):
 
 
 @pytest.mark.parametrize("name", LISTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(parts=PARTS, separator=SEPARATORS)
 def test_splitting_keeps_each_characters_source(name, parts, separator):
     text = mixed(parts)
@@ -95,7 +95,7 @@ def test_splitting_keeps_each_characters_source(name, parts, separator):
         assert_sources_are_right(part)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(parts=PARTS)
 def test_a_blurred_text_never_passes_for_the_templates(parts):
     """Prevents injection through a filter: what an operation can't follow counts as the user's."""

@@ -144,6 +144,17 @@ def test_very_many_tasks_keep_the_page_small_and_the_table_whole(tmp_path):
     assert any("276 more tasks" in text for text in page.text)
 
 
+def test_the_ledger_is_compared_with_the_plan(run_dir, tmp_path):
+    assert "; every task as planned" in render(read_run(run_dir))
+    other = toy_runs.write_toy_run(tmp_path / "short", steps=6)
+    summary = read_json(other / "summary.json")
+    summary["ledger"]["examples"]["math"] -= 1
+    write_json(other / "summary.json", summary)
+    assert "; not as planned: math<" in render(read_run(other))
+    write_json(other / "summary.json", summary | {"status": "early_stopped"})
+    assert "as planned" not in render(read_run(other))
+
+
 def test_skipped_updates_and_spikes_are_shown(tmp_path):
     run_dir = toy_runs.write_toy_run(tmp_path / "rough", steps=12)
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()

@@ -68,7 +68,7 @@ def test_an_unknown_field_names_record_and_fields():
     task = words_task(records=from_list(WORDS, name="words"), templates=(Template(prompt="{fr}?", response="{de}"),))
     with pytest.raises(RecordError, match=r"words:5 \(id 4\): missing-field: the template needs 'fr'; the record has"):
         task.read("train", 4)
-    with pytest.raises(RecordError, match="wrong-type: de is a list"):
+    with pytest.raises(RecordError, match="wrong-type: de is an array"):
         task.conversation({"fr": "a", "de": ["b"]})
     with pytest.raises(RecordError, match="wrong-type: de is null"):
         task.conversation({"fr": "a", "de": None})
@@ -215,8 +215,8 @@ def test_a_task_without_usable_splits_is_refused():
         words_task(name="a b")
     with pytest.raises(UserError, match="max_examples must be 1 or more"):
         words_task(max_examples=0)
-    with pytest.raises(UserError, match="weight must be 0 or more, got -1"):
-        words_task(weight=-1)
+    with pytest.raises(UserError, match="weight must be 0 or more, got -1.0"):
+        words_task(weight=-1.0)
 
 
 def test_a_task_can_be_changed_by_replace():

@@ -93,7 +93,11 @@ def test_only_a_text_at_the_start_of_all_or_after_a_control_token_gets_a_prefix(
     tokenizer = tokenizers["sentencepiece_prefix"]
     whole = tokenizer.encode("The fox jumps")
     assert tokenizer.encode("The fox") + tokenizer.encode(" jumps", after=After.TEXT) == whole
-    assert tokenizer.encode("fox", after=After.CONTROL) == tokenizer.encode("fox") != tokenizer.encode("fox", after=After.TEXT)
+    assert (
+        tokenizer.encode("fox", after=After.CONTROL)
+        == tokenizer.encode("fox")
+        != tokenizer.encode("fox", after=After.TEXT)
+    )
 
 
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
@@ -177,7 +181,9 @@ def test_truncation_and_padding_stored_in_the_file_are_ignored(tmp_path):
 def test_special_ids_come_from_the_configuration_files_in_order(tmp_path):
     write_hf(tmp_path, bos=None, eos=None, pad=None)
     assert (load(tmp_path).bos_id, load(tmp_path).eos_id, load(tmp_path).pad_id) == (None, None, None)
-    (tmp_path / "generation_config.json").write_text('{"bos_token_id": 1, "eos_token_id": [4, 2], "pad_token_id": null}')
+    (tmp_path / "generation_config.json").write_text(
+        '{"bos_token_id": 1, "eos_token_id": [4, 2], "pad_token_id": null}'
+    )
     assert (load(tmp_path).bos_id, load(tmp_path).eos_id, load(tmp_path).pad_id) == (1, 4, None)
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<eos>"}}')
     assert (load(tmp_path).bos_id, load(tmp_path).eos_id) == (1, 2)
@@ -187,7 +193,11 @@ def test_special_ids_come_from_the_configuration_files_in_order(tmp_path):
 
 def test_a_sentencepiece_model_brings_its_own_special_ids(tmp_path):
     tokenizer = load(write_sentencepiece(tmp_path))
-    assert [tokenizer.piece(t) for t in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)] == ["<s>", "</s>", "<pad>"]
+    assert [tokenizer.piece(t) for t in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)] == [
+        "<s>",
+        "</s>",
+        "<pad>",
+    ]
 
 
 def test_the_fingerprint_follows_what_decides_ids_and_nothing_else(tmp_path):
@@ -197,7 +207,11 @@ def test_the_fingerprint_follows_what_decides_ids_and_nothing_else(tmp_path):
     assert load(tmp_path / "b").fingerprint == first
     assert load(write_hf(tmp_path / "c", eos="<|im_end|>")).fingerprint != first
     assert load(write_hf(tmp_path / "d", controls=(*CONTROLS, "<|more|>"))).fingerprint != first
-    assert ByteTokenizer().fingerprint == ByteTokenizer().fingerprint != ByteTokenizer(("<eos>",), bos=None, pad=None).fingerprint
+    assert (
+        ByteTokenizer().fingerprint
+        == ByteTokenizer().fingerprint
+        != ByteTokenizer(("<eos>",), bos=None, pad=None).fingerprint
+    )
 
 
 def test_files_to_copy_are_those_of_the_tokenizer(tmp_path):

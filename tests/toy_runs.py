@@ -161,10 +161,13 @@ def write_toy_run(
             "dirty": False,
             "python": "3.11.7",
             "packages": {"jax": "0.10.2", "flax": "0.12.8", "optax": "0.2.8"},
-            "devices": ["TFRT_CPU_0"],
+            "devices": {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1},
+            "cpu": "AMD EPYC",
+            "cpus": 2,
         },
     )
-    write_json(folder / "mixture.json", mixture(used, temperature, 8000, steps))
+    planned = mixture(used, temperature, 8000, steps)
+    write_json(folder / "mixture.json", planned)
     write_json(folder / "samples.json", {task: [sample(task, number) for number in range(3)] for task in used})
     loss = {task: lambda x, task=task: floor[task] + (3.4 - floor[task]) * math.exp(-rate[task] * x) for task in sizes}
     tracker = JsonlTracker(folder)
@@ -213,7 +216,8 @@ def write_toy_run(
                 "task_loss": task_loss,
                 "task_tokens": {task: round(2400 * share[task]) for task in task_loss},
                 "skipped": False,
-                "data_wait": 0.004,
+                "data_wait": abs(0.004 + 0.002 * rng.normal()),
+                "memory_mb": 900 + 4 * min(step, 40),
             }
         )
         if step % (steps // 6) == 0 or step == done:
@@ -239,6 +243,8 @@ def write_toy_run(
                 "tokens": tokens,
                 "loss_tokens": loss_tokens,
                 "skipped_steps": 0,
+                "empty_steps": 0,
+                "ledger": {"examples": {row["task"]: row["count"] for row in planned["tasks"]}},
                 "seconds": 214.6,
                 "peak_memory_mb": 1830,
             },

@@ -14,7 +14,7 @@ LINES = [
     "The quick brown fox jumps over the lazy dog.",
     "user\nassistant\nsystem\nWhat is 12 + 30?\n\nIt is 42.",
     "def f(x):\n    return x  # two  spaces\n",
-    "Grüße aus Köln, 你好, привет",
+    "Grüße aus Köln, 你好, привет\n\n\nEnd",
 ] * 20
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>")

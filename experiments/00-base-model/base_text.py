@@ -18,7 +18,7 @@ from jaxtune.tasks.builtin import (
 )
 from jaxtune.tasks.builtin.exercise import Split, split_of
 from jaxtune.tasks.builtin.stream import Stream
-from jaxtune.tasks.builtin.words import NAMES, THINGS
+from jaxtune.tasks.builtin.words import CITIES, COLOUR_NAMES, FOODS, JOBS, NAMES, PETS, THINGS
 
 HEADINGS = {
     "home": ("Where {name} lives", "Who lives in {value}"),
@@ -57,7 +57,9 @@ def _passage(stream: Stream) -> tuple[str, str]:
 
 def _report(stream: Stream) -> tuple[str, str]:
     report = summarization.draw_report(stream)
-    form = stream.pick(("{text}\nIn short\n{summary}", "{summary}\n{text}", "{text}\n{summary}", "{text}\nIn short: {summary}"))
+    form = stream.pick(
+        ("{text}\nIn short\n{summary}", "{summary}\n{text}", "{text}\n{summary}", "{text}\nIn short: {summary}")
+    )
     return report.text, form.format(text=report.text, summary=report.summary)
 
 
@@ -114,7 +116,12 @@ def _term(stream: Stream) -> tuple[str, str]:
         return term.group, f"{term}\n{term.value}" if stream.chance(50) else f"{term} = {term.value}"
     step = f" {term} = {term.value}." if stream.chance(30) else ""
     text = stream.pick(_STORIES[term.operator]).format(
-        name=stream.pick(NAMES), thing=stream.pick(THINGS), left=term.left, right=term.right, term=step, value=term.value
+        name=stream.pick(NAMES),
+        thing=stream.pick(THINGS),
+        left=term.left,
+        right=term.right,
+        term=step,
+        value=term.value,
     )
     return term.group, text
 
@@ -122,7 +129,9 @@ def _term(stream: Stream) -> tuple[str, str]:
 def _conversion(stream: Stream) -> tuple[str, str]:
     conversion = arithmetic.draw_conversion(stream)
     unit = conversion.unit
-    form = stream.pick(("{n} {large} in {small}\n{value}", "{n} {large} are {value} {small}.", "{small} in {n} {large}\n{value}"))
+    form = stream.pick(
+        ("{n} {large} in {small}\n{value}", "{n} {large} are {value} {small}.", "{small} in {n} {large}\n{value}")
+    )
     text = form.format(n=conversion.amount, large=unit.large, small=unit.small, value=conversion.value)
     return f"{conversion.amount} {unit.large}", text
 
@@ -136,25 +145,89 @@ def _piece(stream: Stream) -> tuple[str, str]:
     return piece.group, f"{piece.title}\n{piece.text}" if stream.chance(80) else piece.text
 
 
-SHARES: dict[str, tuple[int, int, Callable[[Stream], tuple[str, str]]]] = {
-    "qa": (28, 1, _passage),
-    "summarization": (10, 2, _report),
-    "translation": (18, 4, _parallel),
-    "classification": (6, 3, _labelled),
-    "code": (18, 4, _transcript),
-    "math": (15, 7, _maths),
-    "open_ended": (9, 3, _piece),
+def _prose(stream: Stream) -> str:
+    """A passage, a report, or a text with a label; without what is said about it."""
+    task = stream.pick(("qa", "summarization", "classification"))
+    draw = {
+        "qa": lambda s: qa.passage(qa.draw_facts(s), s),
+        "summarization": lambda s: summarization.draw_report(s).text,
+        "classification": lambda s: classification.draw_labelled(s).text,
+    }[task]
+    text = draw(stream)
+    return text if split_of(task, text) is Split.TRAIN else _prose(stream)
+
+
+_LISTED = (NAMES, CITIES, THINGS, FOODS, PETS, JOBS, COLOUR_NAMES)
+
+
+def _repetition(stream: Stream) -> str:
+    """Something said twice: a text, or a list of words of one kind or of several."""
+    if stream.chance(30):
+        text = _prose(stream)
+        return f"{text}\n{text}"
+    pool = stream.pick(_LISTED) if stream.chance(50) else tuple(word for words in _LISTED for word in words)
+    words = stream.sample(pool, stream.between(3, 8))
+    mark = stream.pick((", ", " ", "\n", "-", " and "))
+    text = mark.join(words)
+    return f"{text}\n{text}\n{mark.join(reversed(words))}" if stream.chance(30) else f"{text}\n{text}"
+
+
+def _register(stream: Stream) -> str:
+    """Pairs of a key and a value, and then some of the pairs again, in another order."""
+    keys, values = stream.sample(_LISTED, 2)
+    count = stream.between(3, 6)
+    pairs = list(zip(stream.sample(keys, count), stream.sample(values, count), strict=True))
+    form = stream.pick(("{}: {}", "{}\n{}", "{} has {}", "{}, {}"))
+    lines = [form.format(*pair) for pair in pairs + stream.sample(pairs, stream.between(2, count))]
+    return "\n".join(lines)
+
+
+Draw = Callable[[Stream], str]
+
+
+def _of(task: str, draw: Callable[[Stream], tuple[str, str]]) -> Draw:
+    """Items of the task's training split."""
+    return lambda stream: _training_item(task, draw, stream)
+
+
+KINDS: dict[str, tuple[int, Draw]] = {
+    "qa": (1, _of("qa", _passage)),
+    "summarization": (2, _of("summarization", _report)),
+    "translation": (4, _of("translation", _parallel)),
+    "classification": (3, _of("classification", _labelled)),
+    "code": (4, _of("code", _transcript)),
+    "math": (7, _of("math", _maths)),
+    "open_ended": (3, _of("open_ended", _piece)),
+    "repetition": (1, _repetition),
+    "register": (1, _register),
 }
-"""Per task: share of the documents in percent, most items in a document, and how an item is drawn."""
+"""Per kind of document: most items in a document, and how an item is drawn."""
+
+SHARES = {
+    "qa": 28,
+    "summarization": 10,
+    "translation": 18,
+    "classification": 6,
+    "code": 18,
+    "math": 15,
+    "open_ended": 9,
+}
+"""Shares of the kinds among the first documents (they sum to 104)."""
+LATER_SHARES = {
+    "qa": 24, "summarization": 8, "translation": 9, "classification": 3, "code": 16, "math": 14, "open_ended": 8,
+    "repetition": 10, "register": 8,
+}  # fmt: skip
+"""Percent of the later documents by kind: with repetitions and registers, from which copying is learned."""
+LATER = 50_000
+"""Number of the first document drawn with LATER_SHARES."""
 
 
 def document(index: int) -> str:
     """Document number `index`: some items of one kind, a line break between them."""
     stream = Stream("base text", index)
-    kinds = [task for task, (share, _, _) in SHARES.items() for _ in range(share)]
-    task = stream.pick(kinds)
-    _, most, draw = SHARES[task]
-    return "\n".join(_training_item(task, draw, stream) for _ in range(stream.between(1, most)))
+    shares = SHARES if index < LATER else LATER_SHARES
+    most, draw = KINDS[stream.pick([kind for kind, share in shares.items() for _ in range(share)])]
+    return "\n".join(draw(stream) for _ in range(stream.between(1, most)))
 
 
 def documents(start: int, stop: int) -> Iterator[str]:

@@ -27,7 +27,11 @@ def main() -> None:
     axes.plot([row["tokens"] / 1e6 for row in rows], [row["train_loss"] for row in rows], lw=1, label="training batch")
     held_out = [row for row in rows if "held_out_loss" in row]
     axes.plot(
-        [row["tokens"] / 1e6 for row in held_out], [row["held_out_loss"] for row in held_out], "o-", ms=3, label="held-out rows"
+        [row["tokens"] / 1e6 for row in held_out],
+        [row["held_out_loss"] for row in held_out],
+        "o-",
+        ms=3,
+        label="held-out rows",
     )
     axes.set(xlabel="tokens, millions", ylabel="loss, nats per token", title="Base model on generated text")
     axes.set_ylim(0, 3)

@@ -43,8 +43,11 @@ def training_lines() -> list[str]:
     lines = [line for text in documents(0, 20_000) for line in text.split("\n")]
     for task, family in FAMILIES.items():
         for record in GeneratedSource(task, Split.TRAIN):
-
-            lines += [line for text in [*record["prompts"], record["system"] or "", record["answer"]] for line in text.split("\n")]
+            lines += [
+                line
+                for text in [*record["prompts"], record["system"] or "", record["answer"]]
+                for line in text.split("\n")
+            ]
     return lines + ["system", "user", "assistant"] * 2000 + [*WORDS, *(f" {word}" for word in WORDS)] * 1000
 
 

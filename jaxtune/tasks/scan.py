@@ -11,7 +11,6 @@ import functools
 import gc
 import itertools
 import operator
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,9 @@ class Scanner:
         self.task = task
         self.shape = shape
         self._usual = self.shape is Shape.MESSAGES and not task.columns and not task.templates
-        self._controls = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or r"(?!)")
+        self._controls: dict[bytes, list[str]] = {}
+        for control in sorted(filter(None, controls)):
+            self._controls.setdefault(control[:2].encode(), []).append(control)
         self._blank: list[int] = []
 
     def scan(self, source: RecordSource) -> Iterator[Scanned]:
@@ -130,23 +131,24 @@ class Scanner:
         return self._finish(part, len(block) + 1)
 
     def _settle(self, part: _Part, block: bytes, lines: list[bytes], first: int) -> bool:
-        """Takes all the lines if each of them is a usual record."""
+        """Takes all the lines if each of them is a usual record.
+
+        Only an object can be asked for "messages" and "role", and only a list of objects goes through, so types need
+        no test of their own there.
+        """
         try:
             records = [orjson.loads(line) for line in lines]
-            lists = [record["messages"] for record in records]
+            lists = list(map(_MESSAGES, records))
             messages = list(itertools.chain.from_iterable(lists))
-            roles = "".join([_LETTERS[message["role"]] for message in messages])
-            contents = [message["content"] for message in messages]
+            roles = "".join(map(_LETTERS.__getitem__, map(_ROLE, messages)))
+            contents = list(map(_CONTENT, messages))
             ids = [record.get("id") for record in records]
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             return False
         ends = list(itertools.accumulate(map(len, lists)))
         spans = list(zip([0, *ends[:-1]], ends, strict=True))
         usual = (
-            set(map(type, records)) == {dict}
-            and set(map(type, lists)) == {list}
-            and set(map(type, messages)) == {dict}
-            and set(map(len, messages)) == {2}
+            set(map(len, messages)) == {2}
             and set(map(type, contents)) == {str}
             and set(map(type, ids)) <= _ID_TYPES
             and not any(map(operator.contains, records, itertools.repeat("tools")))
@@ -197,16 +199,15 @@ class Scanner:
         part.findings += [(line, id, finding) for finding in findings]
 
     def _finish(self, part: _Part, size: int) -> Scanned:
-        joined = RECORD.join(part.texts)
-        result = sketch(joined.encode(errors="replace"), len(part.texts), part.messages)
+        joined = RECORD.join(part.texts).encode(errors="replace")
+        result = sketch(joined, len(part.texts), part.messages)
         if not result.plain:
             self._find_control_characters(part)
             clean = [text.translate(_CLEAN) for text in part.texts]
             result = sketch(RECORD.join(clean).encode(errors="replace"), len(clean), len(clean))
-        if "<" in joined or "[" in joined:
-            self._find_controls(part, joined)
-        known = [k for k, id in enumerate(part.ids) if id is not None]
-        result.rows["id"][known] = np.fromiter((hash(str(part.ids[k])) for k in known), np.int64).view(np.uint64)
+        self._find_controls(part, joined)
+        hashes = np.fromiter(map(hash, map(str, part.ids)), np.int64, len(part.ids)).view(np.uint64)
+        result.rows["id"] = np.where([id is None for id in part.ids], 0, hashes) if None in part.ids else hashes
         return Scanned(findings=part.findings, rows=result.rows, bytes=size)
 
     def _find_control_characters(self, part: _Part) -> None:
@@ -217,16 +218,17 @@ class Scanner:
             if found and part.lines[k] not in told:
                 part.findings += [(part.lines[k], _text_id(part.ids[k]), finding) for finding in found]
 
-    def _find_controls(self, part: _Part, joined: str) -> None:
-        if not self._controls.search(joined):
-            return
-        for k, text in enumerate(part.texts):
-            found = dict.fromkeys(self._controls.findall(text))
+    def _find_controls(self, part: _Part, joined: bytes) -> None:
+        maybe = [control for start, controls in self._controls.items() if start in joined for control in controls]
+        present = [control for control in maybe if control.encode() in joined]
+        for k, text in enumerate(part.texts if present else ()):
+            found = [control for control in present if control in text]
             if found:
                 finding = ("control-token", f"the text holds {', '.join(found)}")
                 part.findings.append((part.lines[k], _text_id(part.ids[k]), finding))
 
 
+_MESSAGES, _ROLE, _CONTENT = map(operator.itemgetter, ("messages", "role", "content"))
 _LETTERS = {"system": "s", "developer": "d", "user": "u", "assistant": "a", "tool": "t"}
 _ROLES = {letter: role for role, letter in _LETTERS.items()}
 _ID_TYPES = {str, int, type(None)}
@@ -271,7 +273,7 @@ def record_texts(record: Any, task: Task, shape: Shape) -> list[str]:
     """What of a record is compared: the text of each message; all text where the task's own templates word it."""
     if shape in (Shape.FIELDS, Shape.TOKENS):
         return [" ".join(_leaves({key: value for key, value in record.items() if key != "id"}))]
-    messages, _ = shapes.read_record(record, shape, task.columns)
+    messages = shapes.messages_of(record, shape, task.columns)
     return [message.get("content") or "" for message in messages]
 
 

@@ -249,6 +249,13 @@ def read_record(
     return messages, findings
 
 
+def messages_of(
+    record: Mapping[str, Any], shape: Shape, columns: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """The messages, in OpenAI's spelling, of a record that `check_record` found free of errors."""
+    return _READERS[shape](rename(record, columns)[0])[0]
+
+
 def _stranger(record: Mapping[str, Any], own: Shape | None, shape: Shape) -> Finding:
     if own is not None:
         return "mixed-shapes", f"this record has the shape {own.value}, the file's other records are {shape.value}"

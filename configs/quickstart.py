@@ -1,0 +1,25 @@
+"""Tune the built-in base model on the seven built-in tasks: temperature 2, each example at most three times.
+
+Run:     make quickstart      (jaxtune train configs/quickstart.py --run-dir runs/quickstart)
+"""
+
+from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
+from jaxtune.evaluate import EvalConfig
+from jaxtune.mixture import Budget, MixtureConfig
+from jaxtune.optim import OptimConfig
+from jaxtune.tasks.builtin import TASKS
+
+
+def config() -> ExperimentConfig:
+    """A few minutes on two CPU cores."""
+    return ExperimentConfig(
+        name="quickstart",
+        model=ModelSource(path="builtin"),
+        tasks=tuple(TASKS.values()),
+        duration=Budget(steps=200),
+        mixture=MixtureConfig(temperature=2, max_repeats=4),
+        data=DataConfig(seq_len=128),
+        batch=BatchConfig(rows=16),
+        optim=OptimConfig(peak_lr=2e-3, warmup_frac=0.05),
+        eval=EvalConfig(every=50, max_new_tokens=48),
+    )

@@ -1,0 +1,144 @@
+"""Small random models of every family, in awkward shapes: odd head counts, head_dim unlike d_model / heads, long rope."""
+
+import json
+import pathlib
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtune import safetensors_io
+
+Fields = dict[str, Any]
+
+
+def shape(rng: np.random.Generator, *, heads: int | None = None) -> Fields:
+    """Fields that all families share; hidden_size is a multiple of the heads, because transformers insists."""
+    kv_heads = int(rng.integers(1, 4))
+    heads = kv_heads * int(rng.integers(1, 4)) if heads is None else heads
+    return {
+        "vocab_size": int(rng.integers(60, 100)),
+        "hidden_size": heads * int(rng.integers(5, 9)),
+        "intermediate_size": int(rng.integers(17, 60)),
+        "num_hidden_layers": int(rng.integers(2, 4)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads if heads % kv_heads == 0 else 1,
+        "head_dim": 2 * int(rng.integers(3, 9)),
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": bool(rng.integers(2)),
+        "rms_norm_eps": 1e-5,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def llama(rng: np.random.Generator, scaling: Fields | None = None) -> Fields:
+    biases = {"attention_bias": bool(rng.integers(2)), "mlp_bias": bool(rng.integers(2))}
+    rope = {} if scaling is None else {"rope_scaling": scaling}
+    return {"model_type": "llama", **shape(rng), **biases, "rope_theta": 500.0, **rope}
+
+
+def llama3(rng: np.random.Generator) -> Fields:
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return llama(rng, scaling | {"original_max_position_embeddings": 32})
+
+
+def llama_linear(rng: np.random.Generator) -> Fields:
+    return llama(rng, {"rope_type": "linear", "factor": 4.0})
+
+
+def llama_yarn(rng: np.random.Generator) -> Fields:
+    return llama(rng, {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 16})
+
+
+def smollm2(rng: np.random.Generator) -> Fields:
+    fields = {"model_type": "llama", **shape(rng, heads=9), "num_key_value_heads": 3, "tie_word_embeddings": True}
+    return fields | {"rope_theta": 100_000.0}
+
+
+def mistral(rng: np.random.Generator) -> Fields:
+    return {"model_type": "mistral", **shape(rng), "sliding_window": int(rng.integers(3, 9)), "rope_theta": 1000.0}
+
+
+def qwen2(rng: np.random.Generator) -> Fields:
+    return {"model_type": "qwen2", **shape(rng, heads=7), "num_key_value_heads": 1, "rope_theta": 1e6}
+
+
+def qwen2_sliding(rng: np.random.Generator) -> Fields:
+    window = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+    return {"model_type": "qwen2", **shape(rng), **window}
+
+
+def qwen3(rng: np.random.Generator) -> Fields:
+    return {"model_type": "qwen3", **shape(rng), "attention_bias": bool(rng.integers(2)), "rope_theta": 1e6}
+
+
+def gemma2(rng: np.random.Generator) -> Fields:
+    caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0}
+    fields = {"model_type": "gemma2", **shape(rng), "num_hidden_layers": 3, "tie_word_embeddings": True, **caps}
+    return fields | {"sliding_window": 5, "query_pre_attn_scalar": 13}
+
+
+def gemma3(rng: np.random.Generator) -> Fields:
+    fields = {"model_type": "gemma3_text", **shape(rng), "num_hidden_layers": 4, "tie_word_embeddings": True}
+    kinds = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    ropes = {"rope_theta": 1e5, "rope_local_base_freq": 100.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    return fields | ropes | {"sliding_window": 5, "query_pre_attn_scalar": 13, "layer_types": kinds}
+
+
+def phi3(rng: np.random.Generator) -> Fields:
+    fields = {"model_type": "phi3", **shape(rng), "sliding_window": 6, "partial_rotary_factor": 0.75}
+    return fields | {"hidden_size": 16 * fields["num_attention_heads"], "head_dim": 16}
+
+
+def phi3_longrope(rng: np.random.Generator) -> Fields:
+    """Rows of over 16 tokens go beyond the original context, where the long factors hold."""
+    fields = phi3(rng) | {"original_max_position_embeddings": 16, "sliding_window": None}
+    factors = {name: list(rng.uniform(1, 4, 6).round(2)) for name in ("short_factor", "long_factor")}
+    return fields | {"rope_scaling": {"type": "longrope", **factors}}
+
+
+def mixtral(rng: np.random.Generator) -> Fields:
+    return {"model_type": "mixtral", **shape(rng), "num_local_experts": 5, "num_experts_per_tok": 2}
+
+
+def qwen3_moe(rng: np.random.Generator) -> Fields:
+    experts = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
+    return {"model_type": "qwen3_moe", **shape(rng), **experts, "norm_topk_prob": bool(rng.integers(2))}
+
+
+CASES: dict[str, Callable[[np.random.Generator], Fields]] = {
+    case.__name__: case
+    for case in (
+        llama, llama3, llama_linear, llama_yarn, smollm2, mistral, qwen2, qwen2_sliding, qwen3, gemma2, gemma3, phi3,
+        phi3_longrope, mixtral, qwen3_moe,
+    )
+}  # fmt: skip
+LENGTHS = (23, 14)
+"""Two sequences: a batch pads the second; packing puts them side by side."""
+
+
+def config_fields(case: str, seed: int) -> Fields:
+    """A config.json of the case; the same for the same seed."""
+    return CASES[case](np.random.default_rng([seed, *case.encode()]))
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Values of a tensor, from its name alone, of a size that gives logits of a few units."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    values = rng.standard_normal(shape, dtype=np.float32)
+    return 0.2 * values + 0.5 if len(shape) == 1 else values * np.float32(1.5 / np.sqrt(shape[-1]))
+
+
+def sequences(vocab_size: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(3, vocab_size, length) for length in LENGTHS]
+
+
+def write_checkpoint(folder: pathlib.Path, fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]):
+    """A model folder with the values of `weight`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(fields))
+    header = {name: (np.dtype(np.float32), tuple(shape)) for name, shape in shapes.items()}
+    safetensors_io.write_file(folder / "model.safetensors", header, lambda name: weight(name, header[name][1]))

@@ -1,0 +1,71 @@
+"""Shared toys: a tiny model folder, arithmetic-free tasks, and a config that trains in seconds."""
+
+import dataclasses
+import pathlib
+import shutil
+
+from jaxtune import hf, model
+from jaxtune.checkpoint import CheckpointConfig
+from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
+from jaxtune.evaluate import EvalConfig
+from jaxtune.mixture import Budget, MixtureConfig
+from jaxtune.optim import OptimConfig
+from jaxtune.tasks import Task, from_list
+
+ASSETS = pathlib.Path(hf.__file__).parent / "assets" / "base"
+TINY = model.ModelConfig(
+    vocab_size=1536, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32, max_seq_len=128
+)
+
+
+def tiny_model(folder: pathlib.Path) -> pathlib.Path:
+    """A random two-layer model with the built-in tokenizer and template."""
+    params = model.init_params(TINY, 0)[1]
+    files = [ASSETS / "tokenizer.model", ASSETS / "tokenizer_config.json"]
+    hf.export_model(folder, TINY, params, eos_token_id=5, bos_token_id=1, pad_token_id=3, tokenizer_files=files)
+    return folder
+
+
+def chat_record(number: int, question: str, answer: str) -> dict:
+    """A conversation of one exchange."""
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"id": f"r{number}", "messages": messages}
+
+
+def letters(name: str, count: int) -> Task:
+    """Spell-the-letter questions; train, validation and test share none."""
+    word = lambda i: "".join(chr(97 + (i * k) % 26) for k in (1, 3, 7))
+    records = [chat_record(i, f"{name}: say {word(i)} {i}", word(i)) for i in range(count + 16)]
+    split = lambda part, label: from_list(part, name=f"{name}-{label}")
+    return Task(
+        name=name,
+        splits={
+            "train": split(records[:count], "train"),
+            "validation": split(records[count : count + 8], "validation"),
+            "test": split(records[count + 8 :], "test"),
+        },
+    )
+
+
+def tiny_config(folder: pathlib.Path, **changes) -> ExperimentConfig:
+    """Two tasks of 40 and 10 examples, 6 steps of 4 rows."""
+    config = ExperimentConfig(
+        name="tiny",
+        model=ModelSource(path=str(folder / "base")),
+        tasks=(letters("large", 40), letters("small", 10)),
+        duration=Budget(steps=6),
+        mixture=MixtureConfig(temperature=2),
+        data=DataConfig(seq_len=64, cache_dir=str(folder / "cache")),
+        batch=BatchConfig(rows=4, micro_rows=2),
+        optim=OptimConfig(peak_lr=1e-2, warmup_frac=0.2),
+        eval=EvalConfig(every=3, rows=4, generate_examples=4, max_new_tokens=4, generate_rows=8),
+        checkpoint=CheckpointConfig(save_every=2),
+        compilation_cache=None,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def fresh(folder: pathlib.Path) -> pathlib.Path:
+    """The folder, empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder

@@ -1,0 +1,97 @@
+"""Configs: strict overrides, complete dumps, clear errors."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import pytest
+from helpers import tiny_config
+
+from jaxtune import config
+from jaxtune.errors import UserError
+from jaxtune.mixture import Budget
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def test_an_override_changes_one_field(tmp_path):
+    base = tiny_config(tmp_path)
+    changed = config.override(base, ["--optim.peak-lr", "3e-5", "--mixture.temperature", "inf", "--seed", "4"])
+    assert changed.optim.peak_lr == 3e-5 and changed.mixture.temperature == math.inf and changed.seed == 4
+    assert set(config.diff(base, changed)) == {"optim.peak_lr", "mixture.temperature", "seed"}
+    assert changed.tasks is base.tasks
+
+
+def test_underscores_and_dashes_both_work(tmp_path):
+    assert config.override(tiny_config(tmp_path), ["--optim.peak_lr", "3e-5"]).optim.peak_lr == 3e-5
+
+
+def test_an_unknown_override_names_the_nearest(tmp_path):
+    with pytest.raises(UserError, match=r"(?s)peak-lrr.*peak-lr"):
+        config.override(tiny_config(tmp_path), ["--optim.peak-lrr", "1"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--optim.peak-lr", "fast"],
+        ["--optim.peak-lr", "-1"],
+        ["--data.seq-len", "2"],
+        ["--data.prompt-loss-weight", "1.5"],
+        ["--batch.micro-rows", "3"],
+        ["--early-stopping.patience", "0"],
+        ["--eval.rows", "0"],
+        ["--mixture.temperature", "0"],
+    ],
+)
+def test_impossible_values_are_refused(tmp_path, arguments):
+    with pytest.raises(UserError):
+        config.override(tiny_config(tmp_path), arguments)
+
+
+def test_a_dump_is_complete_and_plain_json(tmp_path):
+    dumped = json.loads(config.dump(tiny_config(tmp_path)))
+    assert set(dumped) == {field.name for field in dataclasses.fields(config.ExperimentConfig)}
+    assert dumped["optim"]["peak_lr"] == 1e-2 and dumped["tasks"][0]["name"] == "large"
+
+
+def test_a_missing_config_lists_what_is_there(tmp_path):
+    (tmp_path / "other.py").write_text("")
+    with pytest.raises(UserError, match=r"no config file.*other\.py"):
+        config.load(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def config(:", "SyntaxError"),
+        ("import nothing_of_that_name", "nothing_of_that_name"),
+        ("x = 1", "no function"),
+        ("def config(): return 3", "returned int"),
+        ("from jaxtune.config import ExperimentConfig\ndef config(): return ExperimentConfig(nme='x')", "nme"),
+    ],
+)
+def test_a_broken_config_says_what_is_wrong(tmp_path, text, message):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        config.load(path)
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+    base = tiny_config(tmp_path)
+    with pytest.raises(UserError, match="more than once"):
+        dataclasses.replace(base, tasks=(base.tasks[0], base.tasks[0]))
+
+
+def test_exactly_one_duration():
+    with pytest.raises(UserError, match="exactly one"):
+        Budget(steps=3, epochs=1.0)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_and_says_how_to_run_it(path):
+    loaded = config.load(path)
+    assert loaded.tasks
+    assert "Run:" in path.read_text(encoding="utf-8").split('"""')[1]

@@ -1,0 +1,33 @@
+import ast
+import pathlib
+
+import nbclient
+import nbformat
+import pytest
+import toy_runs
+
+FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_import_and_define_nothing_and_keep_no_output(path):
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            defined = [
+                node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            ]
+            assert not defined, f"{path.name}: {cell.source}"
+            assert not cell.outputs and cell.execution_count is None, f"{path.name} holds outputs; clear them"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run_from_top_to_bottom(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXTUNE_RUN", str(toy_runs.write_toy_run(tmp_path / "run", steps=24)))
+    monkeypatch.setenv("JAXTUNE_SWEEP", str(toy_runs.write_toy_sweep(tmp_path / "sweep", steps=6)))
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")

@@ -1,0 +1,132 @@
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+from test_report import assert_self_contained
+
+from jaxtune import experiment, preview
+from jaxtune.chat import MaskPolicy
+from jaxtune.config import DataConfig, ExperimentConfig, ModelSource
+from jaxtune.errors import UserError
+from jaxtune.mixture import Budget, MixtureConfig
+from jaxtune.tasks import Task, from_list
+
+
+def records(count, answer):
+    return [{"prompt": f"Question {i}: say it.", "completion": answer(i)} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    long = {"prompt": "word " * 400, "completion": "no"}
+    tasks = (
+        Task(name="echo", splits={"train": from_list([*records(60, lambda i: f"echo {i}"), long])}),
+        Task(name="sums", splits={"train": from_list(records(8, str))}),
+    )
+    return ExperimentConfig(
+        name="toy",
+        model=ModelSource(path="builtin"),
+        tasks=tasks,
+        duration=Budget(examples=60),
+        mixture=MixtureConfig(temperature=2.0, max_repeats=2.0),
+        data=DataConfig(seq_len=128, cache_dir=str(tmp_path_factory.mktemp("cache"))),
+    )
+
+
+@pytest.fixture(scope="module")
+def job(config):
+    return experiment.resolve(config, questions=False, show_progress=False)
+
+
+def test_the_preview_prints_mixture_lengths_reasons_and_examples(config, capsys):
+    preview.run(config, examples=1)
+    out = capsys.readouterr().out
+    assert "echo: 1 dropped: longer than the maximum length" in out
+    sums = next(line.split() for line in out.splitlines() if line.startswith("sums") and "%" in line)
+    assert sums[:3] == ["sums", "8", "8"] and sums[-1] == "cap"
+    assert "prompt_completion" in out
+    assert out.count("tokens trained, weights 1") == 2
+
+
+def test_json_holds_the_same_numbers_as_the_plan(config, job, capsys):
+    preview.run(config, examples=2, compare="temperature=1,inf", as_json=True)
+    data = json.loads(capsys.readouterr().out)
+    assert [row["count"] for row in data["mixture"]["tasks"]] == list(job.plan.allocation.counts.values())
+    assert data["mixture"]["plan_hash"] == job.plan.hash
+    assert [len(rows) for rows in data["samples"].values()] == [2, 2]
+    assert [one["value"] for one in data["compare"]["values"]] == ["1", "inf"]
+    assert sum(row["count"] for row in data["compare"]["values"][0]["tasks"]) == 60
+
+
+def test_the_page_is_one_file_with_the_comparison(config, tmp_path, capsys):
+    preview.run(config, html=tmp_path / "p.html", compare="temperature=1,2,4,inf")
+    page = assert_self_contained((tmp_path / "p.html").read_text())
+    assert {"Mixture", "Other values of temperature", "Lengths", "What is trained"} <= set(page.text)
+    assert capsys.readouterr().out.rstrip().endswith("p.html")
+
+
+def test_without_colours_trained_text_stands_in_quotes(job):
+    example = job.train["sums"].example(3)
+    text = preview.bracketed(job, example).plain
+    trained = text[text.index("«") + 1 : text.index("»")]
+    assert text.count("«") == text.count("»") == 1
+    assert trained.startswith(str(job.train["sums"].record(3)))
+    assert "Question" not in trained
+
+
+def test_with_colours_trained_text_stands_on_colour(job):
+    printed = io.StringIO()
+    out = Console(file=printed, force_terminal=True, color_system="truecolor", width=100)
+    preview.print_examples(out, job, "sums", 1)
+    assert "\x1b[30;48;" in printed.getvalue() and "«" not in printed.getvalue()
+
+
+def test_histograms_count_every_example_once(job):
+    data = preview.lengths(job)
+    for name, store in job.train.items():
+        for key in ("tokens", "loss_tokens"):
+            assert sum(data["tasks"][name][key]["counts"]) == len(store) * store.num_templates
+    assert data["tasks"]["echo"]["tokens"]["max"] == int(np.max(job.train["echo"].lengths))
+
+
+@pytest.mark.parametrize("longest", [1, 23, 24, 512, 4097])
+def test_bins_are_few_whole_and_hold_the_longest(longest):
+    edges = preview.bin_edges(longest)
+    assert len(edges) - 1 <= preview.BINS + 1
+    counts = preview.spread(np.arange(longest + 1), edges)["counts"]
+    assert sum(counts) == longest + 1 and len(set(np.diff(edges))) == 1
+
+
+def test_a_histogram_line_shows_every_bin_that_holds_anything():
+    assert preview.blocks([0, 1, 1000, 500]) == " ▁█▄"
+
+
+def test_one_task_can_be_shown_alone(config, capsys):
+    preview.run(config, examples=1, task="sums")
+    assert capsys.readouterr().out.count("tokens trained, weights 1") == 1
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones(config):
+    with pytest.raises(UserError, match="no task 'sum' in the mixture; it has echo, sums"):
+        preview.run(config, task="sum")
+
+
+def test_a_wrong_comparison_stops_before_anything_is_tokenised(config):
+    elsewhere = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_dir="/nonexistent/cache"))
+    with pytest.raises(UserError, match="--compare takes"):
+        preview.run(elsewhere, compare="temprature=1")
+
+
+def test_the_mixture_of_a_config_can_be_asked_for_another_budget(config):
+    rows = preview.mixture_of(config, 30)
+    assert sum(row["count"] for row in rows) == 30
+    assert sum(row["count"] for row in preview.mixture_of(config)) == 60
+
+
+def test_the_facts_state_what_is_trained(config):
+    masked = dataclasses.replace(config.data, mask_policy=MaskPolicy.LAST_ASSISTANT, prompt_loss_weight=0.25)
+    job = experiment.resolve(dataclasses.replace(config, data=masked), questions=False, show_progress=False)
+    assert preview.facts(job)["Trained"] == "last assistant, prompt loss weight 0.25"

@@ -1,0 +1,151 @@
+"""The pure update: accumulation, normalisation, withheld updates."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtune import losses, model, optim, step
+from jaxtune.errors import UserError
+from jaxtune.packing import Batch
+
+CONFIG = model.ModelConfig(
+    vocab_size=32, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=16, max_seq_len=64
+)
+GRAPHDEF, PARAMS = model.init_params(CONFIG, 0)
+OPTIM = optim.OptimConfig(peak_lr=1e-2, clip_norm=None, warmup_frac=0.0)
+
+
+def forward(params, frozen, batch):
+    hidden = model.apply(GRAPHDEF, params, batch.tokens, batch.positions, batch.segment_ids)
+    return hidden, params["embed"]["embedding"]
+
+
+def rows(count: int = 8, seq: int = 12, seed: int = 0) -> Batch:
+    """Two segments a row, of unequal length, with unequal numbers of trained tokens."""
+    rng = np.random.default_rng(seed)
+    cut = rng.integers(3, 8, count)
+    place = np.arange(seq)[None]
+    first = place < cut[:, None]
+    end = rng.integers(9, seq + 1, count)[:, None]
+    segments = np.where(place < end, np.where(first, 1, 2), 0).astype(np.int32)
+    positions = np.where(first, place, place - cut[:, None]).astype(np.int32) * (segments > 0)
+    weights = (rng.random((count, seq)) < rng.random((count, 1))) * (segments > 0)
+    return Batch(
+        tokens=rng.integers(0, 32, (count, seq)).astype(np.int32),
+        loss_weights=weights.astype(np.float32),
+        segment_ids=segments,
+        positions=positions.astype(np.int32),
+        task_ids=(segments > 1).astype(np.int32),
+    )
+
+
+def split(batch: Batch, micro: int) -> Batch:
+    return jax.tree.map(lambda x: jnp.asarray(x.reshape(micro, -1, x.shape[-1])), batch)
+
+
+def make(**options):
+    optimizer = optim.make_optimizer(OPTIM, PARAMS)
+    update = step.make_train_step(
+        forward, optimizer, optim.make_schedule(OPTIM, 10), optim.make_groups(OPTIM, PARAMS), num_tasks=2, **options
+    )
+    return jax.jit(update), step.init_state(PARAMS, optimizer)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return make()
+
+
+def test_8x1_4x2_and_1x8_micro_batches_are_the_same_update(plain):
+    update, state = plain
+    found = [update(state, None, split(rows(), micro), step.hparams(1e-2, 0.0)) for micro in (1, 4, 8)]
+    for other_state, other in found[1:]:
+        np.testing.assert_allclose(other.loss, found[0][1].loss, rtol=1e-6)
+        np.testing.assert_allclose(other.grad_norm, found[0][1].grad_norm, rtol=1e-5)
+        np.testing.assert_allclose(other.sums.nll, found[0][1].sums.nll, rtol=1e-5)
+        near = jax.tree.map(lambda a, b: np.allclose(a, b, atol=2e-5), other_state.params, found[0][0].params)
+        assert jax.tree.all(near)
+
+
+def test_the_loss_is_the_weighted_mean_over_all_trained_tokens(plain):
+    update, state = plain
+    batch = rows()
+    _, metrics = update(state, None, split(batch, 4), step.hparams(1e-2, 0.0))
+    hidden, head = forward(PARAMS, None, jax.tree.map(jnp.asarray, batch))
+    log_p = jax.nn.log_softmax(hidden @ head.T)
+    total, weight = 0.0, 0.0
+    for r in range(8):
+        for t in range(11):
+            same = batch.segment_ids[r, t] == batch.segment_ids[r, t + 1] != 0
+            w = float(batch.loss_weights[r, t + 1]) * bool(same)
+            total -= w * float(log_p[r, t, int(batch.tokens[r, t + 1])])
+            weight += w
+    np.testing.assert_allclose(metrics.loss, total / weight, rtol=1e-5)
+    np.testing.assert_allclose(metrics.sums.weight.sum(), weight)
+
+
+def test_a_batch_without_weight_changes_nothing_but_the_step(plain):
+    update, state = plain
+    warm, _ = update(state, None, split(rows(), 4), step.hparams(1e-2, 0.1))  # momentum that could move parameters
+    empty = dataclasses.replace(rows(), loss_weights=np.zeros((8, 12), np.float32))
+    after, metrics = update(warm, None, split(empty, 4), step.hparams(1e-2, 0.1))
+    assert not metrics.applied and metrics.finite and metrics.loss == 0
+    same = jax.tree.map(
+        lambda a, b: bool((a == b).all()), (after.params, after.opt_state), (warm.params, warm.opt_state)
+    )
+    assert jax.tree.all(same)
+    assert int(after.step) == int(warm.step) + 1
+
+
+def test_a_non_finite_gradient_is_withheld_and_reported(plain):
+    update, state = plain
+    broken = dataclasses.replace(state, params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state.params))
+    after, metrics = update(broken, None, split(rows(), 4), step.hparams(1e-2, 0.0))
+    assert not metrics.finite and not metrics.applied
+    same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b, equal_nan=True)), after.params, broken.params)
+    assert jax.tree.all(same)
+
+
+def test_learning_rate_and_decay_are_traced(plain):
+    update, state = plain
+    before = update._cache_size()
+    update(state, None, split(rows(), 4), step.hparams(1e-2, 0.0))
+    _, metrics = update(state, None, split(rows(), 4), step.hparams(5e-3, 0.1))
+    assert update._cache_size() <= max(before, 3)
+    np.testing.assert_allclose(metrics.learning_rate, 5e-3, rtol=1e-6)
+
+
+def test_example_normalisation_weighs_every_example_the_same():
+    batch = rows()
+    _, weights = losses.shift(batch.tokens, batch.loss_weights, batch.segment_ids)
+    found = np.asarray(step.example_normalized(weights, jnp.asarray(batch.segment_ids)))
+    for r in range(8):
+        for segment in (1, 2):
+            inside = np.asarray(weights)[r, batch.segment_ids[r] == segment]
+            total = found[r, batch.segment_ids[r] == segment].sum()
+            np.testing.assert_allclose(total, 1.0 if inside.sum() else 0.0, rtol=1e-6)
+
+
+def test_a_fixed_denominator_divides_by_the_constant(plain):
+    update, state = make(loss=step.LossConfig(normalization=step.Normalization.FIXED, fixed_denominator=100.0))
+    _, fixed = update(state, None, split(rows(), 4), step.hparams(1e-2, 0.0))
+    _, mean = plain[0](plain[1], None, split(rows(), 4), step.hparams(1e-2, 0.0))
+    np.testing.assert_allclose(fixed.loss * 100, mean.loss * mean.sums.weight.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fixed_denominator": 3.0},
+        {"normalization": step.Normalization.FIXED},
+        {"label_smoothing": 1.0},
+        {"z_loss": -1.0},
+        {"chunk": 0},
+    ],
+)
+def test_an_impossible_loss_is_refused(options):
+    with pytest.raises(UserError, match="loss"):
+        step.LossConfig(**options)

@@ -1,0 +1,60 @@
+"""Ablations: the grid, pairing, resuming run by run."""
+
+import csv
+import json
+
+import pytest
+from helpers import tiny_config, tiny_model
+
+from jaxtune import config as configs
+from jaxtune import experiment, sweep
+from jaxtune.errors import UserError
+from jaxtune.train import Status
+
+
+def test_a_grid_is_every_combination_with_every_seed():
+    trials = sweep.grid(sweep.parse_grid(["mixture.temperature=1,inf", "optim.peak_lr=1e-3,2e-3"]), [0, 1])
+    assert len(trials) == 8 and len({trial.name for trial in trials}) == 8
+    assert trials[1].name == "temperature=1_peak_lr=1e-3_seed=1"
+    assert trials[0].arguments() == ["--mixture.temperature", "1", "--optim.peak_lr", "1e-3", "--seed", "0"]
+
+
+@pytest.mark.parametrize("text", ["mixture.temperature", "=1,2", "optim.peak_lr=", "seed=1,2", "a=1,1", "a=1,,2"])
+def test_a_broken_grid_is_refused(text):
+    with pytest.raises(UserError):
+        sweep.parse_grid([text])
+
+
+def test_arms_of_one_seed_meet_each_task_in_the_same_order(tmp_path):
+    tiny_model(tmp_path / "base")
+    met = []
+    for temperature in ("1", "inf"):
+        config = configs.override(tiny_config(tmp_path), ["--mixture.temperature", temperature])
+        plan = experiment.resolve(config, show_progress=False).plan
+        placed = [p for step in range(plan.num_steps) for row in plan.rows(step) for p in row]
+        met.append(
+            {task: [p.example for p in sorted(placed, key=lambda p: p.use) if p.task == task] for task in plan.tasks}
+        )
+    for task in met[0]:
+        shared = min(len(met[0][task]), len(met[1][task]))
+        assert shared > 3 and met[0][task][:shared] == met[1][task][:shared]
+
+
+def test_a_sweep_runs_continues_and_reports(tmp_path, capsys):
+    tiny_model(tmp_path / "base")
+    config = configs.override(tiny_config(tmp_path), ["--duration.steps", "3", "--eval.every", "0"])
+    axes = {"mixture.temperature": ["1", "inf"]}
+    folder = tmp_path / "sweep"
+    assert sweep.sweep(config, folder, axes, [0]) is Status.FINISHED
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [row["mixture.temperature"] for row in rows] == ["1", "inf"]
+    assert (folder / "report.html").stat().st_size > 10_000 and (folder / "heatmap.png").exists()
+    capsys.readouterr()
+    first = (folder / "runs" / "temperature=1_seed=0" / "metrics.jsonl").read_bytes()
+    assert sweep.sweep(config, folder, axes, [0]) is Status.FINISHED
+    assert capsys.readouterr().out.count("finished before") == 2
+    assert (folder / "runs" / "temperature=1_seed=0" / "metrics.jsonl").read_bytes() == first
+    other = configs.override(config, ["--optim.b1", "0.5"])
+    with pytest.raises(UserError, match="another config"):
+        sweep.sweep(other, folder, axes, [0])
+    assert json.loads((folder / "sweep.json").read_text())["seeds"] == [0]

@@ -1,0 +1,179 @@
+"""The loop end to end on a tiny model: what it writes, that it repeats, resumes and refuses."""
+
+import dataclasses
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from helpers import fresh, tiny_config, tiny_model
+
+from jaxtune import experiment, runfolder, train
+from jaxtune.checkpoint import Checkpoints
+from jaxtune.config import EarlyStoppingConfig, HealthConfig
+from jaxtune.errors import UserError
+from jaxtune.programs import Programs
+from jaxtune.tracking import read_run
+from jaxtune.train import Status
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    tiny_model(folder / "base")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return Programs()
+
+
+@pytest.fixture(scope="module")
+def finished(place, programs):
+    return train.train(tiny_config(place), place / "run", programs=programs)
+
+
+def leaves(folder):
+    """Bytes of every saved leaf of the last checkpoint."""
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        last = checkpoints.latest()
+        return last, json.loads((folder / "checkpoints" / f"{last:08d}" / "checkpoint.json").read_text())["files"]
+
+
+def training_rows(folder):
+    """Train rows without what the clock decides."""
+    timed = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
+    return [
+        dataclasses.replace(
+            row, tokens_per_s=0.0, loss_tokens_per_s=0.0, extra={k: v for k, v in row.extra.items() if k not in timed}
+        )
+        for row in read_run(folder).train
+    ]
+
+
+def test_a_run_folder_explains_itself(finished):
+    names = {path.name for path in finished.run_dir.iterdir()}
+    expected = {"config.json", "environment.json", "manifest.json", "mixture.json", "samples.json", "metrics.jsonl"}
+    assert (
+        expected | {"summary.json", "checkpoints", "report.html", "generations.json", "model", "command.json"} <= names
+    )
+    assert finished.status is Status.FINISHED and finished.exit_code == 0
+    run = read_run(finished.run_dir)
+    assert [row.step for row in run.train] == [1, 2, 3, 4, 5, 6]
+    assert [row.step for row in run.evals] == [0, 3, 6]
+    assert run.train[-1].loss < run.train[0].loss
+
+
+def test_the_ledger_equals_the_plan(finished, place):
+    ledger = json.loads((finished.run_dir / "summary.json").read_text())["ledger"]
+    planned = experiment.resolve(tiny_config(place), show_progress=False).plan.ledger().to_json()
+    assert ledger["examples"] == {task: row["examples"] for task, row in planned.items()}
+    assert ledger["loss_tokens"] == {task: row["loss_tokens"] for task, row in planned.items()}
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit(finished, place, programs):
+    again = train.train(tiny_config(place), fresh(place / "again"), programs=programs)
+    assert leaves(again.run_dir)[0] == leaves(finished.run_dir)[0] == 6
+    assert training_rows(again.run_dir) == training_rows(finished.run_dir)
+    assert final_params(again.run_dir, place) == final_params(finished.run_dir, place)
+
+
+def final_params(folder, place):
+    """Digest of every exported tensor."""
+    import hashlib
+
+    return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_stopped_run_resumes_to_the_same_end(finished, place, programs, monkeypatch):
+    folder = fresh(place / "stopped")
+    stop_after = 3
+
+    def after(self, step):
+        self.received = signal.SIGTERM if step == stop_after else None
+        return step == stop_after
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.StopSignal, "after", after)
+        stopped = train.train(tiny_config(place), folder, programs=programs)
+    assert stopped.status is Status.STOPPED and stopped.exit_code not in (0, 1, 2)
+    resumed = train.train(tiny_config(place), folder, resume=True, programs=programs)
+    assert resumed.status is Status.FINISHED
+    assert training_rows(folder) == training_rows(finished.run_dir)
+    assert final_params(folder, place) == final_params(finished.run_dir, place)
+    ledger = lambda outcome: outcome.summary["ledger"]
+    assert ledger(resumed) == ledger(finished)
+
+
+def test_an_existing_run_is_never_written_over_unasked(finished, place):
+    before = (finished.run_dir / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="not empty.*--resume.*--overwrite"):
+        train.train(tiny_config(place), finished.run_dir)
+    assert (finished.run_dir / "metrics.jsonl").read_bytes() == before
+
+
+def test_overwrite_spares_folders_that_are_no_runs(place):
+    other = place / "notes"
+    other.mkdir()
+    (other / "precious.txt").write_text("keep")
+    with pytest.raises(UserError, match="no run"):
+        train.train(tiny_config(place), other, overwrite=True)
+    assert (other / "precious.txt").read_text() == "keep"
+
+
+def test_resuming_nothing_is_an_error(place):
+    with pytest.raises(UserError, match="nothing to resume"):
+        train.train(tiny_config(place), place / "nowhere", resume=True)
+
+
+def test_resuming_with_other_data_says_what_changed(finished, place):
+    other = dataclasses.replace(tiny_config(place), seed=7)
+    with pytest.raises(UserError, match="(?s)cannot be resumed.*seed"):
+        train.train(other, finished.run_dir, resume=True)
+
+
+def test_a_bad_input_leaves_an_existing_run_alone(finished, place):
+    broken = tiny_config(place)
+    broken = dataclasses.replace(broken, model=dataclasses.replace(broken.model, path=str(place / "missing")))
+    before = sorted(path.name for path in finished.run_dir.iterdir())
+    with pytest.raises(UserError):
+        train.train(broken, finished.run_dir, overwrite=True)
+    assert sorted(path.name for path in finished.run_dir.iterdir()) == before
+
+
+def test_early_stopping_ends_the_run_and_exports_the_best_step(place, programs):
+    config = dataclasses.replace(
+        tiny_config(place),
+        eval=dataclasses.replace(tiny_config(place).eval, every=1, generate=False),
+        early_stopping=EarlyStoppingConfig(patience=2, min_change=100.0),
+    )
+    outcome = train.train(config, place / "early", programs=programs)
+    assert outcome.status is Status.EARLY_STOPPED
+    assert outcome.summary["steps"] == 3  # the first validation is the best by definition, then two without a change
+    assert outcome.summary["exported_step"] == outcome.summary["best"]["step"] == 1
+
+
+def test_a_non_finite_loss_names_step_and_examples(place, programs, monkeypatch):
+    config = dataclasses.replace(tiny_config(place), health=HealthConfig(skip_budget=0))
+    real = train.place
+
+    def poisoned(job, shared):
+        placed = real(job, shared)
+        base = dataclasses.replace(placed.base, trainable=jax.tree.map(lambda x: x * np.nan, placed.base.trainable))
+        return dataclasses.replace(placed, base=base)
+
+    monkeypatch.setattr(train, "place", poisoned)
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, generate=False))
+    with pytest.raises(UserError, match=r"step 1: not finite.*(large|small): "):
+        train.train(config, place / "poisoned", programs=programs)
+
+
+def test_run_folder_rules(tmp_path):
+    with pytest.raises(UserError, match="one of them"):
+        runfolder.check(tmp_path / "x", resume=True, overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        runfolder.check(tmp_path / "file", resume=False, overwrite=False)
+    runfolder.check(tmp_path / "new", resume=False, overwrite=False)
