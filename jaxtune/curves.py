@@ -4,12 +4,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from jaxtune import figures, page
 from jaxtune.figures import Series, Style
 from jaxtune.page import TASKS_DRAWN, Column, Html, Section, decimals, tag, words
 from jaxtune.tracking import Run, TrainRow, number
+
+SMOOTHED = 2000
+"""Points that a long curve is condensed to before it is smoothed."""
 
 
 def training_section(run: Run) -> Section | None:
@@ -57,11 +58,12 @@ def loss_series(
     steps: Sequence[int], losses: Sequence[float], weights: Sequence[float], colour: str = "--c:var(--accent)"
 ) -> list[Series]:
     """A raw curve and its smoothed one."""
-    half_life = max(1.0, len(steps) / 40)
-    smoothed = figures.smooth(np.asarray(losses, float), np.asarray(weights, float), half_life)
+    x, y, mass = figures.condensed(steps, losses, weights, SMOOTHED)
+    smoothed = figures.smooth(y, mass, max(1.0, len(x) / 40))
+    at = x.tolist()
     return [
-        Series(name="training, raw", x=steps, y=losses, colour=colour, style=Style.RAW),
-        Series(name="training", x=steps, y=smoothed.tolist(), colour=colour),
+        Series(name="training, raw", x=at, y=y.tolist(), colour=colour, style=Style.RAW),
+        Series(name="training", x=at, y=smoothed.tolist(), colour=colour),
     ]
 
 
@@ -134,7 +136,7 @@ def panel(
         if not any(math.isfinite(one) for one in values):
             continue
         pair = loss_series(steps, values, [1.0] * len(values), colour)
-        drawn = pair if smoothed else [dataclasses.replace(pair[1], y=values)]
+        drawn = pair if smoothed else [dataclasses.replace(pair[1], y=pair[0].y)]
         series += [dataclasses.replace(one, name=one.name.replace("training", name)) for one in drawn]
     if not series:
         return None

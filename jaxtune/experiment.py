@@ -119,7 +119,7 @@ class Experiment:
 def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: bool = True) -> Experiment:
     """Read, check and plan everything. Raises UserError for whatever in the input cannot be used."""
     folder = model_folder(config)
-    shape = dataclasses.replace(hf.load_config(folder), remat=config.model.remat)
+    shape = dataclasses.replace(hf.load_config(folder), remat=config.model.remat, attention=config.model.attention)
     words, template = load_text(config, folder)
     hf.check_tokenizer(shape, words.vocab_size, config.model.tokenizer or folder)
     if config.data.seq_len > shape.max_seq_len:

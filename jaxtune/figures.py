@@ -186,12 +186,24 @@ def thinned(one: Series, points: int = POINTS) -> Series:
     """The same curve with at most `points` points: means over equal runs of neighbours; the last point stays."""
     if len(one.x) <= points:
         return one
-    edges = np.linspace(0, len(one.x) - 1, points).astype(int)
-    groups = [slice(start, max(stop, start + 1)) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
-    x, y = np.asarray(one.x, float), np.asarray(one.y, float)
-    means = [float(np.mean(kept)) if len(kept := y[group][np.isfinite(y[group])]) else math.nan for group in groups]
-    at = [float(np.mean(x[group])) for group in groups]
-    return dataclasses.replace(one, x=[*at, float(x[-1])], y=[*means, float(y[-1])], spread=None)
+    x, y, _ = condensed(one.x, one.y, np.ones(len(one.x)), points - 1)
+    return dataclasses.replace(one, x=[*x.tolist(), one.x[-1]], y=[*y.tolist(), one.y[-1]], spread=None)
+
+
+def condensed(
+    x: Sequence[Number], y: Sequence[Number], weights: Sequence[Number] | Float[np.ndarray, " n"], points: int
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """At most `points` weighted means over equal runs of neighbours, with their weights; NaN weighs nothing."""
+    places, values = np.asarray(x, float), np.asarray(y, float)
+    mass = np.where(np.isfinite(values), np.asarray(weights, float), 0.0)
+    if len(places) <= points:
+        return places, values, mass
+    starts = np.linspace(0, len(places), points, endpoint=False).astype(int)
+    total = np.add.reduceat(np.where(mass > 0, values, 0.0) * mass, starts)
+    sums = np.add.reduceat(mass, starts)
+    means = np.divide(total, sums, out=np.full(points, math.nan), where=sums > 0)
+    middles = np.add.reduceat(places, starts) / np.diff([*starts, len(places)])
+    return middles, means, sums
 
 
 def _axes(frame: _Frame, form: Format, x_label: str, x_ticks: Sequence[tuple[Number, str]] | None) -> str:

@@ -405,3 +405,25 @@ def _write_json(file: Path, fields: Mapping[str, Any]):
 def _is_hub_name(name: str) -> bool:
     parts = name.split("/")
     return len(parts) == 2 and all(part and part[0].isalnum() for part in parts)
+
+
+def inspect(source: str | Path) -> dict[str, Any]:
+    """What a model folder holds, after every tensor's name, shape and dtype has been checked; no weights are read."""
+    folder = resolve(source)
+    config = load_config(folder)
+    shapes = abstract_params(config)[1]
+    entries = safetensors_io.find_tensors(folder)
+    _match(folder, config, shapes, entries)
+    return {
+        "folder": str(folder),
+        "family": config.family,
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)),
+        "tensors": len(entries),
+        "layers": config.num_layers,
+        "d_model": config.d_model,
+        "heads": f"{config.num_heads} query, {config.num_kv_heads} key/value, {config.head_dim} wide",
+        "vocabulary": config.vocab_size,
+        "context": config.max_seq_len,
+        "tied head": config.tie_embeddings,
+        "tokenizer files": [file.name for file in tokenizer_files(folder)],
+    }

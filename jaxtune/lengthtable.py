@@ -95,7 +95,9 @@ class Lengths:
 
 
 def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array, "<i4").tobytes() + repr(array.shape).encode()).hexdigest()
+    digest = hashlib.sha256(repr(array.shape).encode())
+    digest.update(np.ascontiguousarray(array, "<i4").data)
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -252,8 +252,9 @@ class Transformer(nnx.Module):
         segment_ids: Int[Array, "b s"],
         *,
         dtype=jnp.float32,
+        noise: Float[Array, "b s d"] | None = None,
     ) -> Float[Array, "b s d"]:
-        """Final-normed hidden states of packed rows, in the compute dtype."""
+        """Final-normed hidden states of packed rows, in the compute dtype; `noise` is added to the embeddings."""
         config = self.config
         graphdef, stacked = _split(self.layers)
         rotations = _rotations(config, positions)
@@ -266,7 +267,8 @@ class Transformer(nnx.Module):
             return block(x, cos, sin, attend), None
 
         layer = _rematerialised(layer, config.remat)
-        x, _ = jax.lax.scan(layer, self._embed(tokens, dtype), (stacked, _kinds(config)))
+        x = self._embed(tokens, dtype)
+        x, _ = jax.lax.scan(layer, x if noise is None else x + noise, (stacked, _kinds(config)))
         return self.final_norm(x)
 
     def extend(
@@ -348,9 +350,10 @@ def apply(
     segment_ids: Int[Array, "b s"],
     *,
     dtype=jnp.float32,
+    noise: Float[Array, "b s d"] | None = None,
 ) -> Float[Array, "b s d"]:
     """Hidden states of packed rows; see Transformer.__call__."""
-    return nnx.merge(graphdef, params)(tokens, positions, segment_ids, dtype=dtype)
+    return nnx.merge(graphdef, params)(tokens, positions, segment_ids, dtype=dtype, noise=noise)
 
 
 def apply_cached(

@@ -7,7 +7,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from jaxtune import chat, data, evaluate, hf, lora, model, sharding
+from jaxtune import backends, chat, data, evaluate, hf, lora, model, sharding
 from jaxtune.config import ExperimentConfig
 from jaxtune.data import StepBatches
 from jaxtune.evaluate import LossResult, ScoreResult
@@ -35,6 +35,8 @@ class Placed:
     base: Base
     program: Program
     numbers: Hparams
+    attention: backends.Resolution
+    """The attention backend that runs, and why others do not."""
 
     @property
     def config(self) -> ExperimentConfig:
@@ -113,11 +115,15 @@ def place(job: Experiment, programs: Programs, *, seed: int | None = None) -> Pl
     """Load the base model onto a mesh and build the programs."""
     config = job.config
     mesh = sharding.make_mesh(config.mesh)
+    dtype = jnp.dtype(config.model.compute_dtype.value)
+    shape, attention = backends.resolve(job.model, config.data.seq_len, dtype, sequence_shards=mesh.shape["sequence"])
+    job = dataclasses.replace(job, model=shape)
     sharding.local_rows(mesh, job.micro_rows)  # refuses rows that do not divide
     base = load_base(job, mesh, config.seed if seed is None else seed)
     return Placed(
         job=job, mesh=mesh, base=base, program=programs.get(program_spec(job, mesh), base.trainable),
-        numbers=hparams(config.optim.peak_lr, config.optim.weight_decay),
+        attention=attention,
+        numbers=hparams(config.optim.peak_lr, config.optim.weight_decay, config.seed if seed is None else seed),
     )  # fmt: skip
 
 

@@ -84,7 +84,10 @@ def build(spec: ProgramSpec, trainable: Params) -> Program:
     placed = param_shardings(spec, trainable)
     everywhere = sharding.replicated(spec.mesh)
     state_shardings = TrainState(
-        step=everywhere, params=placed, opt_state=sharding.optimizer_shardings(optimizer, trainable, placed)
+        step=everywhere,
+        params=placed,
+        opt_state=sharding.optimizer_shardings(optimizer, trainable, placed),
+        ema=None if spec.optim.ema_decay is None else placed,
     )  # pyright: ignore[reportArgumentType]
     head = HeadSpec(
         vocab_axis=0 if spec.model.tie_embeddings else 1,
@@ -94,13 +97,17 @@ def build(spec: ProgramSpec, trainable: Params) -> Program:
     train_step = make_train_step(
         forward, optimizer, optim.make_schedule(spec.optim, spec.total_steps), optim.make_groups(spec.optim, trainable),
         num_tasks=spec.num_tasks, loss=spec.loss, head_spec=head, capacity=spec.capacity,
+        ema_decay=spec.optim.ema_decay,
     )  # fmt: skip
     eval_step = make_eval_step(forward, num_tasks=spec.num_tasks, head_spec=head, chunk=spec.loss.chunk)
     return Program(
         graphdef=graphdef,
         optimizer=optimizer,
         state_shardings=state_shardings,
-        init=jax.jit(lambda params: init_state(params, optimizer), out_shardings=state_shardings),
+        init=jax.jit(
+            lambda params: init_state(params, optimizer, ema=spec.optim.ema_decay is not None),
+            out_shardings=state_shardings,
+        ),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere)),
         eval_step=jax.jit(eval_step, out_shardings=everywhere),
     )
@@ -117,7 +124,13 @@ def make_forward(graphdef: nnx.GraphDef, spec: ProgramSpec) -> Forward:
     """Hidden states and head of a batch, from trained and frozen parameters."""
     dtype = jnp.dtype(spec.compute_dtype)
 
-    def forward(params: Params, frozen: Params, batch: Batch):
+    def noise(batch: Batch, key: jax.Array | None):
+        if key is None or not spec.optim.neftune_alpha:
+            return None
+        nothing = jnp.zeros((*batch.tokens.shape, spec.model.d_model), dtype)
+        return optim.neftune_noise(key, nothing, jnp.asarray(batch.segment_ids), spec.optim.neftune_alpha)
+
+    def forward(params: Params, frozen: Params, batch: Batch, key: jax.Array | None = None):
         full = params if spec.lora is None else lora.apply_lora(frozen, params, spec.lora)
         hidden = model.apply(
             graphdef,
@@ -126,6 +139,7 @@ def make_forward(graphdef: nnx.GraphDef, spec: ProgramSpec) -> Forward:
             jnp.asarray(batch.positions),
             jnp.asarray(batch.segment_ids),
             dtype=dtype,
+            noise=noise(batch, key),
         )
         part, name = ("embed", "embedding") if spec.model.tie_embeddings else ("head", "kernel")
         return hidden, sharding.gathered(full[part][name], f"{part}.{name}")

@@ -21,8 +21,11 @@ Params = PyTree[Array]
 class Forward(Protocol):
     """What the step needs of a model: the last hidden states and the vocabulary head."""
 
-    def __call__(self, params: Params, frozen: Params, batch: Batch) -> tuple[Array, Array]:
-        """Hidden states [rows, seq, model] and head [vocab, model] from trainable and frozen parameters."""
+    def __call__(self, params: Params, frozen: Params, batch: Batch, key: Array | None = None) -> tuple[Array, Array]:
+        """Hidden states [rows, seq, model] and head from trainable and frozen parameters.
+
+        `key` is given in training only: what a model randomises (noise on embeddings) it draws from it.
+        """
         ...
 
 
@@ -80,6 +83,13 @@ class TrainState:
     step: Int[Array, "*trial"]
     params: Params
     opt_state: PyTree
+    ema: Params | None = None
+    """Exponential moving average of the parameters, if one is kept."""
+
+    @property
+    def measured(self) -> Params:
+        """The parameters to evaluate and export: the average where there is one."""
+        return self.params if self.ema is None else self.ema
 
 
 @jax.tree_util.register_dataclass
@@ -89,6 +99,8 @@ class Hparams:
 
     peak_lr: Float[Array, "*trial"]
     weight_decay: Float[Array, "*trial"]
+    seed: Int[Array, "*trial"]
+    """Root of the noise in training; step and micro-batch are folded in, so any step can be repeated alone."""
 
 
 @jax.tree_util.register_dataclass
@@ -109,14 +121,19 @@ class StepMetrics:
     finite: Bool[Array, "*trial"]
 
 
-def hparams(peak_lr: float, weight_decay: float) -> Hparams:
+def hparams(peak_lr: float, weight_decay: float, seed: int = 0) -> Hparams:
     """The traced form of Python numbers."""
-    return Hparams(peak_lr=jnp.asarray(peak_lr, jnp.float32), weight_decay=jnp.asarray(weight_decay, jnp.float32))
+    return Hparams(
+        peak_lr=jnp.asarray(peak_lr, jnp.float32),
+        weight_decay=jnp.asarray(weight_decay, jnp.float32),
+        seed=jnp.asarray(seed, jnp.uint32),
+    )
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
     """A fresh state at step 0."""
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), ema=average)
 
 
 def example_normalized(
@@ -130,10 +147,10 @@ def example_normalized(
 
 def batch_sums(
     forward: Forward, params: Params, frozen: Params, batch: Batch, *, num_tasks: int, loss: LossConfig,
-    head_spec: HeadSpec, capacity: int | None,
+    head_spec: HeadSpec, capacity: int | None, key: Array | None = None,
 ) -> losses.LossSums:  # fmt: skip
     """Loss sums of one micro-batch [rows, seq]."""
-    hidden, head = forward(params, frozen, batch)
+    hidden, head = forward(params, frozen, batch, key)
     targets, weights = losses.shift(batch.tokens, batch.loss_weights, batch.segment_ids)
     if loss.normalization is Normalization.EXAMPLE:
         weights = example_normalized(weights, jnp.asarray(batch.segment_ids))
@@ -154,6 +171,7 @@ def make_train_step(
     loss: LossConfig = LossConfig(),
     head_spec: HeadSpec = HeadSpec(),
     capacity: int | None = None,
+    ema_decay: float | None = None,
 ) -> Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]:
     """The update `(state, frozen, batch, hparams) -> (state, metrics)`; jit, donate and shard it where it is called.
 
@@ -163,27 +181,32 @@ def make_train_step(
     with weight in one micro-batch (see `losses.per_task_sums`).
     """
 
-    def objective(params: Params, frozen: Params, micro: Batch) -> tuple[Array, losses.LossSums]:
+    def objective(params: Params, frozen: Params, micro: Batch, key: Array) -> tuple[Array, losses.LossSums]:
         params = optim.stop_frozen(params, groups)
         sums = batch_sums(
-            forward, params, frozen, micro, num_tasks=num_tasks, loss=loss, head_spec=head_spec, capacity=capacity
-        )
+            forward, params, frozen, micro, num_tasks=num_tasks, loss=loss, head_spec=head_spec, capacity=capacity,
+            key=key,
+        )  # fmt: skip
         return sums.objective, sums
 
-    def accumulate(params: Params, frozen: Params, batch: Batch) -> tuple[Params, losses.LossSums]:
+    def accumulate(params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Params, losses.LossSums]:
         gradient = jax.grad(objective, has_aux=True)
+        first = jax.tree.map(lambda x: x[0], batch)
         if batch.tokens.shape[0] == 1:
-            return gradient(params, frozen, jax.tree.map(lambda x: x[0], batch))
+            return gradient(params, frozen, first, key)
 
-        def body(carry, micro: Batch):
-            return jax.tree.map(jnp.add, carry, gradient(params, frozen, micro)), None
+        def body(carry, numbered: tuple[Array, Batch]):
+            number, micro = numbered
+            found = gradient(params, frozen, micro, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, carry, found), None
 
-        shapes = jax.eval_shape(gradient, params, frozen, jax.tree.map(lambda x: x[0], batch))
+        shapes = jax.eval_shape(gradient, params, frozen, first, key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(body, zeros, batch)[0]
+        return jax.lax.scan(body, zeros, (jnp.arange(batch.tokens.shape[0]), batch))[0]
 
     def train_step(state: TrainState, frozen: Params, batch: Batch, hparams: Hparams) -> tuple[TrainState, StepMetrics]:
-        grads, sums = accumulate(state.params, frozen, batch)
+        key = jax.random.fold_in(jax.random.key(hparams.seed), state.step)
+        grads, sums = accumulate(state.params, frozen, batch, key)
         weight = sums.weight.sum()
         denominator = weight if loss.fixed_denominator is None else jnp.asarray(loss.fixed_denominator, weight.dtype)
         scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, denominator, 1), 0)
@@ -194,11 +217,13 @@ def make_train_step(
         rate = hparams.peak_lr * schedule(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optim.apply_update(state.params, updates, groups, rate=rate, weight_decay=hparams.weight_decay)
+        ema = None if ema_decay is None else optim.update_ema(state.ema, params, ema_decay)
         keep = lambda new, old: jnp.where(applied, new, old)
         new_state = TrainState(
             step=state.step + 1,
             params=jax.tree.map(keep, params, state.params),
             opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+            ema=None if ema is None else jax.tree.map(keep, ema, state.ema),
         )
         return new_state, StepMetrics(
             sums=sums,

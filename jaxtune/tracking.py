@@ -333,14 +333,18 @@ Record = TypeVar("Record", TrainRow, EvalRow, ScoreRow, TaskShare)
 
 def _typed(kind: type[Record], row: Json, path: Path) -> Record:
     """The row as its dataclass: unknown keys go to `extra`, null numbers become NaN, a missing required key raises."""
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "extra"}
-    known: Json = {}
+    fields = FIELDS[kind]
+    known = {name: _numbers(value, fields[name].type) for name, value in row.items() if name in fields}
     for name, field in fields.items():
-        if name in row:
-            known[name] = _numbers(row[name], field.type)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        if name not in row and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{path}: a row without `{name}`: {orjson.dumps(row)[:200].decode()}")
     return kind(**known, extra={key: value for key, value in row.items() if key not in fields and key != "kind"})
+
+
+FIELDS: dict[Any, dict[str, dataclasses.Field[Any]]] = {
+    kind: {field.name: field for field in dataclasses.fields(kind) if field.name != "extra"}
+    for kind in (TrainRow, EvalRow, ScoreRow, TaskShare)
+}
 
 
 def _numbers(value: Any, kind: Any) -> Any:

@@ -313,7 +313,7 @@ class Loop:
 
     def validate(self, state: TrainState, step: int) -> float | None:
         """Per-task validation loss into the metrics; returns the watched number, or None without validation data."""
-        result = self.placed.validation_loss(state.params)
+        result = self.placed.validation_loss(state.measured)
         if result is None:
             return None
         self.tracker.log(
@@ -340,7 +340,7 @@ class Loop:
         )
         result = self.memo.get(key) if when == "before" else None
         if result is None:
-            result = self.placed.score(state.params)
+            result = self.placed.score(state.measured)
         if when == "before":
             self.memo[key] = result
         self.tracker.log(
@@ -365,12 +365,12 @@ class Loop:
         step = int(state.step)
         best = self.checkpoints.best()
         if best is not None and best != step:
-            state = dataclasses.replace(state, params=self.checkpoints.restore_params(best, abstract(state.params)))
+            state = self.checkpoints.restore(best, abstract(state))
             step = best
         self.exported_step = step
-        self.after = self.placed.validation_loss(state.params)
+        self.after = self.placed.validation_loss(state.measured)
         self.after_score = self.score(state, step, "after")
-        self.placed.export(state.params, self.run_dir / "model")
+        self.placed.export(state.measured, self.run_dir / "model")
 
     def summary(self, status: Status, step: int, seconds: float) -> dict[str, Any]:
         """Contents of summary.json."""
@@ -401,6 +401,7 @@ class Loop:
             "ledger": {"examples": self.memory.task_examples, "loss_tokens": self.memory.task_tokens},
             "tokens": self.memory.tokens,
             "loss_tokens": self.memory.loss_tokens,
+            "attention": {"backend": self.placed.attention.backend.value, "rejected": self.placed.attention.rejected},
             "skipped_steps": self.memory.skipped,
             "empty_steps": self.memory.empty,
             "seconds": seconds,

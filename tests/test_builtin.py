@@ -13,7 +13,14 @@ from jaxtune.tasks.builtin import TASKS
 from jaxtune.tasks.builtin.collection import FAMILIES
 from jaxtune.tasks.builtin.exercise import Split, split_of
 from jaxtune.tasks.builtin.stream import Stream, hash64
-from jaxtune.tasks.builtin.words import COLOURS, NOUNS, french_number, french_phrase, german_number, german_phrase
+from jaxtune.tasks.builtin.words import (
+    COLOURS,
+    NOUNS,
+    french_number,
+    french_phrase,
+    german_number,
+    german_phrase,
+)
 
 RECIPE = Path(__file__).parents[1] / "experiments/00-base-model"
 SPLITS = [split.value for split in Split]
@@ -166,7 +173,7 @@ def test_qa_answers_are_in_one_sentence_of_the_passage_with_what_is_asked(record
         for question, answer in asked:
             sentences = [s for s in record["fields"]["passage"].split(".") if re.search(rf"\b{answer}\b", s)]
             words = set(re.findall(r"[A-Z]\w+", question)[1:]) | (
-                set(re.findall(r"\w+", question)) & set("red green blue".split())
+                set(re.findall(r"\w+", question)) & set(["red", "green", "blue"])
             )
             assert any(all(word in sentence for word in words) for sentence in sentences), record
 
@@ -197,11 +204,12 @@ def test_matches_are_summed_up_with_the_winner_first(records):
 
 
 def test_number_words_are_those_of_french_and_german_grammar():
-    french = {0: "zéro", 16: "seize", 17: "dix-sept", 21: "vingt et un", 47: "quarante-sept", 70: "soixante-dix",
-              71: "soixante et onze", 80: "quatre-vingts", 81: "quatre-vingt-un", 99: "quatre-vingt-dix-neuf", 100: "cent",
-              200: "deux cents", 280: "deux cent quatre-vingts", 999: "neuf cent quatre-vingt-dix-neuf"}  # fmt: skip
-    german = {0: "null", 1: "eins", 16: "sechzehn", 17: "siebzehn", 21: "einundzwanzig", 30: "dreißig",
-              47: "siebenundvierzig", 101: "einhunderteins", 612: "sechshundertzwölf", 999: "neunhundertneunundneunzig"}  # fmt: skip
+    french = {0: "zéro", 16: "seize", 17: "dix-sept", 21: "vingt et un", 47: "quarante-sept", 70: "soixante-dix"}
+    french |= {71: "soixante et onze", 80: "quatre-vingts", 81: "quatre-vingt-un", 99: "quatre-vingt-dix-neuf"}
+    french |= {100: "cent", 200: "deux cents", 280: "deux cent quatre-vingts", 999: "neuf cent quatre-vingt-dix-neuf"}
+    german = {0: "null", 1: "eins", 16: "sechzehn", 17: "siebzehn", 21: "einundzwanzig", 30: "dreißig"}
+    german |= {47: "siebenundvierzig", 101: "einhunderteins", 612: "sechshundertzwölf"}
+    german |= {999: "neunhundertneunundneunzig"}
     assert {n: french_number(n) for n in french} == french
     assert {n: german_number(n) for n in german} == german
     assert len({french_number(n) for n in range(1000)}) == len({german_number(n) for n in range(1000)}) == 1000

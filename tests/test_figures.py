@@ -57,6 +57,18 @@ def test_a_long_curve_is_thinned_without_losing_its_end_or_its_mean():
     assert abs(np.mean(short.y[:-1]) - np.nanmean(y)) < 0.01
 
 
+def test_condensing_keeps_weighted_sums_and_leaves_short_curves_alone():
+    rng = np.random.default_rng(0)
+    y, weights = rng.normal(size=1003), rng.random(1003)
+    y[10] = math.nan
+    x, means, mass = figures.condensed(list(range(1003)), y.tolist(), weights, 50)
+    assert len(x) == len(means) == len(mass) == 50 and np.all(np.diff(x) > 0)
+    kept = np.isfinite(y)
+    assert np.isclose(np.sum(means * mass), np.sum(y[kept] * weights[kept]))
+    assert np.isclose(np.sum(mass), np.sum(weights[kept]))
+    assert figures.condensed([1, 2], [3.0, 4.0], [1, 1], 50)[1].tolist() == [3.0, 4.0]
+
+
 def points(svg):
     return [
         tuple(map(float, pair.split(","))) for line in re.findall(r'points="([^"]*)"', svg) for pair in line.split()

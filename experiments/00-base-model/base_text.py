@@ -55,6 +55,14 @@ def _passage(stream: Stream) -> tuple[str, str]:
     return text, text + "\n" + "\n".join(f"{heading}\n{value}" for heading, value in notes)
 
 
+_SUMMARIES = (
+    "{text}\nIn short\n{summary}",
+    "{summary}\n{text}",
+    "{text}\n{summary}",
+    "{text}\nIn short: {summary}",
+)
+
+
 def _report(stream: Stream) -> tuple[str, str]:
     report = summarization.draw_report(stream)
     form = stream.pick(
@@ -124,6 +132,13 @@ def _term(stream: Stream) -> tuple[str, str]:
         value=term.value,
     )
     return term.group, text
+
+
+_CONVERSIONS = (
+    "{n} {large} in {small}\n{value}",
+    "{n} {large} are {value} {small}.",
+    "{small} in {n} {large}\n{value}",
+)
 
 
 def _conversion(stream: Stream) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Write the trained base model to the package: bfloat16 weights and configs, beside the tokenizer that is there already.
+"""Write the trained base model to the package: bfloat16 weights and configs, beside its tokenizer.
 
 Run:    python experiments/00-base-model/export_base.py runs/base jaxtune/assets/base
 """
@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import jax.numpy as jnp
+from train_base import CONFIG, load_state, make_steps
 
 from jaxtune import hf, tokenizer
-from jaxtune.chat_templates import load_template
 from jaxtune.chat import terminator_id
-from train_base import CONFIG, load_state, make_steps
+from jaxtune.chat_templates import load_template
 from jaxtune.optim import OptimConfig, Optimizer
 
 if __name__ == "__main__":
@@ -20,7 +20,14 @@ if __name__ == "__main__":
     state = load_state(like, run / "state.safetensors")
     words = tokenizer.load(folder)
     hf.export_model(
-        folder, CONFIG, state.params, eos_token_id=terminator_id(load_template(folder), words), bos_token_id=words.bos_id,
-        pad_token_id=words.pad_id, tokenizer_files=hf.tokenizer_files(folder), dtype=jnp.bfloat16, overwrite=True,
-    )  # fmt: skip
+        folder,
+        CONFIG,
+        state.params,
+        eos_token_id=terminator_id(load_template(folder), words),
+        bos_token_id=words.bos_id,
+        pad_token_id=words.pad_id,
+        tokenizer_files=hf.tokenizer_files(folder),
+        dtype=jnp.bfloat16,
+        overwrite=True,
+    )
     print(f"step {int(state.step)}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.2f} MB in {folder}")

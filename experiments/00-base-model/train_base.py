@@ -3,9 +3,9 @@
 Run:    python experiments/00-base-model/train_base.py --steps 6000 --out runs/base
 Takes:  see README.md.
 
-A row of 128 tokens holds whole documents `<s> text </s>`, each its own segment. The rows of a step are a pure function of
-its number, so a run can be continued from its last checkpoint (`--resume`) with the same result. The learning rate is
-constant until the last quarter of the steps, so `--steps` may be changed on resume as long as that quarter has not begun.
+A row of 128 tokens holds whole documents `<s> text </s>`, each its own segment. The rows of a step are a pure function
+of its number, so a run can be continued from its last checkpoint (`--resume`) with the same result. The learning rate
+is constant until the last quarter of the steps, so `--steps` may be changed on resume before that quarter has begun.
 """
 
 import argparse
@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import sentencepiece as spm
+from base_text import documents
 from safetensors.numpy import load_file, save_file
 
-from base_text import documents
-from jaxtune import losses, model, optim, step
+from jaxtune import model, optim, step
 from jaxtune.packing import Batch
 
 CONFIG = model.ModelConfig(
@@ -69,7 +69,7 @@ def window_rows(window: int, processor: spm.SentencePieceProcessor) -> dict[str,
 
 
 def batches(rows_per_step: int, first_window: int) -> Iterator[Batch]:
-    """Batches [1, rows, seq] from window `first_window` on, without end; rows left over at the end of a window go on."""
+    """Batches [1, rows, seq] from window `first_window` on, without end; leftover rows wait for the next."""
     processor = spm.SentencePieceProcessor(model_file=str(TOKENIZER))
     rest: dict[str, np.ndarray] | None = None
     window = first_window
@@ -134,8 +134,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     config = optim.OptimConfig(
-        optimizer=args.optimizer, peak_lr=args.peak_lr, schedule=optim.Schedule.WSD, decay_frac=args.decay_frac, final_fraction=0.02,
-        warmup_steps=min(100, args.steps // 10), b2=0.95, weight_decay=0.05,
+        optimizer=args.optimizer, peak_lr=args.peak_lr, schedule=optim.Schedule.WSD, decay_frac=args.decay_frac,
+        final_fraction=0.02, warmup_steps=min(100, args.steps // 10), b2=0.95, weight_decay=0.05,
     )  # fmt: skip
     state, train_step, eval_step = make_steps(args.steps, config, seed=0)
     if args.resume:

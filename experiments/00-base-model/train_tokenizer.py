@@ -1,4 +1,4 @@
-"""Train the tokenizer of the base model: SentencePiece BPE on base text and on the training prompts of the built-in tasks.
+"""Train the tokenizer of the base model: SentencePiece BPE on base text and training prompts.
 
 Run:    python experiments/00-base-model/train_tokenizer.py jaxtune/assets/base
 """
@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import sentencepiece as spm
-
 from base_text import documents
-from jaxtune.tasks.builtin.exercise import Split
+
 from jaxtune.tasks.builtin.collection import FAMILIES, GeneratedSource
+from jaxtune.tasks.builtin.exercise import Split
 from jaxtune.tasks.builtin.words import (
     CITIES,
     COLOUR_NAMES,
@@ -30,7 +30,7 @@ from jaxtune.tasks.builtin.words import (
 VOCAB_SIZE = 1536
 CONTROL_SYMBOLS = ["<|im_start|>", "<|im_end|>"]
 WORDS = [*NAMES, *CITIES, *JOBS, *PETS, *FOODS, *DAYS, *MONTHS, *FRUIT, *THINGS, *COLOUR_NAMES]
-WORDS += "positive negative mixed sport music food weather True False".split()
+WORDS += ["positive", "negative", "mixed", "sport", "music", "food", "weather", "True", "False"]
 WORDS += [word for n in range(101) for word in french_number(n).replace("-", " ").split()]
 WORDS += [noun.french for noun in NOUNS] + [noun.german for noun in NOUNS]
 
@@ -41,7 +41,7 @@ def training_lines() -> list[str]:
     The lone words get one piece at the start of a line, where most answers stand, and one after a space.
     """
     lines = [line for text in documents(0, 20_000) for line in text.split("\n")]
-    for task, family in FAMILIES.items():
+    for task in FAMILIES:
         for record in GeneratedSource(task, Split.TRAIN):
             lines += [
                 line

@@ -22,7 +22,7 @@ from jaxtune.data import StepBatches, batches
 from jaxtune.ledger import count_batch
 from jaxtune.mixture import MixtureConfig, allocate
 from jaxtune.order import Interleaving, MixedOrder, stream_key
-from jaxtune.packing import PackPolicy, best_fit
+from jaxtune.packing import best_fit
 from jaxtune.plan import Plan, make_plan
 from jaxtune.tokenstore import Part, TaskTokens, merge
 
@@ -55,6 +55,11 @@ def best_rate(work, number: int, repeats: int = 3) -> float:
     return max(rates)
 
 
+def by_blocks(stretch, total: int) -> float:
+    """Positions per CPU-second, read in blocks of a window."""
+    return best_rate(lambda: [stretch(k, min(k + 4096, total)) for k in range(0, total, 4096)], total)
+
+
 def lognormal_lengths(rng, shape, mean=4.7, sigma=0.8):
     return np.clip(rng.lognormal(mean, sigma, shape), 4, SEQ_LEN).astype(np.int32)
 
@@ -70,19 +75,13 @@ def route() -> dict:
     for name, sizes in (("7 tasks", SIZES), ("1836 tasks", flan_sizes())):
         counts = np.array(list(allocate(sizes, MixtureConfig(rate_max=3000, temperature=1), 2_000_000).counts.values()))
         keys = np.array([stream_key(0, "interleave", task) for task in sizes], np.uint64)
-        routes = Interleaving(counts, keys)
         number = np.array(list(sizes.values()))
         order = MixedOrder(
             tuple(sizes), counts=counts, sizes=number, usable=number, templates=np.ones_like(number), seed=0
         )
-        blocks = range(0, routes.total, 4096)
         out[name] = {
-            "routed": best_rate(
-                lambda r=routes: [r.positions(k, min(k + 4096, r.total)) for k in blocks], routes.total
-            ),
-            "with examples": best_rate(
-                lambda o=order: [o.stretch(k, min(k + 4096, o.total)) for k in blocks], order.total
-            ),
+            "routed": by_blocks(Interleaving(counts, keys).positions, order.total),
+            "with examples": by_blocks(order.stretch, order.total),
         }
     return out
 
@@ -130,9 +129,7 @@ def interleave() -> dict:
             mixed[i]
 
     out = {
-        "jaxtune": best_rate(
-            lambda: [order.stretch(k, min(k + 4096, order.total)) for k in range(0, order.total, 4096)], order.total
-        ),
+        "jaxtune": by_blocks(order.stretch, order.total),
         "datasets.interleave_datasets, building it": best_rate(hf_build, len(hf_build())),
         "datasets.interleave_datasets, built and read": best_rate(hf_read, n),
         "grain shuffle, repeat, mix": best_rate(grain_read, n),

@@ -4,7 +4,7 @@ import dataclasses
 
 from jaxtune.tasks.builtin.exercise import Exercise
 from jaxtune.tasks.builtin.stream import Stream
-from jaxtune.tasks.builtin.words import CITIES, FOODS, NAMES
+from jaxtune.tasks.builtin.words import CITIES, FOODS, NAMES, split
 
 PHRASINGS = (
     "{question}\n{text}",
@@ -24,9 +24,9 @@ QUESTIONS = {
     ),
 }
 
-ASPECTS = tuple("soup bread room bed garden view waiter cook music coffee menu service price pool lobby".split())
-GOOD = tuple("great lovely excellent perfect wonderful superb charming fine".split())
-BAD = tuple("awful terrible poor horrible bad dreadful nasty dull".split())
+ASPECTS = split("soup bread room bed garden view waiter cook music coffee menu service price pool lobby")
+GOOD = split("great lovely excellent perfect wonderful superb charming fine")
+BAD = split("awful terrible poor horrible bad dreadful nasty dull")
 
 TOPICS = {
     "sport": (

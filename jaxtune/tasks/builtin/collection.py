@@ -126,7 +126,7 @@ class GeneratedSource(RecordSource):
 
 
 def phrase(record: Mapping[str, Any], *, phrasing: int) -> Conversation:
-    """A record as a conversation: system message if any, the prompt in one phrasing, the answer, and the later turns."""
+    """A record as a conversation: system message if any, prompt in one phrasing, answer, and later turns."""
     turns = [(record["prompts"][phrasing], record["answer"]), *record["follow_ups"]]
     messages = [] if record["system"] is None else [Message("system", record["system"])]
     for question, answer in turns:

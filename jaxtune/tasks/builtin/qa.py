@@ -75,7 +75,7 @@ class Fact:
 
 
 def draw_facts(stream: Stream) -> list[Fact]:
-    """Three to five facts about two or three people; no value occurs twice in a relation, so both directions are unique."""
+    """Three to five facts about two or three people; no value occurs twice in a relation, so answers are unique."""
     people = stream.sample(NAMES, stream.between(2, 3))
     thing = stream.pick(_BELONGINGS)
     slots = [(name, relation) for name in people for relation in RELATIONS]

@@ -57,7 +57,7 @@ def draw_parallel(stream: Stream) -> Parallel:
 
 
 def draw(stream: Stream) -> Exercise:
-    """Something to translate; one exercise in six also asks for the other language, one in five has a system message."""
+    """Something to translate; one exercise in six goes on to the other language, one in five has a system message."""
     pair = draw_parallel(stream)
     first, second = stream.sample(LANGUAGES, 2)
     follow_ups = ((f"And in {second}?", pair.into(second)),) if stream.chance(16) else ()

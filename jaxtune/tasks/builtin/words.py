@@ -3,23 +3,29 @@
 import dataclasses
 import enum
 
-NAMES = tuple(
+
+def split(words: str) -> tuple[str, ...]:
+    """The words of a string, in order."""
+    return tuple(words.split())
+
+
+NAMES = split(
     "Mira Tom Anna Ben Clara David Ella Felix Grace Hugo Iris Jonas Kate Leo Maria Noah Olga Paul Rosa Sam Tara Victor "
-    "Wendy Yusuf Zoe Adam Bella Carlos Dina Emil Fatima George Hana Ivan Julia Karl Lena Marco Nina Oscar".split()
+    "Wendy Yusuf Zoe Adam Bella Carlos Dina Emil Fatima George Hana Ivan Julia Karl Lena Marco Nina Oscar"
 )
-CITIES = tuple(
+CITIES = split(
     "Oslo Rome Paris Berlin Madrid Lisbon Vienna Prague Dublin Athens Cairo Tokyo Delhi Lima Boston Chicago Denver "
-    "Toronto Sydney Geneva Milan Munich Lyon Porto".split()
+    "Toronto Sydney Geneva Milan Munich Lyon Porto"
 )
-JOBS = tuple(
+JOBS = split(
     "baker teacher nurse pilot farmer doctor driver painter singer lawyer cook writer dentist gardener plumber waiter "
-    "judge tailor sailor barber".split()
+    "judge tailor sailor barber"
 )
-PETS = tuple("cat dog horse rabbit parrot goat duck hamster pony turtle".split())
-FOODS = tuple("rice soup bread cheese pasta salad fish cake pizza honey".split())
-DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-MONTHS = tuple("January February March April May June July August September October November December".split())
-FRUIT = tuple("apple banana cherry date elder fig grape kiwi lemon mango nut olive peach plum quince raisin".split())
+PETS = split("cat dog horse rabbit parrot goat duck hamster pony turtle")
+FOODS = split("rice soup bread cheese pasta salad fish cake pizza honey")
+DAYS = split("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+MONTHS = split("January February March April May June July August September October November December")
+FRUIT = split("apple banana cherry date elder fig grape kiwi lemon mango nut olive peach plum quince raisin")
 
 
 class Gender(enum.Enum):
@@ -107,9 +113,9 @@ COLOURS = tuple(
 THINGS = tuple(noun.english for noun in NOUNS)
 COLOUR_NAMES = tuple(colour.english for colour in COLOURS)
 
-_FRENCH_UNITS = "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize".split()
+_FRENCH_UNITS = split("zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize")
 _FRENCH_TENS = {2: "vingt", 3: "trente", 4: "quarante", 5: "cinquante", 6: "soixante"}
-_GERMAN_UNITS = "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf".split()
+_GERMAN_UNITS = split("null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf")
 _GERMAN_TENS = {
     2: "zwanzig",
     3: "dreißig",
@@ -137,7 +143,7 @@ def _french_below_100(n: int) -> str:
 
 
 def french_number(n: int) -> str:
-    """The French words of an integer of [0, 999], in traditional spelling: 71 is "soixante et onze", 80 "quatre-vingts"."""
+    """The French words of an integer of [0, 999]: 71 is "soixante et onze", 80 "quatre-vingts"."""
     if not 0 <= n <= 999:
         raise ValueError(f"french_number knows 0 to 999, got {n}")
     hundreds, rest = divmod(n, 100)
@@ -182,7 +188,7 @@ _GERMAN_NOMINATIVE = {Gender.MASCULINE: "der", Gender.FEMININE: "die", Gender.NE
 
 
 def german_phrase(noun: Noun, colour: Colour, *, accusative: bool = False) -> str:
-    """ "the red house" in German, after "Hier ist" (nominative) or "Ich sehe" (accusative: only the masculine changes)."""
+    """ "the red house" in German: nominative as after "Hier ist", or accusative as after "Ich sehe"."""
     if accusative and noun.german_gender is Gender.MASCULINE:
         return f"den {colour.german}en {noun.german}"
     return f"{_GERMAN_NOMINATIVE[noun.german_gender]} {colour.german}e {noun.german}"

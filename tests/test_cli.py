@@ -1,0 +1,174 @@
+"""The command line: exit codes, JSON, one clear message instead of a traceback."""
+
+import json
+import math
+import pathlib
+import textwrap
+
+import pytest
+from helpers import tiny_model
+
+from jaxtune import cli
+
+SIZES = ["--sizes", "qa=120000", "math=8000"]
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(list(arguments))
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, data and a config."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_model(folder / "base")
+    records = [
+        {"id": f"r{i}", "messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": str(i)}]}
+        for i in range(12)
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "config.py").write_text(
+        textwrap.dedent(f"""
+        '''A small run.'''
+        from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
+        from jaxtune.mixture import Budget
+        from jaxtune.tasks import Task, from_jsonl
+
+        def config():
+            return ExperimentConfig(
+                name="cli", model=ModelSource(path={str(folder / "base")!r}),
+                tasks=(Task(name="say", splits={{"train": from_jsonl({str(folder / "data.jsonl")!r})}}),),
+                duration=Budget(steps=2), data=DataConfig(seq_len=64, cache_dir={str(folder / "cache")!r}),
+                batch=BatchConfig(rows=2), compilation_cache=None,
+            )
+        """)
+    )
+    return folder
+
+
+@pytest.mark.parametrize(("temperature", "ratio"), [("1", 15), ("2", math.sqrt(15)), ("inf", 1)])
+def test_mix_prints_the_temperatures_of_the_handbook(capsys, temperature, ratio):
+    code, out, _ = run(capsys, "mix", *SIZES, "--temperature", temperature, "--json")
+    rows = json.loads(out)
+    assert code == 0 and set(rows[0]) == {"task", "size", "probability", "count", "epochs", "capped"}
+    assert rows[0]["probability"] / rows[1]["probability"] == pytest.approx(ratio, rel=1e-6)
+
+
+def test_mix_counts_fill_the_budget_under_the_cap(capsys):
+    code, out, _ = run(capsys, "mix", *SIZES, "--max-repeats", "3", "--budget", "100000", "--json")
+    rows = {row["task"]: row for row in json.loads(out)}
+    assert code == 0 and rows["qa"]["count"] + rows["math"]["count"] == 100_000
+    assert rows["math"]["count"] <= 24_000
+
+
+def test_mix_prints_a_table(capsys):
+    code, out, _ = run(capsys, "mix", *SIZES, "--budget", "1000")
+    assert code == 0 and "math" in out and "qa" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mix"], "either a config or --sizes"),
+        (["mix", "--sizes", "qa"], "NAME=NUMBER"),
+        (["mix", "--sizes", "qa=1", "qa=2"], "twice"),
+        (["mix", *SIZES, "--max-repeats", "1", "--budget", "1000000"], "128000|128,000"),
+        (["mix", *SIZES, "--max-repeats", "1"], "--budget"),
+        (["mix", *SIZES, "--weights", "qaa=1", "math=1"], "qa"),
+        (["train", "nowhere.py", "--run-dir", "x"], "no config file"),
+        (["report", "nowhere"], "nowhere"),
+        (["validate", "nowhere.jsonl"], "nowhere"),
+        (["generate", "nowhere", "--prompt", "x"], "nowhere"),
+        (["import-hf", "nowhere"], "nowhere"),
+        (["sweep", "nowhere.py", "--sweep-dir", "x", "--grid", "a=1"], "no config file"),
+    ],
+)
+def test_bad_input_exits_with_1_and_one_message(capsys, arguments, message):
+    code, _, err = run(capsys, *arguments)
+    assert code == 1
+    assert err.startswith("error: ") and "Traceback" not in err
+    assert any(part in err for part in message.split("|"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["train"], ["report", "x", "--jsn"], ["mix", "--temperature", "hot"]]
+)
+def test_wrong_usage_exits_with_2(arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+
+
+def test_an_unknown_config_option_names_the_nearest_and_writes_nothing(capsys, place):
+    code, _, err = run(
+        capsys, "train", str(place / "config.py"), "--run-dir", str(place / "typo"), "--optim.peak-lrr", "1"
+    )
+    assert code == 1 and "peak-lr" in err
+    assert not (place / "typo").exists()
+
+
+def broken_line(folder: pathlib.Path, line: str) -> None:
+    lines = (folder / "data.jsonl").read_text().splitlines()
+    (folder / "data.jsonl").write_text("\n".join([*lines[:4], line, *lines[5:]]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "x", "messages": [', "data.jsonl:5"),
+        ('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}', "data.jsonl:5"),
+        ('{"messages": [{"role": "user", "content": "b"}]}', "data.jsonl:5"),
+    ],
+)
+def test_a_broken_record_stops_training_before_it_starts(capsys, place, line, message):
+    kept = (place / "data.jsonl").read_text()
+    try:
+        broken_line(place, line)
+        code, _, err = run(capsys, "train", str(place / "config.py"), "--run-dir", str(place / "broken"))
+    finally:
+        (place / "data.jsonl").write_text(kept)
+    assert code == 1 and message in err and "Traceback" not in err
+    assert not (place / "broken").exists()
+
+
+def test_an_example_longer_than_the_row_is_an_error_where_the_policy_says_so(capsys, place):
+    arguments = ["--data.seq-len", "8", "--data.length-policy", "ERROR"]
+    code, _, err = run(capsys, "train", str(place / "config.py"), "--run-dir", str(place / "long"), *arguments)
+    assert code == 1 and "data.jsonl:1" in err
+    assert not (place / "long").exists()
+
+
+def test_train_report_and_generate_in_a_row(capsys, place):
+    run_dir = str(place / "run")
+    code, out, _ = run(capsys, "train", str(place / "config.py"), "--run-dir", run_dir)
+    assert code == 0 and "report.html" in out
+    assert run(capsys, "train", str(place / "config.py"), "--run-dir", run_dir)[0] == 1
+    code, out, _ = run(capsys, "report", run_dir)
+    assert code == 0 and pathlib.Path(out.strip()).exists()
+    code, out, _ = run(capsys, "generate", run_dir, "--prompt", "say 3", "--max-new-tokens", "3", "--json")
+    assert code == 0 and json.loads(out)[0]["prompt"] == "say 3"
+    code, out, _ = run(capsys, "import-hf", f"{run_dir}/model", "--json")
+    assert code == 0 and json.loads(out)["layers"] == 2
+    code, _, err = run(capsys, "export-hf", run_dir, str(place / "out"))
+    assert code == 0, err
+    assert (place / "out" / "model.safetensors").exists()
+    code, _, err = run(capsys, "export-hf", run_dir, str(place / "out"))
+    assert code == 1 and "out" in err
+
+
+def test_a_missing_or_misshapen_tensor_is_named(capsys, place, tmp_path):
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(place / "base", tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    for changed in ({k: v for k, v in tensors.items() if k != name}, tensors | {name: tensors[name][:-1].copy()}):
+        save_file(changed, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+        arguments = ["--run-dir", str(tmp_path / "r"), "--model.path", str(tmp_path / "m")]
+        code, _, err = run(capsys, "train", str(place / "config.py"), *arguments)
+        assert code == 1 and name in err
+        assert not (tmp_path / "r").exists()
