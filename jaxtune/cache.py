@@ -29,10 +29,11 @@ from jaxtune.packing import Example
 from jaxtune.progress import ItemProgress
 from jaxtune.tasks import RecordError, Task
 from jaxtune.tokenizer import Tokenizer
-from jaxtune.tokenstore import DamagedStore, Part, TaskTokens, merge, open_store
+from jaxtune.tokenstore import DamagedStore, Part, TaskTokens, allow_open_stores, merge, open_store
 
 PART = 1024
 """Records in one part: what a kill can lose, and what one job of a process does."""
+_LOCKS = 32
 SHOWN = 20
 """Problems that an error message spells out."""
 
@@ -97,12 +98,12 @@ def tokenize(
     example.
     """
     folder = Path(folder)
+    allow_open_stores(2 * len(tasks))  # a training and a validation split
     out: dict[str, TaskTokens] = {}
-    todo = [_Job(task, split, encoding, folder) for task in tasks]
-    with contextlib.ExitStack() as stack:
+    jobs = [_Job(task, split, encoding, folder) for task in tasks]
+    with _locked(folder, [job.store.name for job in jobs]):
         missing = []
-        for job in sorted(todo, key=lambda job: job.store.name):  # one order of locks for all runs
-            stack.enter_context(_locked(job.store))
+        for job in jobs:
             if (found := job.finished()) is None:
                 missing.append(job)
             else:
@@ -208,7 +209,7 @@ class _Job:
     def merged(self) -> TaskTokens:
         """The finished store, made from the parts."""
         self.task.source(self.split).check_unchanged()
-        parts = (Part.read(self.part(number)) for number in range(self.num_parts))
+        parts = [self.part(number) for number in range(self.num_parts)]
         merge(parts, self.store, task=self.task.name, split=self.split, facts=self.facts)
         shutil.rmtree(self.parts, ignore_errors=True)
         return TaskTokens(self.store)
@@ -403,9 +404,15 @@ def _summary(troubles: Sequence[Trouble]) -> str:
 
 
 @contextlib.contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """Only one run at a time makes a store; others wait, and then find it."""
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with open(store.with_name(store.name + ".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(folder: Path, stores: Sequence[str]) -> Iterator[None]:
+    """Only one run at a time makes a store; others wait, and then find it.
+
+    Stores share a few lock files, so that thousands of tasks need few open files; all runs take them in one order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = sorted({int(hashlib.sha256(name.encode()).hexdigest(), 16) % _LOCKS for name in stores})
+    with contextlib.ExitStack() as stack:
+        for number in numbers:
+            file = stack.enter_context(open(folder / f"lock-{number:02d}", "w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

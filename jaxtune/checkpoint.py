@@ -10,9 +10,11 @@ import concurrent.futures
 import dataclasses
 import enum
 import hashlib
+import importlib.util
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +27,8 @@ from jaxtune.errors import UserError
 
 DOCUMENT = "checkpoint.json"
 SET_ASIDE = "set-aside"
+BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}
+"""Object stores that can hold checkpoints, and the package that reaches each."""
 _WRITTEN_AT_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")  # at the top level of a step, after the digests
 _CHUNK = 1 << 22
 _MESSAGE_BYTES = 4096
@@ -51,6 +55,12 @@ class CheckpointConfig:
     """Name of the evaluation metric that ranks checkpoints."""
     mode: Direction = Direction.MIN
     """Whether the smallest or the largest metric is best."""
+    directory: str | None = None
+    """Folder of this run's checkpoints, e.g. gs://bucket/my-run or s3://bucket/my-run; None: in the run folder."""
+
+    def folder(self, run_dir: str | os.PathLike[str]) -> str:
+        """Where the checkpoints of a run folder are."""
+        return self.directory or os.path.join(run_dir, "checkpoints")
 
     def __post_init__(self):
         for name, least in (("save_every", 1), ("keep_latest", 1), ("keep_best", 0)):
@@ -85,9 +95,7 @@ class Checkpoints:
     ):
         import orbax.checkpoint as ocp
 
-        self.directory = epath.Path(os.fspath(directory))
-        if "://" not in str(self.directory):
-            self.directory = epath.Path(os.path.abspath(self.directory))  # Orbax refuses relative paths
+        self.directory = _open_folder(os.fspath(directory))
         if read_only and not self.directory.exists():
             raise UserError(f"no checkpoints here: {self.directory} does not exist")
         self.config = config or CheckpointConfig()
@@ -171,6 +179,16 @@ class Checkpoints:
     def metrics(self, step: int) -> dict[str, float]:
         """The metrics that were saved with `step`; empty if there were none."""
         return dict(self._metrics.get(self._existing(step), {}))
+
+    def set_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Rank an earlier checkpoint by metrics that became known after it was saved."""
+        document = self._good_document(step)
+        document["metrics"] = {name: float(value) for name, value in metrics.items()}
+        if jax.process_index() == 0:
+            _write_json(self._folder(step) / DOCUMENT, document)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("jaxtune: metrics of a checkpoint")
+        self._metrics[step] = document["metrics"]
 
     def extra(self, step: int) -> dict[str, Any]:
         """The JSON that was saved with `step`, after the whole checkpoint has been checked against its digests."""
@@ -283,8 +301,7 @@ class Checkpoints:
         names = _files(folder)
         digests = zip(names, _digests(folder, names), strict=True)
         document = document | {"files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests}}
-        text = json.dumps(document | {"digest": _json_digest(document)})
-        (folder / DOCUMENT).write_text(text)
+        _write_json(folder / DOCUMENT, document)
 
     def _folder(self, step: int) -> epath.Path:
         return self.directory / f"{step:08d}"
@@ -295,6 +312,18 @@ class Checkpoints:
             known = ", ".join(map(str, steps)) or "none"
             raise UserError(f"no checkpoint of step {step} in {self.directory}; there are: {known}")
         return step
+
+
+def _open_folder(name: str) -> epath.Path:
+    scheme, separator, _ = name.partition("://")
+    if not separator:
+        return epath.Path(os.path.abspath(name))  # Orbax refuses relative paths
+    package = BUCKETS.get(scheme)
+    if package is None:
+        raise UserError(f"checkpoints cannot be kept at {name}; give a folder, or one of {', '.join(BUCKETS)}://")
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"checkpoints at {scheme}:// need the package {package}: pip install {package}")
+    return epath.Path(name)
 
 
 def abstract(state: Any, shardings: Any = None) -> Any:
@@ -400,6 +429,22 @@ def _digests(folder: epath.Path, names: Sequence[str]) -> list[tuple[int, str]]:
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         return list(pool.map(digest, names))
+
+
+def _write_json(path: epath.Path, document: dict[str, Any]) -> None:
+    """Write a document with its own digest, as a whole or not at all."""
+    unfinished = path.parent / f".{path.name}"
+    unfinished.write_text(json.dumps(document | {"digest": _json_digest(document)}))
+    unfinished.replace(path)
+
+
+def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a committed checkpoint, damaged or not. Opens nothing."""
+    path = _open_folder(os.fspath(folder))
+    if not path.exists():
+        return False
+    steps = [step for step in path.iterdir() if re.fullmatch(r"\d{8,}", step.name)]
+    return any((step / DOCUMENT).exists() or (step / "commit_success.txt").exists() for step in steps)
 
 
 def _json_digest(value: Any) -> str:

@@ -71,6 +71,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--resume-step", type=int, help="continue from this checkpoint")
     train.add_argument("--overwrite", action="store_true", help="delete what is in that folder first")
+    train.add_argument(
+        "--restartable",
+        action="store_true",
+        help="for launchers that give the same command again: resume if there is a checkpoint, else start",
+    )
+    train.add_argument("--coordinator", help="host:port of process 0, to join a job of several processes")
+    train.add_argument("--processes", type=int, help="processes in the job")
+    train.add_argument("--process", type=int, help="number of this process, from 0")
+    train.add_argument(
+        "--heartbeat-seconds", type=int, default=30, help="silence after which a process of the job counts as dead"
+    )
 
     mix = add("mix", run_mix, "Probabilities and counts of a mixture, from sizes or a config.", overrides=True)
     mix.add_argument("config", nargs="?", help="take tasks and mixture from this config")
@@ -251,20 +262,49 @@ def load_config(arguments: argparse.Namespace):
 
 
 def run_train(arguments: argparse.Namespace) -> int:
+    from jaxtune import distributed
     from jaxtune.terminal import print_summary
     from jaxtune.train import train
 
-    outcome = train(
-        load_config(arguments),
-        arguments.run_dir,
-        command={"config": arguments.config, "overrides": arguments.rest},
-        resume=arguments.resume or arguments.resume_step is not None,
-        resume_step=arguments.resume_step,
-        overwrite=arguments.overwrite,
+    place = distributed.detect(
+        os.environ, coordinator=arguments.coordinator, processes=arguments.processes, process=arguments.process
     )
-    print_summary(outcome.summary)
-    print(f"run folder: {outcome.run_dir}    report: {outcome.run_dir / 'report.html'}")
+    distributed.start(place, heartbeat_seconds=arguments.heartbeat_seconds)
+    with distributed.Guard():
+        config = load_config(arguments)
+        resume, overwrite = arguments.resume or arguments.resume_step is not None, arguments.overwrite
+        if arguments.restartable:
+            resume, overwrite = continue_or_start(config, arguments)
+        outcome = train(
+            config,
+            arguments.run_dir,
+            command={"config": arguments.config, "overrides": arguments.rest},
+            resume=resume,
+            resume_step=arguments.resume_step,
+            overwrite=overwrite,
+        )
+    if distributed.is_main():
+        print_summary(outcome.summary)
+        print(f"run folder: {outcome.run_dir}    report: {outcome.run_dir / 'report.html'}")
     return outcome.exit_code
+
+
+def continue_or_start(config: Any, arguments: argparse.Namespace) -> tuple[bool, bool]:
+    """(resume, overwrite) for --restartable; process 0 decides for all.
+
+    A run that was ended before its first checkpoint starts anew; one with a checkpoint continues, and if that
+    checkpoint cannot be used, it is an error.
+    """
+    from jaxtune.checkpoint import has_checkpoint
+    from jaxtune.distributed import from_main, is_main
+
+    if arguments.resume or arguments.resume_step is not None or arguments.overwrite:
+        raise UserError("--restartable decides between resuming and starting; leave --resume and --overwrite away")
+    resume = bool(from_main(has_checkpoint(config.checkpoint.folder(arguments.run_dir))))
+    begun = bool(from_main((arguments.run_dir / "config.json").exists()))
+    if is_main():
+        print("resuming the run" if resume else "no checkpoint yet: starting the run", file=sys.stderr)
+    return resume, begun and not resume
 
 
 def run_validate(arguments: argparse.Namespace) -> int:

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import difflib
 import enum
 import importlib.util
 import io
 import json
 import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -221,10 +223,27 @@ def load(path: str | pathlib.Path) -> ExperimentConfig:
     try:
         config = factory()
     except (TypeError, NameError, AttributeError) as error:
-        raise UserError(f"config() of {path} does not run: {type(error).__name__}: {error}") from error
+        raise UserError(f"config() of {path} does not run: {type(error).__name__}: {error}{_nearest(error)}") from error
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"config() of {path} returned {type(config).__name__}, not ExperimentConfig")
     return config
+
+
+def _nearest(error: Exception) -> str:
+    """The field that an unknown keyword of a config class probably means."""
+    found = re.search(r"(\w+)?.*unexpected keyword argument '(\w+)'", str(error))
+    if found is None:
+        return ""
+    owner = next((kind for kind in _CONFIGS if kind.__name__ == found[1]), None)
+    known = [field.name for kind in ([owner] if owner else _CONFIGS) for field in dataclasses.fields(kind)]
+    near = difflib.get_close_matches(found[2], known, n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""
+
+
+_CONFIGS: list[Any] = [
+    *(ExperimentConfig, ModelSource, DataConfig, BatchConfig, EvalConfig, EarlyStoppingConfig, HealthConfig),
+    *(MixtureConfig, Budget, OptimConfig, LossConfig, LoraConfig, CheckpointConfig, MeshConfig, Task),
+]
 
 
 def override(config: ExperimentConfig, arguments: Sequence[str]) -> ExperimentConfig:

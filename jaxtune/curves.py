@@ -98,15 +98,10 @@ def machine_panels(run: Run) -> list[Html]:
         panel(later, "Tokens per second", speed, labels=True),
         panel(run, "Padding", [("padding", lambda row: row.padding)], form=percent, note="share of slots"),
         panel(run, "Waiting for data", [("waiting", extra("data_wait"))], form=percent, note="share of time"),
-        panel(run, "Peak memory", [("memory", extra("memory_mb"))], smoothed=False, form=gibibytes),
+        panel(run, "Peak memory", [("memory", gibibytes)], smoothed=False, note="of the process, GiB"),
         panel(later, "Share of peak", [("MFU", extra("mfu"))], form=percent, note="of the matrix-multiply rate"),
     ]
     return [one for one in panels if one is not None]
-
-
-def gibibytes(megabytes: float | int) -> str:
-    """A memory axis."""
-    return f"{megabytes / 1024:.3g} GiB" if megabytes else "0"
 
 
 Curve = tuple[str, Callable[[TrainRow], float]]
@@ -116,6 +111,11 @@ Curve = tuple[str, Callable[[TrainRow], float]]
 def extra(name: str) -> Callable[[TrainRow], float]:
     """A number that only some runs log."""
     return lambda row: number(row.extra.get(name))
+
+
+def gibibytes(row: TrainRow) -> float:
+    """Peak memory of the process so far."""
+    return number(row.extra.get("memory_mb")) / 1024
 
 
 def panel(

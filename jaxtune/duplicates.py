@@ -1,4 +1,4 @@
-"""Equal and nearly equal texts among very many, in bounded memory: 52 bytes a text, in a temporary file.
+"""Equal and nearly equal texts among very many, in bounded memory: 48 bytes a text, in a temporary file.
 
 A text is a record's messages joined by `MESSAGE`. Words are runs of letters and digits without regard to case, and each
 character of scripts written without spaces. Two texts are near duplicates when their `similarity` is at least
@@ -26,12 +26,9 @@ SHINGLE = 3
 THRESHOLD = 0.8
 """`similarity` from which two texts count as nearly equal."""
 
-LENGTHS = 0.7
-"""Least ratio of the numbers of words of two texts that are compared; `THRESHOLD`, less an allowance for repetition."""
-
 BANDS, ROWS = 6, 4
 
-DTYPE = np.dtype([("text", "<u8"), ("prompt", "<u8"), ("id", "<u8"), ("bands", "<u4", (BANDS,)), ("words", "<u4")])
+DTYPE = np.dtype([("text", "<u8"), ("prompt", "<u8"), ("id", "<u8"), ("bands", "<u4", (BANDS,))])
 """What is kept of a text; 0 means that there is nothing to compare."""
 
 
@@ -134,7 +131,6 @@ def _hash_texts(
     total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words, dtype=np.uint64)])
     rows["text"] = total[stop] - total[start]
     rows["prompt"] = total[answer] - total[start]
-    rows["words"] = stop - start
     shingles = words * _CONSTANTS[2]
     shingles[:-1] += words[1:] * _CONSTANTS[3]
     shingles[:-2] += words[2:]
@@ -212,9 +208,7 @@ class Sketches:
             later = np.flatnonzero(slots[1:] == slots[:-1]) + 1
             first = np.searchsorted(slots, slots[later])
             found += [np.column_stack([members[other], members[later]]) for other in (later - 1, first)]
-        pairs = np.unique(np.concatenate(found)[:, ::-1], axis=0)[:, ::-1]
-        lengths = self._column("words", None)[pairs]
-        return pairs[lengths.min(axis=1) >= LENGTHS * lengths.max(axis=1)]
+        return np.unique(np.concatenate(found)[:, ::-1], axis=0)[:, ::-1]
 
     def _shared(self, field: str, band: int | None) -> tuple[Int[np.ndarray, " members"], Int[np.ndarray, " members"]]:
         """Numbers of the texts whose value another text has, and the number of that value; sorted by both."""

@@ -13,11 +13,12 @@ from jaxtune import chat, evaluate, hf, manifest, masks, order, tokenizer
 from jaxtune.cache import Encoding, tokenize
 from jaxtune.chat_templates import TEMPLATES, ChatTemplate, load_template
 from jaxtune.config import ExperimentConfig, to_json
+from jaxtune.data import StepBatches
 from jaxtune.errors import UserError
 from jaxtune.evaluate import Question
 from jaxtune.mixture import MixtureConfig
 from jaxtune.model import ModelConfig
-from jaxtune.packing import Example, PackPolicy
+from jaxtune.packing import Batch, Example, PackPolicy
 from jaxtune.plan import Plan, make_eval_plan, plan_for_budget
 from jaxtune.tasks import Task, hold_out
 from jaxtune.tokenizer import Tokenizer
@@ -244,7 +245,28 @@ def identity(job: Experiment) -> dict[str, Any]:
         config=to_json(job.config),
         seeds={"run": job.config.seed},
         base_model={path.name: manifest.file_fingerprint(path) for path in weights},
+        blocks={name: job.train[name].block_fingerprints() for name in job.tasks},
+        batches={str(step): batch_fingerprint(job, step) for step in pinned_steps(job)},
     )
+
+
+def pinned_steps(job: Experiment) -> list[int]:
+    """Steps whose batches the manifest holds: the first, the last, and eight of a permutation of the run's seed."""
+    last = job.total_steps - 1
+    drawn = order.permutation(job.config.seed, "pinned batches", 0, job.total_steps)[:8]
+    return sorted({0, last, *map(int, drawn)})
+
+
+def global_batch(job: Experiment, step: int) -> Batch:
+    """The whole batch of a step [rows, seq] on the host, rows in the plan's order."""
+    return StepBatches(job.plan, job.train)[step]
+
+
+def batch_fingerprint(job: Experiment, step: int) -> str:
+    """SHA-256 of a step's global batch."""
+    batch = global_batch(job, step)
+    fields = (batch.tokens, batch.loss_weights, batch.segment_ids, batch.positions, batch.task_ids)
+    return manifest.array_fingerprint(*map(np.asarray, fields))
 
 
 def mixture_json(job: Experiment) -> dict[str, Any]:

@@ -186,4 +186,7 @@ def _read_rope(left: Fields, max_seq_len: int) -> RopeConfig:
         values["factor"] = max_seq_len / original
     theta, partial = left.number("rope_theta"), left.number("partial_rotary_factor", 1.0)
     left.finish()
-    return RopeConfig(theta=theta, partial=partial, scaling=scaling, **values)
+    try:
+        return RopeConfig(theta=theta, partial=partial, scaling=scaling, **values)
+    except UserError as error:
+        raise UserError(f"{left.origin}: {error}") from error

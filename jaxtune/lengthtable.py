@@ -111,9 +111,14 @@ class _MappedFile:
 
 
 def _packed(array: np.ndarray) -> np.ndarray | _MappedFile:
-    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):  # a whole file, not a view of one
-        return _MappedFile(str(array.filename), array.dtype.str, array.shape, array.offset)
-    return array
+    """The place of an array in a file, if it is a view of a whole memory-mapped file; else the array."""
+    base = array
+    while isinstance(base, np.ndarray) and not (isinstance(base, np.memmap) and isinstance(base.base, mmap.mmap)):
+        base = base.base
+    if not isinstance(base, np.memmap) or not array.size or not array.flags.c_contiguous:
+        return array
+    offset = array.__array_interface__["data"][0] - base.__array_interface__["data"][0] + base.offset
+    return _MappedFile(str(base.filename), array.dtype.str, array.shape, offset)
 
 
 def _unpacked(array: np.ndarray | _MappedFile) -> np.ndarray:

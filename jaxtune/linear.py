@@ -1,6 +1,9 @@
 """Matrix products in the compute dtype with float32 sums, forward and backward; linear layers and RMSNorm."""
 
+import abc
 import functools
+from types import EllipsisType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,28 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
-def product(spec: str, left: Float[Array, "..."], right: Float[Array, "..."], *, out_dtype=None) -> Float[Array, "..."]:
+class Kernel(abc.ABC):
+    """A weight that is more than one array (quantised, adapted), in the place of the array in a parameter tree."""
+
+    @abc.abstractmethod
+    def product(self, spec: str, left: Float[Array, "..."], out_dtype: Any) -> Float[Array, "..."]:
+        """What the function `product` gives for this weight."""
+
+    @abc.abstractmethod
+    def dense(self) -> Float[Array, "..."]:
+        """The weight as one float32 array."""
+
+    def astype(self, dtype: Any) -> Float[Array, "..."]:
+        """The weight as one array of `dtype`."""
+        return self.dense().astype(dtype)
+
+    def __getitem__(self, index: EllipsisType) -> "Kernel":
+        return self
+
+
+def product(
+    spec: str, left: Float[Array, "..."], right: Float[Array, "..."] | Kernel, *, out_dtype=None
+) -> Float[Array, "..."]:
     """`einsum(spec, left, right)` in the dtype of `left`; the result has `out_dtype`, by default that of `left`.
 
     Every index of an operand must be in the other operand or the result. In bfloat16 the sums are float32, and so is
@@ -16,6 +40,8 @@ def product(spec: str, left: Float[Array, "..."], right: Float[Array, "..."], *,
     dtype first, so that no matmul mixes dtypes (mixed ones run at float32 speed).
     """
     out_dtype = left.dtype if out_dtype is None else jnp.dtype(out_dtype)
+    if isinstance(right, Kernel):
+        return right.product(spec, left, out_dtype)
     if left.dtype == right.dtype == out_dtype == jnp.float32:
         return jnp.einsum(spec, left, right)
     return _product(spec, out_dtype, left, right)

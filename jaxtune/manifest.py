@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxtune.errors import UserError
 
@@ -51,19 +52,12 @@ def files_fingerprints(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str
     return {pathlib.Path(path).name: file_fingerprint(path) for path in paths}
 
 
-def blocks_fingerprints(items: Sequence[bytes], blocks: int = 256) -> list[str]:
-    """Fingerprints (first 16 digits) of at most `blocks` equal runs of items: they tell where two versions differ.
-
-    Block b of n items covers items [b * n // blocks, (b + 1) * n // blocks).
-    """
-    blocks = min(blocks, len(items))
-    digests = []
-    for b in range(blocks):
-        sha = hashlib.sha256()
-        for item in items[b * len(items) // blocks : (b + 1) * len(items) // blocks]:
-            sha.update(len(item).to_bytes(8, "little") + item)
-        digests.append(sha.hexdigest()[:16])
-    return digests
+def array_fingerprint(*arrays: np.ndarray) -> str:
+    """Of arrays: their types, shapes and bytes, in order."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
 
 
 def code() -> dict[str, Any]:
@@ -113,11 +107,14 @@ def build_manifest(
     config: Mapping[str, Any],
     seeds: Mapping[str, int],
     base_model: Mapping[str, str] | None = None,
+    blocks: Mapping[str, Sequence[str]] | None = None,
+    batches: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The manifest of a run that starts here and now.
 
     `data`: task -> fingerprint, or any JSON about its source. `tokenizer`, `base_model`: file name -> fingerprint.
     `template`: source text of the chat template. `plan`: its hash and what derives it. `config`: resolved, complete.
+    `blocks`: task -> fingerprints of runs of its examples, to find a change. `batches`: step -> fingerprint.
     """
     return {
         "format": 1,
@@ -127,6 +124,8 @@ def build_manifest(
         "plan": dict(plan),
         "seeds": dict(seeds),
         "base_model": dict(base_model or {}),
+        "blocks": {task: " ".join(of) for task, of in (blocks or {}).items()},
+        "batches": dict(batches or {}),
         "config": dict(config),
         "code": code(),
         "environment": environment(),

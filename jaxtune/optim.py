@@ -52,7 +52,9 @@ class Schedule(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimizer, schedule, and which parameters they apply to. Patterns are regular expressions for a whole path."""
+    """Optimizer, schedule, and which parameters they apply to. Patterns are regular expressions for a whole path,
+    for instance `layers.attn.*` or `embed.embedding`.
+    """
 
     optimizer: Optimizer = Optimizer.ADAMW
     """Update rule."""
@@ -76,7 +78,7 @@ class OptimConfig:
     """Added to Adam's denominator; above 0."""
     weight_decay: float = 0.0
     """Decoupled decay: each step subtracts rate * weight_decay * parameter; 0 or more."""
-    no_decay: tuple[str, ...] = (r".*norm.*", r".*bias.*", r".*scale.*")
+    no_decay: tuple[str, ...] = (r".*norm.*", r".*bias.*", r".*scale.*", r".*magnitude.*")
     """Paths whose parameters do not decay."""
     clip_norm: float | None = 1.0
     """Largest global norm of the gradient of all trained parameters; None does not clip."""
@@ -134,9 +136,9 @@ def _check_pattern(pattern: str) -> None:
 
 
 MUON_AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    r"layers/attn/(q|k|v)/kernel": ((-3,), (-2, -1)),
-    r"layers/attn/o/kernel": ((-3, -2), (-1,)),
-    r"layers/(mlp|moe)/\w+/kernel": ((-2,), (-1,)),
+    r"layers\.attn\.[qkv]\.kernel": ((-3,), (-2, -1)),
+    r"layers\.attn\.o\.kernel": ((-3, -2), (-1,)),
+    r"layers\.(mlp|moe)\.\w+\.kernel": ((-2,), (-1,)),
 }
 """Parameters that Muon treats as matrices: path -> input axes, output axes. Each layer and expert is a matrix."""
 
@@ -154,9 +156,9 @@ class ParamGroups:
 
 
 def param_paths(params: PyTree) -> PyTree:
-    """Each parameter's path, its keys joined by "/": the strings that patterns are matched with."""
+    """Each parameter's path, its keys joined by dots: the strings that patterns are matched with."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="."), params
     )
 
 

@@ -88,7 +88,7 @@ def build(spec: ProgramSpec, trainable: Params) -> Program:
         params=placed,
         opt_state=sharding.optimizer_shardings(optimizer, trainable, placed),
         ema=None if spec.optim.ema_decay is None else placed,
-    )  # pyright: ignore[reportArgumentType]
+    )
     head = HeadSpec(
         vocab_axis=0 if spec.model.tie_embeddings else 1,
         soft_cap=spec.model.final_soft_cap,

@@ -147,7 +147,8 @@ def results_section(run: Run) -> Section | None:
     rows = [result_row(run, one, index, scored, others, held) for index, one in enumerate(results)]
     parts: list[object] = [page.table(columns, rows, total=total_row(results, scored, others), groups=groups)]
     parts += [tag("p", note, class_="note") for note in result_notes(run, results, held)]
-    lead = "The base model and the exported checkpoint on the same validation and test examples."
+    tuned = "the exported checkpoint" if run.summary.get("after") else "the unfinished run's latest parameters"
+    lead = f"The base model and {tuned} on the same validation and test examples."
     return Section("results", "Before and after", lead, parts)
 
 
@@ -252,11 +253,9 @@ def answer_row(before: Json | None, after: Json | None) -> list[object]:
 def answer_cell(row: Json | None) -> Html:
     if row is None:
         return Html("–")
-    right = bool(row["correct"])
-    mark = tag(
-        "span", "✓" if right else "✗", class_=f"mark {'good' if right else 'bad'}", title="right" if right else "wrong"
-    )
-    return join([mark, " ", figures.shorten(str(row["prediction"]), 300) or tag("span", "(empty)", class_="dim")])
+    word, sign, kind = ("right", "✓", "good") if row["correct"] else ("wrong", "✗", "bad")
+    text = figures.shorten(str(row["prediction"]), 300) or tag("span", "(empty)", class_="dim")
+    return tag("div", tag("span", sign, class_=f"mark {kind}", title=word), tag("div", text), class_="answer")
 
 
 # Facts

@@ -14,7 +14,8 @@ from jaxtune import losses, optim
 from jaxtune.errors import UserError
 from jaxtune.packing import Batch
 
-Params = PyTree[Array]
+Params = PyTree
+"""A nested dict of arrays, or of their shardings."""
 
 
 @runtime_checkable
@@ -80,7 +81,8 @@ class HeadSpec:
 class TrainState:
     """Everything that an update replaces."""
 
-    step: Int[Array, "*trial"]
+    step: PyTree
+    """Updates done, an int32 scalar; in a tree of shardings, where it lives (so no array type can stand here)."""
     params: Params
     opt_state: PyTree
     ema: Params | None = None
@@ -126,7 +128,7 @@ def hparams(peak_lr: float, weight_decay: float, seed: int = 0) -> Hparams:
     return Hparams(
         peak_lr=jnp.asarray(peak_lr, jnp.float32),
         weight_decay=jnp.asarray(weight_decay, jnp.float32),
-        seed=jnp.asarray(seed, jnp.uint32),
+        seed=jnp.asarray(seed, jnp.int32),
     )
 
 

@@ -1,8 +1,7 @@
-"""Tokenised examples on disk: written in parts that survive a kill, read through memory maps, checked by digest.
+"""Tokenised examples on disk: written in parts that survive a kill, read through one memory map, checked by digest.
 
-A finished store is a folder: `tokens`, `weights` (all examples end to end), `ends` (where each ends), `lengths`,
-`loss_lengths`, `response_lengths` (by example and template), `records` (the source's record number of each example) and
-`meta.json`, which is written last and holds the facts that the content is a function of, the counts and the digests.
+A finished store is a folder with two files. `data` holds the arrays of `_SECTIONS` one after the other. `meta.json` is
+written last and holds the facts that the content is a function of, the counts, and the digest of `data`.
 """
 
 import collections
@@ -10,9 +9,10 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,20 @@ from jaxtyping import Float, Int
 from jaxtune.errors import UserError
 from jaxtune.packing import Example
 
-FORMAT = "jaxtune tokens 1"
-_DTYPES = {
-    "tokens": np.dtype("<i4"),
-    "weights": np.dtype("<f4"),
+FORMAT = "jaxtune tokens 2"
+_SECTIONS = {
     "ends": np.dtype("<i8"),
+    "records": np.dtype("<i8"),
     "lengths": np.dtype("<i4"),
     "loss_lengths": np.dtype("<i4"),
     "response_lengths": np.dtype("<i4"),
-    "records": np.dtype("<i8"),
+    "tokens": np.dtype("<i4"),
+    "weights": np.dtype("<f4"),
 }
+"""Widest numbers first, so that all are aligned. `ends` is where each example ends among `tokens`; `records` is the
+source's number of each example's record; the lengths are by example and template."""
+_SPARE_FILES = 256
+"""Open files left to the rest of the process."""
 
 
 class DamagedStore(Exception):
@@ -53,7 +57,7 @@ class Part:
 
     def write(self, path: Path) -> None:
         """All of it or nothing: a half-written file never bears the name."""
-        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in _DTYPES}
+        arrays = {name: getattr(self, name) for name in _SECTIONS if name != "ends"}
         aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         with open(aside, "wb") as file:
             np.savez(file, outcomes=np.frombuffer(json.dumps(self.outcomes).encode(), np.uint8), **arrays)
@@ -78,14 +82,16 @@ class TaskTokens:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         self.meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text())
-        shape = (self.meta["examples"], self.meta["templates"])
-        maps = {name: _mapped(self.folder / name, dtype) for name, dtype in _DTYPES.items()}
-        self.lengths: Int[np.ndarray, "examples templates"] = _shaped(maps["lengths"], shape)
-        self.loss_lengths: Int[np.ndarray, "examples templates"] = _shaped(maps["loss_lengths"], shape)
-        self.response_lengths: Int[np.ndarray, "examples templates"] = _shaped(maps["response_lengths"], shape)
-        self.records: Int[np.ndarray, " examples"] = np.asarray(maps["records"])
-        self._tokens, self._weights, self._ends = (np.asarray(maps[name]) for name in ("tokens", "weights", "ends"))
-        self._stamps = self._file_stamps()
+        examples, templates, tokens = (self.meta[name] for name in ("examples", "templates", "tokens"))
+        shapes = dict.fromkeys(_SECTIONS, (examples, templates))
+        shapes |= {"ends": (examples * templates,), "records": (examples,), "tokens": (tokens,), "weights": (tokens,)}
+        self._stamp = self._file_stamp()
+        arrays = _sections(self.folder / "data", shapes)
+        self.lengths: Int[np.ndarray, "examples templates"] = arrays["lengths"]
+        self.loss_lengths: Int[np.ndarray, "examples templates"] = arrays["loss_lengths"]
+        self.response_lengths: Int[np.ndarray, "examples templates"] = arrays["response_lengths"]
+        self.records: Int[np.ndarray, " examples"] = arrays["records"]
+        self._ends, self._tokens, self._weights = arrays["ends"], arrays["tokens"], arrays["weights"]
 
     def __len__(self) -> int:
         return self.meta["examples"]
@@ -110,13 +116,29 @@ class TaskTokens:
     @property
     def fingerprint(self) -> str:
         """sha256 of the content."""
-        return hashlib.sha256(json.dumps(self.meta["sha256"], sort_keys=True).encode()).hexdigest()
+        return self.meta["sha256"]
 
     def example(self, number: int, template: int = 0) -> Example:
         """One example in one wording."""
         k = number * self.num_templates + template
         start, stop = (int(self._ends[k - 1]) if k else 0), int(self._ends[k])
         return Example(tokens=self._tokens[start:stop], loss_weights=self._weights[start:stop])
+
+    def block_fingerprints(self, blocks: int = 256) -> list[str]:
+        """First 16 digits of the SHA-256 of at most `blocks` equal runs of examples: they tell where two stores differ.
+
+        Block b of n examples holds the examples [b * n // blocks, (b + 1) * n // blocks).
+        """
+        count, found = min(blocks, len(self)), []
+        ends = np.concatenate([[0], self._ends])
+        for b in range(count):
+            low, high = b * len(self) // count, (b + 1) * len(self) // count
+            start, stop = (int(ends[example * self.num_templates]) for example in (low, high))
+            digest = hashlib.sha256(np.ascontiguousarray(self.lengths[low:high]).tobytes())
+            digest.update(self._tokens[start:stop].tobytes())
+            digest.update(self._weights[start:stop].tobytes())
+            found.append(digest.hexdigest()[:16])
+        return found
 
     def record(self, number: int) -> int:
         """Number of the example's record in the split's source."""
@@ -126,19 +148,18 @@ class TaskTokens:
         """Read every byte and compare digests; raises DamagedStore, also for content made from other facts."""
         if facts is not None and self.meta["facts"] != dict(facts):
             raise DamagedStore(f"{self.folder}: made from other facts")
-        for name, digest in self.meta["sha256"].items():
-            with open(self.folder / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise DamagedStore(f"{self.folder / name}: the content is not what was written")
+        with open(self.folder / "data", "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.meta["sha256"]:
+                raise DamagedStore(f"{self.folder / 'data'}: the content is not what was written")
 
     def check_unchanged(self) -> None:
-        """Raises UserError when a file changed since it was opened."""
-        if self._file_stamps() != self._stamps:
+        """Raises UserError when the data changed since they were opened."""
+        if self._file_stamp() != self._stamp:
             raise UserError(f"{self.folder} changed while it was in use; start the run again")
 
-    def _file_stamps(self) -> list[tuple[int, int]]:
-        stats = [os.stat(self.folder / name) for name in _DTYPES]
-        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    def _file_stamp(self) -> tuple[int, int]:
+        stat = os.stat(self.folder / "data")
+        return stat.st_size, stat.st_mtime_ns
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return TaskTokens, (self.folder,)
@@ -153,7 +174,7 @@ def open_store(folder: Path, facts: Mapping[str, Any]) -> TaskTokens:
         meta = json.loads((folder / "meta.json").read_text())
         ours = isinstance(meta, dict) and meta.get("format") == FORMAT
     except (OSError, ValueError):
-        ours = {*os.listdir(folder)} <= {"meta.json", *_DTYPES}
+        ours = {*os.listdir(folder)} <= {"meta.json", "data"}
         if ours:
             raise DamagedStore(f"{folder}: meta.json cannot be read") from None
     if not ours:
@@ -166,46 +187,35 @@ def open_store(folder: Path, facts: Mapping[str, Any]) -> TaskTokens:
     return store
 
 
-def merge(parts: Iterator[Part], folder: Path, *, task: str, split: str, facts: Mapping[str, Any]) -> None:
-    """Join parts, in order, into a finished store; `folder` appears whole or not at all."""
+def merge(parts: Sequence[Path], folder: Path, *, task: str, split: str, facts: Mapping[str, Any]) -> None:
+    """Join files of parts, in order, into a finished store; `folder` appears whole or not at all."""
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    files = {name: open(aside / name, "wb") for name in _DTYPES}  # noqa: SIM115 - closed below, together
-    digests = {name: hashlib.sha256() for name in _DTYPES}
     outcomes: collections.Counter[str] = collections.Counter()
-    templates, examples, end = 1, 0, 0
-
-    def put(name: str, array: np.ndarray) -> None:
-        data = np.ascontiguousarray(array, _DTYPES[name]).tobytes()
-        files[name].write(data)
-        digests[name].update(data)
-
-    try:
-        for part in parts:
-            for name in _DTYPES:
-                if name != "ends":
-                    put(name, getattr(part, name))
-            ends = end + np.cumsum(part.lengths.reshape(-1), dtype=np.int64)
-            put("ends", ends)
-            end = int(ends[-1]) if ends.size else end
-            templates, examples = part.lengths.shape[1], examples + len(part.records)
-            outcomes.update(part.outcomes)
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        for file in files.values():
-            file.close()
+    examples, templates, tokens = 0, 1, 0
+    for part in map(Part.read, parts):
+        outcomes.update(part.outcomes)
+        templates = part.lengths.shape[1]
+        examples, tokens = examples + len(part.records), tokens + len(part.tokens)
+    digest = hashlib.sha256()
+    with open(aside / "data", "wb") as file:
+        for name in _SECTIONS:
+            for array in _section(name, parts):
+                data = np.ascontiguousarray(array, _SECTIONS[name]).tobytes()
+                file.write(data)
+                digest.update(data)
+        file.flush()
+        os.fsync(file.fileno())
     meta = {
         "format": FORMAT,
         "task": task,
         "split": split,
         "examples": examples,
         "templates": templates,
-        "tokens": end,
+        "tokens": tokens,
         "outcomes": dict(outcomes),
-        "sha256": {name: digest.hexdigest() for name, digest in digests.items()},
+        "sha256": digest.hexdigest(),
         "facts": dict(facts),
     }
     with open(aside / "meta.json", "w") as file:
@@ -215,13 +225,39 @@ def merge(parts: Iterator[Part], folder: Path, *, task: str, split: str, facts: 
     os.replace(aside, folder)
 
 
-def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    """The file's content; an empty file cannot be mapped, and has none."""
-    return np.memmap(path, dtype, "r") if os.path.getsize(path) else np.zeros(0, dtype)
+def allow_open_stores(number: int) -> None:
+    """Let this process hold so many stores open (one file each), or raise UserError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = number + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise UserError(f"{number} tasks need {needed} open files; the system allows {hard} (`ulimit -Hn`)")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _shaped(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The memory map with its shape, still a map of the whole file (so that it pickles by name)."""
-    if not isinstance(array, np.memmap):
-        return array.reshape(shape)
-    return np.memmap(str(array.filename), array.dtype, "r", shape=shape)
+def _section(name: str, parts: Sequence[Path]) -> Iterator[np.ndarray]:
+    """One array of all parts, part by part."""
+    end = 0
+    for path in parts:
+        with open(path, "rb") as file, np.load(file) as archive:
+            if name != "ends":
+                yield archive[name]
+                continue
+            ends = end + np.cumsum(archive["lengths"].reshape(-1), dtype=np.int64)
+        yield ends
+        end = int(ends[-1]) if ends.size else end
+
+
+def _sections(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The arrays of a data file, over one memory map."""
+    sizes = {name: int(np.prod(shapes[name])) * dtype.itemsize for name, dtype in _SECTIONS.items()}
+    if os.path.getsize(path) != sum(sizes.values()):
+        raise ValueError(f"{path} has {os.path.getsize(path)} bytes, not {sum(sizes.values())}")
+    if not sum(sizes.values()):  # an empty file cannot be mapped
+        return {name: np.zeros(shapes[name], dtype) for name, dtype in _SECTIONS.items()}
+    data = np.asarray(np.memmap(path, np.uint8, "r"))  # a plain array over the map: slicing a `memmap` is slow
+    out, start = {}, 0
+    for name, dtype in _SECTIONS.items():
+        out[name] = data[start : start + sizes[name]].view(dtype).reshape(shapes[name])
+        start += sizes[name]
+    return out

@@ -9,7 +9,6 @@ import pathlib
 import resource
 import statistics
 import time
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +63,10 @@ class Progressing:
     best_step: int = -1
     since_best: int = 0
     """Validations since the best one."""
+    unvalidated: bool = False
+    """A stop signal came at a step whose validation is still to be done."""
+    recent: list[float] = dataclasses.field(default_factory=list)
+    """Losses of the last 50 steps, for the spike log."""
 
     def improves(self, value: float, step: int, min_change: float) -> bool:
         """Take note of a watched value; True if it is the best so far."""
@@ -104,6 +107,7 @@ def train(
     state = placed.initial_state()
 
     # 4. The run folder, new or resumed. From here on things are written.
+    barrier("jaxtune: input checked by all")
     if not resume and is_main():
         runfolder.prepare(run_dir, overwrite=overwrite)
         runfolder.write_facts(
@@ -115,7 +119,9 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(Guard())
         stack.enter_context(jax.set_mesh(placed.mesh))
-        checkpoints = stack.enter_context(Checkpoints(run_dir / "checkpoints", config.checkpoint))
+        checkpoints = stack.enter_context(Checkpoints(config.checkpoint.folder(run_dir), config.checkpoint))
+        if not resume and checkpoints.latest() is not None:
+            raise UserError(f"{checkpoints.directory} holds checkpoints of another run; set checkpoint.directory")
         memory = Progressing()
         if resume:
             state, memory = restore(checkpoints, state, resume_step, job)
@@ -199,7 +205,6 @@ class Loop:
         self.placed, self.job, self.config = placed, placed.job, placed.config
         self.checkpoints, self.tracker, self.memory = checkpoints, tracker, memory
         self.run_dir, self.memo = run_dir, memo
-        self.recent: deque[float] = deque(maxlen=50)
         self.after: LossResult | None = None
         self.after_score: ScoreResult | None = None
         self.exported_step: int | None = None
@@ -207,6 +212,10 @@ class Loop:
     def steps(self, state: TrainState, start: int, stop: StopSignal) -> tuple[Status, TrainState, int]:
         """Train from `start` to the end, an early stop or a signal; returns status, state and exit code."""
         total, config = self.job.total_steps, self.config
+        if self.memory.unvalidated:
+            self.catch_up(state, start)
+        if self.out_of_patience():
+            return Status.EARLY_STOPPED, state, 0
         batches = self.placed.train_batches(start)
         pending: tuple[int, StepMetrics] | None = None
         with contextlib.closing(batches), TrainProgress(total) as display:
@@ -231,18 +240,31 @@ class Loop:
                 pending = None
                 watched = self.validate(state, done) if due and not stopping else None
                 improved = watched is not None and self.memory.improves(watched, done, config.early_stopping.min_change)
+                self.memory.unvalidated = bool(due and stopping)
                 if save or improved:
                     self.save(state, done, watched)
                 if stopping:
                     display.write(f"stopped after step {done} of {total}; the same command with --resume continues")
                     return Status.STOPPED, state, stop.exit_code
-                patience = config.early_stopping.patience
-                if patience is not None and self.memory.since_best >= patience:
+                if self.out_of_patience():
                     display.write(
                         f"stopped early after step {done}: best validation was at step {self.memory.best_step}"
                     )
                     return Status.EARLY_STOPPED, state, 0
         return Status.FINISHED, state, 0
+
+    def out_of_patience(self) -> bool:
+        """Whether early stopping ends the run now."""
+        patience = self.config.early_stopping.patience
+        return patience is not None and self.memory.since_best >= patience
+
+    def catch_up(self, state: TrainState, step: int) -> None:
+        """Do the validation that a stop signal left undone: the metrics become those of a run that never stopped."""
+        self.memory.unvalidated = False
+        watched = self.validate(state, step)
+        if watched is not None:
+            self.memory.improves(watched, step, self.config.early_stopping.min_change)
+            self.checkpoints.set_metrics(step, {self.config.checkpoint.metric: watched})
 
     def log(self, step: int, metrics: StepMetrics) -> None:
         """Fetch one step's numbers, check them, count them, write them."""
@@ -305,11 +327,12 @@ class Loop:
             self.memory.empty += 1
             return
         loss = float(values.loss)
-        if len(self.recent) >= 10 and loss > self.config.health.spike_factor * statistics.median(self.recent):
+        recent = self.memory.recent
+        if len(recent) >= 10 and loss > self.config.health.spike_factor * statistics.median(recent):
             self.tracker.log(
                 {"kind": "spike", "step": step + 1, "loss": loss, "examples": self.job.describe_step(step)}
             )
-        self.recent.append(loss)
+        self.memory.recent = [*recent[-49:], loss]
 
     def validate(self, state: TrainState, step: int) -> float | None:
         """Per-task validation loss into the metrics; returns the watched number, or None without validation data."""
@@ -431,7 +454,7 @@ def export_checkpoint(config: ExperimentConfig, run_dir: pathlib.Path, out: path
     job = experiment.resolve(config, questions=False)
     runfolder.check_same(run_dir, experiment.identity(job))
     placed = place(job, Programs())
-    with Checkpoints(run_dir / "checkpoints", config.checkpoint, read_only=True) as checkpoints:
+    with Checkpoints(config.checkpoint.folder(run_dir), config.checkpoint, read_only=True) as checkpoints:
         number = {"best": checkpoints.best, "latest": checkpoints.latest}.get(step, lambda: checkpoint_number(step))()
         if number is None:
             number = checkpoints.latest()  # nothing was validated, so no step is better than the last

@@ -17,9 +17,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from jaxtune import duplicates
-from jaxtune.chat import ChatTemplate, MaskPolicy, render
+from jaxtune.chat import ChatTemplate, MaskPolicy, render_each
 from jaxtune.duplicates import MESSAGE, Sketches
 from jaxtune.errors import UserError
+from jaxtune.packing import Example
 from jaxtune.tasks import shapes
 from jaxtune.tasks.base import TRAIN, Task
 from jaxtune.tasks.compressed import CompressedJsonlSource
@@ -202,7 +203,7 @@ class _Run:
     def __init__(self, sketches: Sketches, lengths: Lengths | None):
         self.report = Report()
         self._lengths = lengths
-        self._controls = MARKERS if lengths is None else _control_pieces(lengths.tokenizer)
+        self._controls = MARKERS if lengths is None else tuple(lengths.tokenizer.controls.ids)
         self._sketches = sketches
         self._segments: list[_Segment] = []
         self._words = functools.lru_cache(maxsize=4096)(lambda k: duplicates.Words.of(self._text(k)))
@@ -265,23 +266,27 @@ class _Run:
 
     def _measure(self, task: Task, source: RecordSource, shape: Shape, lengths: Lengths) -> None:
         """Looks at the tokens of each record in the task's first wording."""
-        tokens = trained = 0.0
-        for i in range(len(source)):
-            if shape is Shape.TOKENS:
-                example = shapes.to_example(source[i], task.columns)
-            else:
-                conversation = task.conversation(source[i], 0, shape=shape)
-                example = render(conversation, lengths.template, lengths.tokenizer, policy=lengths.policy)
-            tokens += len(example.tokens)
-            trained += float((example.loss_weights > 0).sum())
-            cut = int((example.loss_weights[lengths.max_length :] > 0).sum())
-            if cut:
-                text = f"{len(example.tokens)} tokens, {lengths.max_length} in a row: {cut} trained tokens do not fit"
-                id = shapes.record_id(source[i], task.columns)
-                self.report.add(Problem(rule="answer-cut", message=text, file=source.name, line=source.line(i), id=id))
-        if tokens and trained / tokens < FEW_LOSS_TOKENS:
-            text = f"task {task.name}: {trained:,.0f} of {tokens:,.0f} tokens are trained"
+        tokens = trained = 0
+        for start in range(0, len(source), 256):
+            numbers = range(start, min(start + 256, len(source)))
+            for i, example in zip(numbers, _examples(task, source, shape, numbers, lengths), strict=True):
+                if isinstance(example, UserError):
+                    self._at(source, i, task, "not-renderable", str(example))
+                    continue
+                weighs = example.loss_weights > 0
+                tokens += len(weighs)
+                trained += int(weighs.sum())
+                cut = int(weighs[lengths.max_length :].sum())
+                if cut:
+                    text = f"{len(weighs)} tokens, {lengths.max_length} in a row: {cut} trained tokens do not fit"
+                    self._at(source, i, task, "answer-cut", text)
+        if tokens and trained < FEW_LOSS_TOKENS * tokens:
+            text = f"task {task.name}: {trained:,} of {tokens:,} tokens are trained"
             self.report.add(Problem(rule="few-loss-tokens", message=text, file=source.name))
+
+    def _at(self, source: RecordSource, i: int, task: Task, rule: str, message: str) -> None:
+        id = shapes.record_id(source[i], task.columns)
+        self.report.add(Problem(rule=rule, message=message, file=source.file(i), line=source.line(i), id=id))
 
     # Comparing.
 
@@ -353,9 +358,7 @@ class _Run:
 
     def _report(self, k: int, rule: str, message: str) -> None:
         segment, i = self._find(k)
-        id = shapes.record_id(segment.source[i], segment.task.columns)
-        line = segment.source.line(i)
-        self.report.add(Problem(rule=rule, message=message, file=segment.source.file(i), line=line, id=id))
+        self._at(segment.source, i, segment.task, rule, message)
 
     def _find(self, k: int) -> tuple[_Segment, int]:
         """The segment of record number k, and its number there."""
@@ -387,8 +390,14 @@ def _shape(task: Task, source: RecordSource) -> Shape:
     return shapes.detect(source, task.columns)
 
 
-def _control_pieces(tokenizer: Tokenizer) -> tuple[str, ...]:
-    return tuple(tokenizer.piece(token) for token in range(tokenizer.vocab_size) if tokenizer.is_control(token))
+def _examples(
+    task: Task, source: RecordSource, shape: Shape, numbers: Sequence[int], lengths: Lengths
+) -> list[Example | UserError]:
+    """Some records as tokens; an error in the place of each that the template refuses."""
+    if shape is Shape.TOKENS:
+        return [shapes.to_example(source[i], task.columns) for i in numbers]
+    conversations = [task.conversation(source[i], 0, shape=shape) for i in numbers]
+    return render_each(conversations, lengths.template, lengths.tokenizer, lengths.policy)
 
 
 # Printing.

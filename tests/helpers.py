@@ -10,6 +10,7 @@ from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSourc
 from jaxtune.evaluate import EvalConfig
 from jaxtune.mixture import Budget, MixtureConfig
 from jaxtune.optim import OptimConfig
+from jaxtune.sharding import MeshConfig
 from jaxtune.tasks import Task, from_list
 
 ASSETS = pathlib.Path(hf.__file__).parent / "assets" / "base"
@@ -60,6 +61,7 @@ def tiny_config(folder: pathlib.Path, **changes) -> ExperimentConfig:
         optim=OptimConfig(peak_lr=1e-2, warmup_frac=0.2),
         eval=EvalConfig(every=3, rows=4, generate_examples=4, max_new_tokens=4, generate_rows=8),
         checkpoint=CheckpointConfig(save_every=2),
+        mesh=MeshConfig(devices=1),
         compilation_cache=None,
     )
     return dataclasses.replace(config, **changes)

@@ -2,6 +2,7 @@ import functools
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from jaxtune.chat import TEMPLATES, Conversation, LengthPolicy, MaskPolicy, Mess
 from jaxtune.errors import UserError
 from jaxtune.tasks import Task, Template, from_jsonl, from_list
 from jaxtune.tokenizer import ByteTokenizer
-from jaxtune.tokenstore import DamagedStore, open_store
+from jaxtune.tokenstore import DamagedStore, allow_open_stores, open_store
 
 WORDINGS = (
     Template(prompt="{question}", response="{answer}"),
@@ -198,19 +199,19 @@ def test_a_damaged_part_is_done_again(tmp_path, encoded, monkeypatch):
 
 
 def flip_one_bit(folder):
-    with open(folder / "tokens", "r+b") as file:
-        file.seek(40)
+    with open(folder / "data", "r+b") as file:
+        file.seek(400)
         byte = file.read(1)[0]
-        file.seek(40)
+        file.seek(400)
         file.write(bytes([byte ^ 4]))
 
 
 def truncate(folder):
-    os.truncate(folder / "weights", 8)
+    os.truncate(folder / "data", os.path.getsize(folder / "data") - 8)
 
 
-def lose_a_file(folder):
-    (folder / "ends").unlink()
+def lose_the_data(folder):
+    (folder / "data").unlink()
 
 
 def lose_the_meta(folder):
@@ -228,7 +229,7 @@ def change_the_facts(folder):
 
 
 @pytest.mark.parametrize(
-    "damage", [flip_one_bit, truncate, lose_a_file, lose_the_meta, tear_the_meta, change_the_facts]
+    "damage", [flip_one_bit, truncate, lose_the_data, lose_the_meta, tear_the_meta, change_the_facts]
 )
 def test_a_damaged_cache_is_noticed_said_and_made_again(tmp_path, encoded, capsys, damage):
     store = tokenized([sums()], tmp_path)["sums"]
@@ -260,7 +261,7 @@ def test_a_store_that_changes_while_in_use_is_an_error(tmp_path):
     store = tokenized([sums()], tmp_path)["sums"]
     store.check_unchanged()
     flip_one_bit(store.folder)
-    os.utime(store.folder / "tokens", ns=(0, 0))
+    os.utime(store.folder / "data", ns=(0, 0))
     with pytest.raises(UserError, match="changed while it was in use"):
         store.check_unchanged()
 
@@ -283,27 +284,49 @@ def test_data_that_change_while_they_are_tokenised_are_an_error(tmp_path, encode
 
 
 def test_a_store_being_made_by_another_run_is_waited_for(tmp_path):
-    tokenized([sums()], tmp_path)
-    (lock,) = tmp_path.glob("*.lock")
+    store = tokenized([sums()], tmp_path)["sums"]
     held, done = threading.Event(), threading.Event()
 
     def hold():
-        with cache._locked(lock.with_suffix("")):
+        with cache._locked(tmp_path, [store.folder.name]):
             held.set()
-            done.wait(5)
+            done.wait(20)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    assert held.wait(5)
+    assert held.wait(20)
     results = []
     waiter = threading.Thread(target=lambda: results.append(tokenized([sums()], tmp_path)))
     waiter.start()
     waiter.join(0.3)
     assert waiter.is_alive()
     done.set()
-    waiter.join(10)
+    waiter.join(20)
     holder.join()
     assert len(results[0]["sums"]) == 10
+
+
+@pytest.fixture
+def file_limit():
+    """Sets how many files may be open; restored at the end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda number: resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_many_tasks_need_one_open_file_each_and_the_limit_is_raised_for_them(tmp_path, file_limit):
+    tasks = [sums(1, name=f"t{i}") for i in range(150)]
+    before = len(os.listdir("/proc/self/fd"))
+    file_limit(before + 100)
+    stores = tokenized(tasks, tmp_path)
+    assert len(os.listdir("/proc/self/fd")) <= before + 151
+    assert all(len(store) == 1 for store in stores.values())
+
+
+def test_more_tasks_than_the_system_allows_files_are_refused(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 2048))
+    with pytest.raises(UserError, match="5000 tasks need 5256 open files; the system allows 2048"):
+        allow_open_stores(5000)
 
 
 # Several processes

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from chats import SINGLE, TOOLS, TURNS, chats_for, family_tokenizer, picture
+from chats import SINGLE, SPECIALS, TOOLS, TURNS, chats_for, family_tokenizer, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizers import write_hf, write_sentencepiece
@@ -139,7 +139,7 @@ def test_the_prompt_for_generation_is_an_exact_prefix_of_the_training_ids(name):
 def test_bos_stands_once_even_if_the_text_begins_with_it(name):
     """Prevents a double BOS."""
     tokenizer = family_tokenizer(name)
-    bos = tokenizer.piece(tokenizer.bos_id)
+    bos = str(SPECIALS[name][0])
     for conversation in (SINGLE, talk(("user", bos + " hi"), ("assistant", bos))):
         example = render(conversation, TEMPLATES[name], tokenizer)
         assert (example.tokens == tokenizer.bos_id).sum() == 1 and example.tokens[0] == tokenizer.bos_id

@@ -310,6 +310,10 @@ def test_options_out_of_range_and_a_missing_folder_are_user_errors(tmp_path):
         CheckpointConfig(keep_latest=0)
     with pytest.raises(UserError, match="checkpoint.keep_best must be at least 0, got -1"):
         CheckpointConfig(keep_best=-1)
+    with pytest.raises(UserError, match="need the package gcsfs"):
+        Checkpoints("gs://bucket/run")
+    with pytest.raises(UserError, match="one of gs, s3://"):
+        Checkpoints("ftp://server/run")
     with pytest.raises(UserError, match="no checkpoints here"):
         Checkpoints(tmp_path / "none", read_only=True)
 

@@ -34,6 +34,7 @@ def place(tmp_path_factory):
         '''A small run.'''
         from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
         from jaxtune.mixture import Budget
+        from jaxtune.sharding import MeshConfig
         from jaxtune.tasks import Task, from_jsonl
 
         def config():
@@ -41,7 +42,7 @@ def place(tmp_path_factory):
                 name="cli", model=ModelSource(path={str(folder / "base")!r}),
                 tasks=(Task(name="say", splits={{"train": from_jsonl({str(folder / "data.jsonl")!r})}}),),
                 duration=Budget(steps=2), data=DataConfig(seq_len=64, cache_dir={str(folder / "cache")!r}),
-                batch=BatchConfig(rows=2), compilation_cache=None,
+                batch=BatchConfig(rows=2), compilation_cache=None, mesh=MeshConfig(devices=1),
             )
         """)
     )
@@ -79,7 +80,6 @@ def test_mix_prints_a_table(capsys):
         (["mix", *SIZES, "--weights", "qaa=1", "math=1"], "qa"),
         (["train", "nowhere.py", "--run-dir", "x"], "no config file"),
         (["report", "nowhere"], "nowhere"),
-        (["validate", "nowhere.jsonl"], "nowhere"),
         (["generate", "nowhere", "--prompt", "x"], "nowhere"),
         (["import-hf", "nowhere"], "nowhere"),
         (["sweep", "nowhere.py", "--sweep-dir", "x", "--grid", "a=1"], "no config file"),

@@ -69,7 +69,10 @@ def test_a_missing_config_lists_what_is_there(tmp_path):
         ("import nothing_of_that_name", "nothing_of_that_name"),
         ("x = 1", "no function"),
         ("def config(): return 3", "returned int"),
-        ("from jaxtune.config import ExperimentConfig\ndef config(): return ExperimentConfig(nme='x')", "nme"),
+        (
+            "from jaxtune.optim import OptimConfig\ndef config(): return OptimConfig(learning_rte=1.0, peak_l=1e-4)",
+            "learning_rte|peak_lr",
+        ),
     ],
 )
 def test_a_broken_config_says_what_is_wrong(tmp_path, text, message):

@@ -1,5 +1,6 @@
 import json
 import pickle
+import threading
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtune.chat import TEMPLATES
 from jaxtune.data import StepBatches, batches, prefetched
 from jaxtune.errors import UserError
 from jaxtune.ledger import count_batch
-from jaxtune.mixture import Budget, MixtureConfig
+from jaxtune.mixture import Budget, MixtureConfig, Strategy
 from jaxtune.packing import Batch, Example, PackPolicy
 from jaxtune.plan import make_eval_plan, plan_for_budget
 from jaxtune.tasks import Task, Template, from_list
@@ -147,6 +148,38 @@ def test_an_evaluation_batch_needs_no_micro_batches(stores):
     assert counted.examples.tolist() == [70, 200]
 
 
+def test_examples_are_dropped_before_mixing_so_half_and_half_is_half_and_half(tmp_path):
+    long_and_short = [{"prompt": "a" * (5 + 300 * (i % 2)), "completion": "b"} for i in range(100)]
+    short = [{"prompt": f"{i}", "completion": "b"} for i in range(100)]
+    tasks = [Task(name=name, splits={"train": from_list(r)}) for name, r in (("a", long_and_short), ("b", short))]
+    encoding = Encoding(template=TEMPLATES["chatml"], tokenizer=ByteTokenizer(), max_length=SEQ_LEN)
+    stores = tokenize(tasks, "train", encoding, tmp_path, show_progress=False)
+    plan = plan_for_budget(
+        Budget(examples=400),
+        {task: store.lengths for task, store in stores.items()},
+        {task: store.loss_lengths for task, store in stores.items()},
+        MixtureConfig(strategy=Strategy.EQUAL),
+        seed=0,
+        seq_len=SEQ_LEN,
+        rows_per_step=ROWS,
+    )
+    source, counted = StepBatches(plan, stores), plan.ledger(0)
+    for step in range(len(source)):
+        counted += count_batch(source[step], plan.tasks)
+    assert counted.examples.tolist() == [200, 200]
+
+
+def test_many_tasks_do_not_mean_many_threads(stores):
+    many = {f"task{i}": stores["echoes"] for i in range(300)}
+    lengths = {task: store.lengths for task, store in many.items()}
+    plan = make_eval_plan(lengths, lengths, seq_len=SEQ_LEN, rows_per_step=ROWS)
+    before = threading.active_count()
+    iterator = batches(StepBatches(plan, many), threads=2, stop=20)
+    during = max(threading.active_count() for _ in iterator)
+    iterator.close()
+    assert during <= before + 3
+
+
 class Broken:
     """A store whose example 33 cannot be read."""
 
@@ -177,7 +210,7 @@ def test_data_that_changed_after_the_plan_are_refused(tmp_path):
     stores = tokenize(make_tasks(), "train", encoding, tmp_path, show_progress=False)
     plan = make_plan(stores)
     folder = stores["sums"].folder
-    (folder / "tokens").write_bytes((folder / "tokens").read_bytes() + b"more")
+    (folder / "data").write_bytes((folder / "data").read_bytes() + b"more")
     with pytest.raises(UserError, match="changed while it was in use"):
         batches(StepBatches(plan, stores))
 

@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 
+import numpy as np
 import pytest
 
 from jaxtune import manifest
@@ -78,21 +79,12 @@ def test_files_are_known_by_name_and_content_not_by_place(tmp_path):
     assert manifest.files_fingerprints([tmp_path / "b" / "tokenizer.json"]) != first
 
 
-@pytest.mark.parametrize("count", [1, 10, 256, 1000])
-def test_block_fingerprints_tell_where_a_line_changed(count):
-    lines = [f"line {i}".encode() for i in range(count)]
-    before = manifest.blocks_fingerprints(lines)
-    assert len(before) == min(256, count)
-    for i in (0, count // 2, count - 1):
-        changed = [*lines]
-        changed[i] = b"tampered"
-        after = manifest.blocks_fingerprints(changed)
-        (block,) = [b for b, (x, y) in enumerate(zip(before, after, strict=True)) if x != y]
-        assert block * count // len(before) <= i < (block + 1) * count // len(before)
-
-
-def test_moving_a_byte_between_items_changes_the_block():
-    assert manifest.blocks_fingerprints([b"ab", b"c"], 1) != manifest.blocks_fingerprints([b"a", b"bc"], 1)
+def test_array_fingerprints_see_values_types_and_shapes():
+    array = np.arange(6, dtype=np.int32)
+    different = [array[::-1], array.astype(np.int64), array.reshape(2, 3), array[:5]]
+    assert len({manifest.array_fingerprint(a) for a in [array, *different]}) == 5
+    assert manifest.array_fingerprint(array.reshape(2, 3).T) == manifest.array_fingerprint(array.reshape(2, 3).T.copy())
+    assert manifest.array_fingerprint(array, array) != manifest.array_fingerprint(array)
 
 
 def test_the_code_fingerprint_covers_every_source_file_and_follows_an_edit(tmp_path, monkeypatch):
@@ -145,7 +137,3 @@ def test_the_environment_names_versions_devices_and_variables_but_no_host(monkey
 def test_json_fingerprints_do_not_depend_on_the_order_of_keys():
     assert manifest.json_fingerprint({"a": 1, "b": [2]}) == manifest.json_fingerprint({"b": [2], "a": 1})
     assert manifest.json_fingerprint({"a": 1}) != manifest.json_fingerprint({"a": 1.5})
-
-
-def test_block_fingerprints_of_nothing_are_empty():
-    assert manifest.blocks_fingerprints([]) == []

@@ -204,7 +204,7 @@ def test_blank_lines_are_skipped_and_line_numbers_stay_those_of_the_file(tmp_pat
     block=st.integers(1, 40),
     ends=st.booleans(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_index_finds_each_line_whatever_the_size_of_blocks(lines, block, ends, tmp_path_factory):
     path = tmp_path_factory.mktemp("index") / "a.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n" * ends)
@@ -264,7 +264,7 @@ def test_damaged_compression_is_named(suffix, tmp_path):
 
 
 @given(content=st.binary(max_size=200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_no_bytes_crash_a_reader(content, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.array_record"):
@@ -279,7 +279,7 @@ def test_no_bytes_crash_a_reader(content, tmp_path_factory):
 
 
 @given(place=st.integers(4, 2000), value=st.integers(0, 255))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_no_flipped_byte_crashes_the_parquet_reader(place, value, tmp_path_factory):
     folder = tmp_path_factory.mktemp("flip")
     make_parquet(folder)

@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import functools
 import json
 import pickle
 
@@ -270,6 +271,29 @@ def test_a_changed_template_function_changes_the_fingerprint(tmp_path, monkeypat
     assert prints[0] != prints[1]
 
 
+def bound_word(record, *, suffix: str) -> Conversation:
+    return two_turns({**record, "de": record["de"] + suffix})
+
+
+def closed_over(suffix: str):
+    return lambda record: bound_word(record, suffix=suffix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    suffix: str
+
+    def __call__(self, record) -> Conversation:
+        return bound_word(record, suffix=self.suffix)
+
+
+def test_what_is_bound_to_a_template_function_is_part_of_the_fingerprint():
+    for make in (lambda s: functools.partial(bound_word, suffix=s), closed_over, Wording):
+        first, again, other = (words_task(templates=(make(suffix),)).fingerprint() for suffix in ("a", "a", "b"))
+        assert first == again
+        assert first != other
+
+
 # Several tasks.
 
 
@@ -307,6 +331,17 @@ def test_a_task_that_leaks_into_a_held_cluster_goes_too():
 def test_a_variant_held_out_takes_its_base_with_it():
     parted = hold_out(tasks_for_clusters(), ["generation"])
     assert {"mt", "same_words"} == set(parted.leaking)
+
+
+@pytest.mark.parametrize("held", ["base", "one", "two"])
+def test_variants_that_were_written_to_other_files_are_held_out_together(held):
+    def own(text: str):
+        return from_list([{"en": text, "de": text}], name=text)
+
+    base = words_task(name="base", records=own("base"))
+    variants = [words_task(name=name, records=own(name), variant_of="base") for name in ("one", "two")]
+    parted = hold_out([base, *variants, words_task(name="other")], [held])
+    assert set(parted.kept) == {"other"}
 
 
 def test_templates_that_train_a_held_cluster_are_removed_from_the_tasks_that_stay():

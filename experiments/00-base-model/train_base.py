@@ -91,7 +91,7 @@ def make_steps(total_steps: int, config: optim.OptimConfig, seed: int):
     """Train state, jitted update and jitted evaluation."""
     graphdef, params = model.init_params(CONFIG, seed)
 
-    def forward(params, frozen, batch):
+    def forward(params, frozen, batch, key=None):
         hidden = model.apply(graphdef, params, batch.tokens, batch.positions, batch.segment_ids, dtype=jnp.bfloat16)
         return hidden, params["embed"]["embedding"]
 

@@ -252,10 +252,11 @@ def synthetic_stores(folder: pathlib.Path) -> dict[str, TaskTokens]:
         for end, loss in zip(ends, halves[:, 0], strict=True):
             weights[end - loss : end] = 1
         part = Part(
-            tokens=rng.integers(1, 30_000, total).astype(np.int32), weights=weights, lengths=lengths, loss_lengths=halves,
-            response_lengths=halves, records=np.arange(n), outcomes={"kept": n},
+            tokens=rng.integers(1, 30_000, total).astype(np.int32), weights=weights, lengths=lengths,
+            loss_lengths=halves, response_lengths=halves, records=np.arange(n), outcomes={"kept": n},
         )  # fmt: skip
-        merge(iter([part]), folder / task, task=task, split="train", facts={})
+        part.write(folder / f"{task}.npz")
+        merge([folder / f"{task}.npz"], folder / task, task=task, split="train", facts={})
         stores[task] = TaskTokens(folder / task)
     return stores
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -340,15 +341,30 @@ def _pair(conversation: Conversation) -> tuple[str, str]:
 
 
 def _wording_fingerprint(wording: Template | Builder) -> str:
-    """Text of a template; of a function, its file's content, so that a helper's change is seen as well."""
-    if isinstance(wording, Template):
-        return repr(wording)
-    inner = inspect.unwrap(wording)
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
-    if code is None:
-        raise UserError(f"template {wording!r} is neither a Template nor a Python function")
+    """Of a template its text; of a function its file, so that a changed helper is seen, and the values bound to it."""
+    return repr(wording) if isinstance(wording, Template) else repr(_code(wording))
+
+
+def _code(value: Any) -> Any:
+    """What decides the behaviour of a function, or of a value that is bound to one, in terms of text."""
+    if isinstance(value, functools.partial):
+        return "partial", _code(value.func), _code(value.args), _code(value.keywords)
+    if inspect.ismethod(value):
+        return "method", _code(value.__func__), _code(value.__self__)
+    if inspect.isfunction(value):
+        bound = [cell.cell_contents for cell in value.__closure__ or ()]
+        parts = (value.__qualname__, _file_digest(value.__code__), value.__defaults__, value.__kwdefaults__, bound)
+        return tuple(map(_code, parts))
+    if isinstance(value, list | tuple):
+        return tuple(map(_code, value))
+    if isinstance(value, dict):
+        return tuple((key, _code(item)) for key, item in value.items())
+    if callable(value) and hasattr(value, "__dict__") and not isinstance(value, type):
+        return type(value).__qualname__, _code(type(value).__call__), _code(vars(value))
+    return repr(value)
+
+
+def _file_digest(code: CodeType) -> str:
     file = Path(code.co_filename)
     content = file.read_bytes() if file.is_file() else repr((code.co_code, code.co_consts, code.co_names)).encode()
-    return f"{code.co_qualname} {hashlib.sha256(content).hexdigest()}"
+    return hashlib.sha256(content).hexdigest()

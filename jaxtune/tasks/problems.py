@@ -81,6 +81,7 @@ RULES: dict[str, Rule] = {
     "leaked-prompt": _warning("remove it from one of the splits: the same question is asked in both"),
     # With a tokenizer.
     "control-token": _warning("remove the marker from the text; it is encoded as plain text, never as a control token"),
+    "not-renderable": _error("choose another chat template, or change the record"),
     "answer-cut": _warning("raise the row length, shorten the record, or drop it (length policy)"),
     "few-loss-tokens": _warning("look at the task's answers with `jaxtune preview`; it will hardly train"),
 }

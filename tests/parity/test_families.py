@@ -25,7 +25,7 @@ def torch_model(fields: dict):
     """The model of transformers with the values of `family_cases.weight`, under the names that it saves."""
     fields = dict(fields)
     config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager").eval()
 
 
 def saved_shapes(network, folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
@@ -40,7 +40,7 @@ def both(case: str, seed: int, folder: pathlib.Path):
     shapes = saved_shapes(torch_model(fields), folder / "shapes")
     saved = json.loads((folder / "shapes" / "config.json").read_text())
     family_cases.write_checkpoint(folder / "model", saved, shapes)
-    network = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager").eval()
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager", experts_implementation="eager").eval()
     config, params = hf.import_model(folder / "model")
     return network, config, params
 
@@ -143,7 +143,7 @@ def test_import_export_import_keeps_every_tensor_and_transformers_loads_it(pair,
         config, layer_kinds=config.kinds
     )
     jax.tree.map(np.testing.assert_array_equal, params, again)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager", experts_implementation="eager").eval()
     sequences = family_cases.sequences(config.vocab_size)
     for ours, theirs in zip(torch_logits(loaded, sequences), torch_logits(network, sequences), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=0)

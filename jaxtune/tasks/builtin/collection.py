@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import orjson
 
@@ -109,16 +109,16 @@ class GeneratedSource(RecordSource):
     def __len__(self) -> int:
         return size(self.task, self.split)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         return dict(self._records[i])
 
     def __reduce__(self):
         return GeneratedSource, (self.task, self.split)
 
-    def line(self, i: int) -> int:
+    def line(self, i: SupportsIndex) -> int:
         return int(i) + 1
 
-    def file(self, i: int) -> str:
+    def file(self, i: SupportsIndex) -> str:
         return self.name
 
     def check_unchanged(self) -> None:

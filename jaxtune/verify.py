@@ -1,0 +1,282 @@
+"""Is a run folder what it says it is? Everything is derived again from config and data; steps can be trained again."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtune import config as configs
+from jaxtune import experiment, manifest, runfolder
+from jaxtune.checkpoint import Checkpoints, abstract, has_checkpoint
+from jaxtune.config import ExperimentConfig
+from jaxtune.errors import UserError
+from jaxtune.experiment import TRAIN, Experiment
+from jaxtune.packing import Batch
+from jaxtune.placed import Placed, place
+from jaxtune.programs import Programs
+from jaxtune.step import StepMetrics, TrainState
+from jaxtune.tracking import read_json, read_rows
+
+BOUND = ("data", "tokenizer", "template", "base_model", "plan", "seeds", "batches", "config")
+"""Parts of a manifest that must be equal: what is trained, on what, and how."""
+CIRCUMSTANCES = ("code", "environment")
+"""Parts whose differences may change the last bits; they are told, and loosen the comparison of a replay."""
+TOLERANCE = 1e-4
+"""Largest relative difference of a replayed loss where code, libraries or hardware differ from the run's."""
+DRAWN = 16
+"""Further steps, drawn anew each time: trained tokens by task are counted in the batch and looked up in the log."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+    """One question and its answer."""
+
+    name: str
+    ok: bool
+    lines: tuple[str, ...] = ()
+    """What differs, or what was compared."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verification:
+    """The answers about one run folder."""
+
+    run_dir: pathlib.Path
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything holds."""
+        return all(check.ok for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain JSON."""
+        checks = [{"name": check.name, "ok": check.ok, "lines": list(check.lines)} for check in self.checks]
+        return {"run_dir": str(self.run_dir), "ok": self.ok, "checks": checks}
+
+
+def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, replay: int = 0) -> Verification:
+    """Check a run folder against config, data, tokenizer, model and code as they are now.
+
+    `config_path` replaces the config file that the run recorded. `replay`: so many steps are trained again. Raises
+    UserError for a folder that is no run, or whose config no longer loads.
+    """
+    run_dir = pathlib.Path(run_dir)
+    if not (run_dir / "manifest.json").exists():
+        raise UserError(f"{run_dir} is not a run folder: it has no manifest.json")
+    try:
+        recorded = manifest.read_manifest(run_dir / "manifest.json")
+    except UserError as error:
+        return Verification(run_dir=run_dir, checks=(Check(name="manifest", ok=False, lines=(str(error),)),))
+    path, overrides = runfolder.read_command(run_dir) if config_path is None else (config_path, [])
+    config = configs.override(configs.load(path), overrides)
+    job = experiment.resolve(config, questions=False, show_progress=False)
+    now = experiment.identity(job)
+    checks = [
+        Check(name="manifest", ok=True, lines=("its own fingerprint fits",)),
+        check_recorded_config(run_dir, recorded),
+        *check_inputs(recorded, now, job),
+        check_log(run_dir, job),
+        check_checkpoints(run_dir, config),
+        describe_circumstances(recorded, now),
+    ]
+    if replay:
+        checks.append(check_replay(run_dir, config, job, replay, exact=same_circumstances(recorded, now)))
+    return Verification(run_dir=run_dir, checks=tuple(checks))
+
+
+def check_recorded_config(run_dir: pathlib.Path, recorded: Mapping[str, Any]) -> Check:
+    """Whether config.json still says what the manifest says."""
+    written = read_json(run_dir / "config.json")
+    lines = manifest.compare_manifests({"config": recorded["config"]}, {"config": written})
+    lines = [f"config.json was edited after the run: {line}" for line in lines]
+    return Check(name="recorded config", ok=not lines, lines=tuple(lines) or ("equals the manifest's",))
+
+
+def check_inputs(recorded: Mapping[str, Any], now: Mapping[str, Any], job: Experiment) -> Iterator[Check]:
+    """Config, data, tokenizer, template, base model, plan and pinned batches, each with what differs and why."""
+    causes: list[str] = []
+    for part in BOUND:
+        lines = manifest.compare_manifests({part: recorded.get(part)}, {part: now.get(part)})
+        if part == "data":
+            lines = [line + place_of_change(line, recorded, job) for line in lines]
+        if part in ("plan", "batches") and lines and causes:
+            lines.append(f"because of the change in: {', '.join(causes)}")
+        elif lines:
+            causes.append(part.replace("_", " "))
+        derived = f"{len(now[part])} batches derived again are equal" if part == "batches" else "equal"
+        yield Check(name=part.replace("_", " "), ok=not lines, lines=tuple(lines) or (derived,))
+
+
+def place_of_change(line: str, recorded: Mapping[str, Any], job: Experiment) -> str:
+    """Where the data of a task changed, as ` (examples 12 to 13: qa.jsonl:13 to qa.jsonl:14)`."""
+    task = next((name for name in job.tasks if line.startswith(f"data {name}: ")), None)
+    then = recorded.get("blocks", {}).get(task, "").split()
+    if task is None or not then:
+        return ""
+    store = job.train[task]
+    now = store.block_fingerprints()
+    different = [b for b, (x, y) in enumerate(zip(then, now, strict=False)) if x != y]
+    if len(then) != len(now) or not different:
+        return ""
+    low = different[0] * len(store) // len(now)
+    high = (different[-1] + 1) * len(store) // len(now) - 1
+    where = [job.tasks[task].source(TRAIN).where(store.record(example)) for example in (low, high)]
+    return f" (examples {low + 1} to {high + 1} of {len(store)}: {where[0]} to {where[1]})"
+
+
+def check_log(run_dir: pathlib.Path, job: Experiment) -> Check:
+    """Whether the logged steps are those of the plan: trained tokens by task of steps drawn at random, and the sums."""
+    rows = {row["step"]: row for row in read_rows(run_dir / "metrics.jsonl") if row["kind"] == "train"}
+    if not rows:
+        return Check(name="log", ok=True, lines=("no step was trained",))
+    lines = []
+    if sorted(rows) != list(range(1, max(rows) + 1)):
+        lines.append(f"metrics.jsonl holds {len(rows)} training steps, but ends at step {max(rows)}")
+    drawn = np.random.default_rng().permutation(sorted(rows))[:DRAWN]
+    for step in sorted(map(int, drawn)):
+        planned = trained_tokens(job, step - 1)
+        logged = {task: count for task, count in rows[step]["task_tokens"].items() if count}
+        if step <= job.total_steps and logged != planned:
+            lines.append(f"step {step}: {logged} trained tokens were logged, the plan's batch has {planned}")
+    ledger = job.plan.ledger(max(rows)).to_json()
+    planned = sum(row["loss_tokens"] for row in ledger.values())
+    if rows[max(rows)]["loss_tokens"] != planned:
+        lines.append(f"{rows[max(rows)]['loss_tokens']} trained tokens were logged in all, the plan has {planned}")
+    seen = ", ".join(str(step) for step in sorted(map(int, drawn)))
+    return Check(name="log", ok=not lines, lines=tuple(lines) or (f"agrees with the plan (steps looked at: {seen})",))
+
+
+def trained_tokens(job: Experiment, step: int) -> dict[str, int]:
+    """Targets with weight in a step's batch, by task, counted in the batch itself."""
+    batch = experiment.global_batch(job, step)
+    segments, tasks = np.asarray(batch.segment_ids), np.asarray(batch.task_ids)
+    follows = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    counted = follows & (np.asarray(batch.loss_weights)[:, 1:] != 0)
+    counts = np.bincount(tasks[:, 1:][counted], minlength=len(job.plan.tasks))
+    return {task: int(n) for task, n in zip(job.plan.tasks, counts, strict=True) if n}
+
+
+def check_checkpoints(run_dir: pathlib.Path, config: ExperimentConfig) -> Check:
+    """Every file of every checkpoint against its digest."""
+    folder = config.checkpoint.folder(run_dir)
+    if not has_checkpoint(folder):
+        return Check(name="checkpoints", ok=True, lines=("there are none",))
+    with Checkpoints(folder, config.checkpoint, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        lines = [f"step {step}: {problem}" for step in steps for problem in checkpoints.problems(step)]
+    text = f"every file of the steps {', '.join(map(str, steps))} is as it was written"
+    return Check(name="checkpoints", ok=not lines, lines=tuple(lines) or (text,))
+
+
+def same_circumstances(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a replay must agree in every bit: the same code, libraries, devices and flags."""
+    keep = lambda whole: {part: _relevant(whole[part]) for part in CIRCUMSTANCES}
+    return keep(recorded) == keep(now)
+
+
+def describe_circumstances(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> Check:
+    """Differences of code, libraries and hardware: told, but no fault of the run."""
+    lines = [
+        line
+        for part in CIRCUMSTANCES
+        for line in manifest.compare_manifests({part: _relevant(recorded[part])}, {part: _relevant(now[part])})
+    ]
+    return Check(name="code and environment", ok=True, lines=tuple(lines) or ("equal",))
+
+
+def _relevant(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what cannot change a number: the commit of equal sources, and the sum of the listed ones."""
+    return {key: value for key, value in part.items() if key not in ("commit", "dirty", "sha256", "cpus")}
+
+
+def check_replay(run_dir: pathlib.Path, config: ExperimentConfig, job: Experiment, steps: int, *, exact: bool) -> Check:
+    """Train steps again, from a checkpoint or from the base model, and compare losses, gradient norms and the state."""
+    rows = {row["step"]: row for row in read_rows(run_dir / "metrics.jsonl") if row["kind"] == "train"}
+    if not rows:
+        return Check(name="replay", ok=False, lines=("metrics.jsonl holds no step to compare with",))
+    placed = place(job, Programs())
+    with jax.set_mesh(placed.mesh):
+        state = placed.initial_state()
+        folder = config.checkpoint.folder(run_dir)
+        if not has_checkpoint(folder):
+            return replay(placed, state, rows, {}, steps, exact=exact)
+        with Checkpoints(folder, config.checkpoint, read_only=True) as checkpoints:
+            good = [step for step in checkpoints.steps() if not checkpoints.problems(step)]
+            shapes = abstract(state)
+            start = start_step(good, max(rows), steps)
+            states = {s: checkpoints.restore(s, shapes) for s in good if start < s <= start + steps}
+            if start:
+                state = checkpoints.restore(start, shapes)
+            return replay(placed, state, rows, states, steps, exact=exact)
+
+
+def start_step(saved: Sequence[int], logged: int, steps: int) -> int:
+    """From where to replay: so that another checkpoint is reached, if possible, else the latest that leaves room."""
+    starts = [0, *saved]
+    reaching = [a for a in starts if any(a < b <= a + steps for b in saved)]
+    return max(reaching) if reaching else max(start for start in starts if start + steps <= logged or start == 0)
+
+
+def replay(
+    placed: Placed, state: TrainState, rows: Mapping[int, Mapping[str, Any]], states: Mapping[int, TrainState],
+    steps: int, *, exact: bool,
+) -> Check:  # fmt: skip
+    """Train `steps` steps from `state`, comparing each with its logged row and with the saved states on the way."""
+    start = int(state.step)
+    lines, last = [], min(start + steps, max(rows))
+    for step, batch in zip(range(start, last), stream(placed, start, last), strict=True):
+        state, metrics = placed.program.train_step(state, placed.base.frozen, batch, placed.numbers)
+        lines += compare_row(rows[step + 1], jax.device_get(metrics), exact=exact)
+        if step + 1 in states:
+            lines += compare_state(step + 1, state, states[step + 1], exact=exact)
+    how = "bit for bit" if exact else f"within {TOLERANCE:g}, as code or environment differ"
+    compared = f", and the state{'s' * (len(states) > 1)} of step {', '.join(map(str, states))}" if states else ""
+    text = f"steps {start + 1} to {last}: losses and gradient norms{compared} are equal {how}"
+    return Check(name="replay", ok=not lines, lines=tuple(lines) or (text,))
+
+
+def stream(placed: Placed, start: int, stop: int) -> Iterator[Batch]:
+    """Device batches of the steps [start, stop)."""
+    batches = placed.train_batches(start)
+    try:
+        for _ in range(start, stop):
+            yield placed.put(next(batches))
+    finally:
+        batches.close()
+
+
+def compare_row(row: Mapping[str, Any], metrics: StepMetrics, *, exact: bool) -> list[str]:
+    """Differences between a logged step and its replay."""
+    lines = []
+    for name, value in (("loss", float(metrics.loss)), ("grad_norm", float(metrics.grad_norm))):
+        limit = 0.0 if exact else TOLERANCE
+        if not abs(value - row[name]) <= limit * abs(row[name]):
+            lines.append(f"step {row['step']}: {name} was {row[name]!r}, the replay has {value!r}")
+    return lines
+
+
+def compare_state(step: int, replayed: TrainState, saved: TrainState, *, exact: bool) -> list[str]:
+    """Leaves of the state that differ from the checkpoint's."""
+    different, worst = [], 0.0
+    for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(replayed), jax.tree.leaves(saved), strict=True):
+        a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        gap = float(np.max(np.abs(a - b), initial=0.0))
+        if gap > (0.0 if exact else TOLERANCE * max(1.0, float(np.max(np.abs(b), initial=0.0)))):
+            different.append(jax.tree_util.keystr(path, simple=True, separator="."))
+            worst = max(worst, gap)
+    if not different:
+        return []
+    return [f"state after step {step}: {len(different)} leaves differ by up to {worst:g}: {', '.join(different[:5])}"]
+
+
+def print_outcome(outcome: Verification) -> None:
+    """One line for each check, and what differs below it."""
+    for check in outcome.checks:
+        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}")
+        for line in check.lines:
+            print(f"      {line}")
+    print("verified" if outcome.ok else "NOT verified: see the lines marked FAIL")

@@ -1,0 +1,56 @@
+"""Write tests/golden/families/<case>.npz: what transformers computes for the small models of `family_cases`.
+
+Run:  .venv-parity/bin/python tests/parity/make_family_goldens.py [case ...]     (needs torch and transformers)
+
+A golden holds the config.json that transformers saves, names and shapes of the tensors that it saves (their values follow
+from the names), and every seventh column of the logits of the two sequences, padded to one batch. The default tests
+compare with these numbers, so that they need neither torch nor transformers.
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+import torch
+import transformers
+
+TESTS = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(TESTS))
+
+import family_cases  # noqa: E402
+from jaxtune import safetensors_io  # noqa: E402
+
+
+def golden(case: str, folder: pathlib.Path) -> dict[str, np.ndarray]:
+    fields = family_cases.config_fields(case, seed=0)
+    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "shapes")
+    shapes = {name: entry.shape for name, entry in safetensors_io.find_tensors(folder / "shapes").items()}
+    saved = json.loads((folder / "shapes" / "config.json").read_text())
+    saved.pop("transformers_version")
+    family_cases.write_checkpoint(folder / "model", saved, shapes)
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager", experts_implementation="eager").eval()
+    sequences = family_cases.sequences(config.vocab_size)
+    tokens = np.stack([np.pad(s, (0, max(family_cases.LENGTHS) - len(s))) for s in sequences])
+    mask = np.arange(tokens.shape[1]) < np.asarray(family_cases.LENGTHS)[:, None]
+    with torch.no_grad():
+        logits = network(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(np.int64))).logits.numpy()
+    return {
+        "config": np.asarray(json.dumps(saved)),
+        "shapes": np.asarray(json.dumps(shapes)),
+        "logits": np.concatenate([row[:n, ::7] for row, n in zip(logits, family_cases.LENGTHS, strict=True)]),
+    }
+
+
+def main():
+    out = TESTS / "golden" / "families"
+    out.mkdir(parents=True, exist_ok=True)
+    for case in sys.argv[1:] or family_cases.CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            np.savez_compressed(out / f"{case}.npz", **golden(case, pathlib.Path(folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtune import backends, blockwise, kernels
+from jaxtune.attention import Backend, attention, cached_attention, plain
+from jaxtune.errors import UserError
+from jaxtune.model import LayerKind, ModelConfig
+
+SCALE = 0.3
+LENGTH = 200
+CONFIG = ModelConfig(
+    vocab_size=8, d_model=8, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=8, d_ff=8, max_seq_len=512
+)
+
+
+def sample(length: int = LENGTH, heads: int = 6, kv_heads: int = 2, dim: int = 8):
+    """Queries, keys, values and segments of two rows; the first ends in padding."""
+    rng = np.random.default_rng(0)
+    shapes = [(2, length, n, dim) for n in (heads, kv_heads, kv_heads)]
+    arrays = [jnp.asarray(rng.standard_normal(shape, dtype=np.float32)) for shape in shapes]
+    lengths = [[3, 130, length - 143, 10], [length - 60, 1, 59]]
+    ids = [[1, 2, 3, 0], [1, 2, 3]]
+    return (*arrays, jnp.asarray(np.stack([np.repeat(i, n) for i, n in zip(ids, lengths, strict=True)])))
+
+
+def slow_attention(query, key, value, segment_ids, *, window, soft_cap):
+    """One query at a time, in float64."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    mixed = np.zeros_like(query)
+    group = query.shape[2] // key.shape[2]
+    for b, i, h in np.ndindex(query.shape[:3]):
+        seen = [j for j in range(i + 1) if segment_ids[b, j] == segment_ids[b, i] and (not window or i - j < window)]
+        scores = SCALE * key[b, seen, h // group] @ query[b, i, h]
+        if soft_cap:
+            scores = soft_cap * np.tanh(scores / soft_cap)
+        shares = np.exp(scores - scores.max())
+        mixed[b, i, h] = shares @ value[b, seen, h // group] / shares.sum()
+    return mixed
+
+
+def with_gradients(attend, query, key, value, segment_ids):
+    """Output and gradients of a sum over the real tokens; padding's output is nobody's business."""
+    real = (segment_ids > 0)[:, :, None, None]
+
+    def loss(query, key, value):
+        mixed = jnp.where(real, attend(query, key, value, segment_ids), 0.0)
+        return (mixed * jnp.cos(jnp.arange(mixed.shape[-1], dtype=mixed.dtype))[None, None, None]).sum(), mixed
+
+    gradients, mixed = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(query, key, value)
+    return [mixed, *gradients]
+
+
+@functools.cache
+def reference(window: int | None, soft_cap: float | None, length: int = LENGTH):
+    attend = functools.partial(attention, scale=SCALE, window=window, soft_cap=soft_cap, backend=Backend.REFERENCE)
+    return with_gradients(attend, *sample(length))
+
+
+@pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (5, 1.5)])
+def test_the_reference_equals_a_loop_over_queries(window, soft_cap):
+    inputs = sample()
+    real = np.asarray(inputs[3] > 0)
+    expected = slow_attention(*inputs, window=window, soft_cap=soft_cap)
+    np.testing.assert_allclose(reference(window, soft_cap)[0][real], expected[real], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backend", "window", "soft_cap"),
+    [
+        (Backend.BLOCKWISE, None, None),
+        (Backend.BLOCKWISE, 5, 1.5),
+        (Backend.DOT_PRODUCT, None, None),
+        (Backend.DOT_PRODUCT, 5, None),
+    ],
+)
+def test_backends_equal_the_reference_in_value_and_gradient(backend, window, soft_cap):
+    attend = functools.partial(attention, scale=SCALE, window=window, soft_cap=soft_cap, backend=backend)
+    for ours, expected in zip(with_gradients(attend, *sample()), reference(window, soft_cap), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (5, 1.5)])
+def test_the_tpu_kernel_equals_the_reference_when_interpreted(window, soft_cap):
+    attend = functools.partial(kernels.splash, scale=SCALE, window=window, soft_cap=soft_cap, interpret=True)
+    ours = with_gradients(attend, *sample(256))
+    for mine, expected in zip(ours, reference(window, soft_cap, 256), strict=True):
+        np.testing.assert_allclose(mine, expected, atol=2e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+def test_cudnn_equals_the_reference():
+    assert backends.deviation(Backend.CUDNN, CONFIG, jnp.bfloat16, window=None) < backends.TOLERANCE["bfloat16"]
+
+
+def test_bfloat16_stays_close_to_float32():
+    half = [x.astype(jnp.bfloat16) for x in sample()[:3]]
+    attend = functools.partial(attention, scale=SCALE, backend=Backend.BLOCKWISE)
+    mixed = attend(*half, sample()[3])
+    assert mixed.dtype == jnp.bfloat16
+    real = np.asarray(sample()[3] > 0)
+    np.testing.assert_allclose(np.asarray(mixed, np.float32)[real], reference(None, None)[0][real], atol=0.03)
+
+
+@pytest.mark.parametrize("backend", [Backend.REFERENCE, Backend.BLOCKWISE])
+def test_no_output_depends_on_another_segment_or_a_later_token(backend):
+    query, key, value, segment_ids = sample()
+    attend = functools.partial(attention, scale=SCALE, backend=backend)
+    seen = jax.jit(lambda key, value: attend(query, key, value, segment_ids)[0, 50].sum())
+    to_key, to_value = jax.jit(jax.grad(seen, argnums=(0, 1)))(key, value)
+    own = np.zeros((2, LENGTH), bool)
+    own[0, 3:51] = True  # segment 2 of the first row, up to the query itself
+    for gradient in (to_key, to_value):
+        touched = np.abs(gradient).max(axis=(2, 3)) > 0
+        np.testing.assert_array_equal(touched, own)
+
+
+def test_blockwise_visits_only_the_blocks_that_hold_visible_keys():
+    count = 4
+    segments = np.zeros((count, 2, blockwise.BLOCK), np.int32)
+    row = np.repeat([1, 2, 3, 0], [blockwise.BLOCK + 5, blockwise.BLOCK, blockwise.BLOCK, blockwise.BLOCK - 5])
+    segments[:, 0] = segments[:, 1] = row.reshape(count, blockwise.BLOCK)
+    first = blockwise._first_visible(jnp.asarray(segments), None)
+    np.testing.assert_array_equal(first, [0, 0, 1, 2])
+    np.testing.assert_array_equal(blockwise._first_visible(jnp.ones_like(segments), 1), [0, 1, 2, 3])
+    np.testing.assert_array_equal(blockwise._first_visible(jnp.ones_like(segments), 2), [0, 0, 1, 2])
+
+
+def test_blockwise_holds_no_score_matrix():
+    inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in sample(2048)]
+
+    def temporary(backend):
+        gradient = jax.grad(lambda *args: attention(*args, scale=SCALE, backend=backend).sum(), argnums=(0, 1, 2))
+        return jax.jit(gradient).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(Backend.BLOCKWISE) * 10 < temporary(Backend.REFERENCE)
+
+
+def test_stale_and_padding_slots_of_a_cache_are_invisible():
+    query, key, value, _ = sample()
+    positions = jnp.asarray([[7, 8], [3, 4]])
+    queries = jnp.take_along_axis(query, positions[:, :, None, None], axis=1)
+    clean = cached_attention(queries, key, value, positions, scale=SCALE, window=6)
+    spoil = (jnp.arange(LENGTH)[None, :] > jnp.asarray([[8], [4]]))[:, :, None, None]
+    spoilt = [jnp.where(spoil, 1e6, x) for x in (key, value)]
+    np.testing.assert_array_equal(cached_attention(queries, *spoilt, positions, scale=SCALE, window=6), clean)
+    whole = attention(query, key, value, jnp.ones((2, LENGTH), jnp.int32), scale=SCALE, window=6)
+    np.testing.assert_allclose(clean, jnp.take_along_axis(whole, positions[:, :, None, None], axis=1), atol=1e-6)
+
+
+def test_auto_takes_the_plain_path_on_a_cpu():
+    for length in (64, 512):
+        config, resolution = backends.resolve(CONFIG, length, jnp.float32, platform="cpu")
+        assert config.attention is resolution.backend is plain(length)
+        assert resolution.rejected == {}
+    assert plain(64) is not plain(512)
+    assert backends.resolve(CONFIG, 512, jnp.float32, sequence_shards=2)[1].backend is Backend.REFERENCE
+
+
+@pytest.mark.parametrize(
+    ("changed", "where", "reason"),
+    [
+        ({"attention": Backend.SPLASH}, {"platform": "cpu"}, "splash: it needs a TPU, and this is a CPU"),
+        ({"attention": Backend.CUDNN}, {"platform": "tpu"}, "cudnn: it needs a GPU, and this is a TPU"),
+        ({"attention": Backend.CUDNN}, {"platform": "gpu"}, "computes in bfloat16 or float16 only"),
+        ({"attention": Backend.SPLASH}, {"platform": "tpu", "seq_len": 200}, "multiple of 128 .* seq_len is 200"),
+        ({"attention": Backend.DOT_PRODUCT, "attn_soft_cap": 5.0}, {}, "it has no soft cap"),
+        ({"attention": Backend.BLOCKWISE}, {"sequence_shards": 2}, r"needs whole rows, .*\(sequence > 1\)"),
+    ],
+)
+def test_a_backend_that_cannot_run_says_why(changed, where, reason):
+    arguments = {"seq_len": 256, "dtype": jnp.float32, "platform": "cpu"} | where
+    with pytest.raises(UserError, match=f"attention backend cannot run here: .*{reason}.*Choose auto"):
+        backends.resolve(dataclasses.replace(CONFIG, **changed), **arguments)
+
+
+def test_auto_takes_a_kernel_only_once_it_is_proven(monkeypatch):
+    config = dataclasses.replace(CONFIG, layer_kinds=(LayerKind.LOCAL, LayerKind.GLOBAL), sliding_window=9)
+    monkeypatch.setattr(kernels, "splash", functools.partial(kernels.splash, interpret=True))
+    chosen, resolution = backends.resolve(config, 256, jnp.float32, platform="tpu")
+    assert chosen.attention is resolution.backend is Backend.SPLASH
+
+    right = kernels.splash
+    monkeypatch.setattr(kernels, "splash", lambda *args, **options: 1.01 * right(*args, **options))
+    _, resolution = backends.resolve(config, 256, jnp.float32, platform="tpu")
+    assert resolution.backend is Backend.BLOCKWISE
+    assert "is off by" in resolution.rejected["splash"]
+
+
+def test_a_kernel_that_fails_to_run_is_rejected_with_its_error(monkeypatch):
+    def fail(*_, **__):
+        raise NotImplementedError("no such chip")
+
+    monkeypatch.setattr(kernels, "splash", fail)
+    _, resolution = backends.resolve(CONFIG, 256, jnp.float32, platform="tpu")
+    assert resolution.rejected == {"splash": "NotImplementedError: no such chip"}

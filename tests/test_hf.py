@@ -1,0 +1,365 @@
+import dataclasses
+import json
+import pathlib
+import tracemalloc
+
+import family_cases
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jaxtune import hf, model, safetensors_io
+from jaxtune.errors import UserError
+from jaxtune.families import read_config, write_config
+from jaxtune.model import LayerKind, ModelConfig
+from jaxtune.rope import RopeConfig
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "families"
+CONFIG = ModelConfig(
+    vocab_size=37,
+    d_model=12,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    d_ff=20,
+    max_seq_len=64,
+    tie_embeddings=False,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(CONFIG)
+
+
+def random_params(config: ModelConfig):
+    rng = np.random.default_rng(0)
+    shapes = model.abstract_params(config)[1]
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, dtype=np.float32)), shapes)
+
+
+@pytest.fixture
+def folder(params, tmp_path):
+    """An exported model in several shards, to be damaged."""
+    hf.export_model(tmp_path / "model", CONFIG, params, eos_token_id=2, shard_bytes=10_000)
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
+    return tmp_path / "model"
+
+
+def rewrite(file: pathlib.Path, change):
+    """Apply `change` to the tensors of a safetensors file, as a dict."""
+    tensors = {name: safetensors_io.read_tensor(entry) for name, entry in safetensors_io.read_header(file).items()}
+    change(tensors)
+    file.unlink()
+    safetensors_io.write_file(file, {name: (t.dtype, t.shape) for name, t in tensors.items()}, tensors.__getitem__)
+
+
+def edit_config(folder: pathlib.Path, **fields):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+@pytest.fixture(params=family_cases.CASES, scope="module")
+def family(request, tmp_path_factory):
+    """A family's golden: the imported model, its folder, and logits that transformers computed."""
+    golden = np.load(GOLDEN / f"{request.param}.npz")
+    folder = tmp_path_factory.mktemp(request.param)
+    family_cases.write_checkpoint(folder, json.loads(str(golden["config"])), json.loads(str(golden["shapes"])))
+    return folder, *hf.import_model(folder), golden["logits"]
+
+
+def test_packed_logits_of_every_family_equal_those_of_transformers(family):
+    _, config, params, expected = family
+    sequences = family_cases.sequences(config.vocab_size)
+    tokens = jnp.asarray(np.concatenate([*sequences, [0, 0]]))[None]
+    positions = jnp.asarray(np.concatenate([*(np.arange(len(s)) for s in sequences), [0, 0]]))[None]
+    lengths = [*family_cases.LENGTHS, 2]
+    segments = jnp.asarray(np.repeat([1, 2, 0], lengths))[None]
+    graphdef, _ = model.abstract_params(config)
+    logits = jax.jit(
+        lambda params: model.apply_logits(graphdef, params, model.apply(graphdef, params, tokens, positions, segments))
+    )(params)
+    np.testing.assert_allclose(logits[0, :-2, ::7], expected, atol=1e-4, rtol=0, err_msg=EXPLANATION)
+
+
+EXPLANATION = (
+    "The model no longer computes what transformers computes for this family. If family_cases.py changed, write the "
+    "goldens anew: .venv-parity/bin/python tests/parity/make_family_goldens.py"
+)
+
+
+def test_every_family_survives_export_and_import(family, tmp_path):
+    folder, config, params, _ = family
+    hf.export_model(tmp_path / "out", config, params, eos_token_id=2)
+    again, same = hf.import_model(tmp_path / "out")
+    assert dataclasses.replace(again, layer_kinds=config.layer_kinds) == config
+    assert again.kinds == config.kinds
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    before, after = (safetensors_io.find_tensors(f) for f in (folder, tmp_path / "out"))
+    assert {name: entry.shape for name, entry in before.items()} == {name: entry.shape for name, entry in after.items()}
+
+
+def test_shards_and_a_single_file_hold_the_same(params, folder, tmp_path):
+    hf.export_model(tmp_path / "single", CONFIG, params, eos_token_id=2)
+    assert (tmp_path / "single" / "model.safetensors").exists()
+    for source in (folder, tmp_path / "single"):
+        config, loaded = hf.import_model(source)
+        assert config == CONFIG
+        jax.tree.map(np.testing.assert_array_equal, params, loaded)
+
+
+def test_bfloat16_goes_both_ways(params, tmp_path):
+    hf.export_model(tmp_path / "half", CONFIG, params, eos_token_id=2, dtype=jnp.bfloat16)
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    for dtype in (jnp.bfloat16, jnp.float32):
+        _, loaded = hf.import_model(tmp_path / "half", dtype=dtype)
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(dtype), strict=True), loaded, rounded)
+
+
+def test_import_lands_in_the_given_sharding(params, folder, monkeypatch):
+    monkeypatch.setattr(hf, "CHUNK_BYTES", 1)  # every layer is a chunk of its own
+    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = {"layers.attn.q.kernel": jax.P(None, "fsdp"), "layers.mlp.down.kernel": jax.P(None, "fsdp")}
+    _, loaded = hf.import_model(folder, sharding=lambda path: jax.NamedSharding(mesh, spec.get(path, jax.P())))
+    assert loaded["layers"]["mlp"]["down"]["kernel"].addressable_shards[0].data.shape == (3, 5, 12)
+    jax.tree.map(np.testing.assert_array_equal, params, loaded)
+
+
+def test_import_holds_little_more_than_what_it_returns(tmp_path):
+    config = dataclasses.replace(CONFIG, d_model=64, d_ff=512, num_layers=8, tie_embeddings=True)
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), model.abstract_params(config)[1])
+    hf.export_model(tmp_path / "model", config, params, eos_token_id=2, shard_bytes=1_000_000)
+    largest = max(file.stat().st_size for file in (tmp_path / "model").glob("*.safetensors"))
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    tracemalloc.start()
+    hf.import_model(tmp_path / "model")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.3 * largest + kept
+
+
+def test_export_states_the_trained_terminator_and_takes_tokenizer_files_along(params, tmp_path):
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    (source / "tokenizer_config.json").write_text('{"chat_template": "old", "eos_token": "</s>"}')
+    files = hf.tokenizer_files(source)
+    hf.export_model(
+        tmp_path / "out", CONFIG, params, eos_token_id=7, pad_token_id=3, tokenizer_files=files, chat_template="new"
+    )
+    out = tmp_path / "out"
+    for name in ("config.json", "generation_config.json"):
+        fields = json.loads((out / name).read_text())
+        assert (fields["eos_token_id"], fields["pad_token_id"]) == (7, 3)
+    assert (out / "tokenizer.json").read_text() == "{}"
+    assert (out / "chat_template.jinja").read_text() == "new"
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {"eos_token": "</s>"}
+
+
+def test_export_overwrites_only_when_allowed(params, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(UserError, match="already there"):
+        hf.export_model(tmp_path / "out", CONFIG, params, eos_token_id=2)
+    assert (tmp_path / "out" / "mine").exists()
+    hf.export_model(tmp_path / "out", CONFIG, params, eos_token_id=2, overwrite=True)
+    assert not (tmp_path / "out" / "mine").exists()
+    assert hf.import_model(tmp_path / "out")[0] == CONFIG
+
+
+def test_a_failed_export_leaves_nothing_behind_and_the_old_folder_whole(params, tmp_path, monkeypatch):
+    hf.export_model(tmp_path / "out", CONFIG, params, eos_token_id=2)
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(hf, "_gather", fail)
+    with pytest.raises(OSError, match="no space"):
+        hf.export_model(tmp_path / "out", CONFIG, params, eos_token_id=9, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 2
+
+
+def test_a_truncated_file_is_named(folder):
+    file = sorted(folder.glob("*.safetensors"))[1]
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"{file.name}: truncated or corrupt.*the file has only"):
+        hf.import_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "header would be 0 bytes"),
+        (b"\xff" * 40, "header would be"),
+        ((10).to_bytes(8, "little") + b"not json!!", "not JSON"),
+        ((2).to_bytes(8, "little") + b"[]", "not a JSON object"),
+        ((2).to_bytes(8, "little") + b"{}trailing", "8 bytes follow the last tensor"),
+    ],
+)
+def test_a_corrupt_file_is_named(tmp_path, content, message):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=rf"model.safetensors: truncated or corrupt.*{message}"):
+        safetensors_io.find_tensors(tmp_path)
+
+
+def test_a_header_that_contradicts_itself_is_refused(tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(UserError, match=r"tensor 'a' of dtype F32 and shape \[3\] spans 8 bytes"):
+        safetensors_io.find_tensors(tmp_path)
+
+
+def test_a_missing_shard_is_named(folder):
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"names shards that are not there: {shard.name}"):
+        hf.import_model(folder)
+
+
+def test_a_missing_tensor_is_named(folder):
+    index = folder / "model.safetensors.index.json"
+    fields = json.loads(index.read_text())
+    shard = fields["weight_map"].pop("model.layers.1.mlp.up_proj.weight")
+    index.write_text(json.dumps(fields))
+    rewrite(folder / shard, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(UserError, match=r"tensor 'model.layers.1.mlp.up_proj.weight' is missing .*\[20, 12\]"):
+        hf.import_model(folder)
+
+
+def test_an_index_that_contradicts_its_shard_is_refused(folder):
+    index = folder / "model.safetensors.index.json"
+    fields = json.loads(index.read_text())
+    fields["weight_map"]["extra"] = sorted(fields["weight_map"].values())[0]
+    index.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="does not hold the tensors .* differing: extra"):
+        hf.import_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (np.zeros((11, 12), np.float32), r"in model.safetensors has shape \[11, 12\], expected \[24, 12\]"),
+        (np.zeros((24, 12), np.int8), "in model.safetensors has dtype I8, expected F32 or BF16 or F16"),
+        (np.zeros((24, 12), ml_dtypes.float8_e4m3fn), "in model.safetensors has dtype F8_E4M3"),
+    ],
+)
+def test_a_tensor_of_wrong_shape_or_dtype_is_named(params, tmp_path, tensor, message):
+    hf.export_model(tmp_path / "model", CONFIG, params, eos_token_id=2)
+    name = "model.layers.2.self_attn.q_proj.weight"
+    rewrite(tmp_path / "model" / "model.safetensors", lambda tensors: tensors.update({name: tensor}))
+    with pytest.raises(UserError, match=f"tensor '{name}' {message}"):
+        hf.import_model(tmp_path / "model")
+
+
+def test_an_unknown_tensor_is_named_and_a_redundant_one_is_not(params, tmp_path):
+    hf.export_model(tmp_path / "model", CONFIG, params, eos_token_id=2)
+    file = tmp_path / "model" / "model.safetensors"
+    rewrite(file, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)}))
+    hf.import_model(tmp_path / "model")
+    rewrite(file, lambda t: t.update({"model.vision.weight": np.ones(3, np.float32)}))
+    with pytest.raises(UserError, match="tensor 'model.vision.weight' in model.safetensors is unknown"):
+        hf.import_model(tmp_path / "model")
+
+
+def test_a_stored_head_must_equal_the_embedding_it_is_tied_to(tmp_path):
+    config = dataclasses.replace(CONFIG, tie_embeddings=True)
+    hf.export_model(tmp_path / "model", config, random_params(config), eos_token_id=2)
+    file = tmp_path / "model" / "model.safetensors"
+    rewrite(file, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
+    hf.import_model(tmp_path / "model")
+    rewrite(file, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
+    with pytest.raises(UserError, match="tensor 'lm_head.weight' .* is unknown"):
+        hf.import_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_experts_used": 3}, "unknown for this model_type: num_experts_used = 3"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; known: llama, mistral"),
+        ({"model_type": "gemma3"}, "The text model alone, 'gemma3_text', is supported"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures = .* is not supported"),
+        ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported; known: silu"),
+        ({"attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported; only 0 is"),
+        ({"hidden_size": "12"}, "'hidden_size' is '12'; it must be of type int"),
+        ({"hidden_size": None}, "'hidden_size' is missing"),
+        ({"tie_word_embeddings": 1}, "'tie_word_embeddings' is 1; it must be of type bool"),
+        ({"num_key_value_heads": 3}, r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"),
+        ({"head_dim": None, "num_attention_heads": 5}, "is no multiple of num_attention_heads"),
+        ({"head_dim": 5}, "rope would rotate 5 of 5 head dimensions"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "scaling type 'dynamic' is not supported"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "'llama3' needs low_freq_factor, high_freq_factor"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "twist": 1}}, "rope: unknown .* twist = 1"),
+    ],
+)
+def test_an_unsupported_config_field_is_named(folder, fields, message):
+    edit_config(folder, **fields)
+    with pytest.raises(UserError, match=f"config.json.*{message}"):
+        hf.import_model(folder)
+
+
+def test_broken_or_missing_json_is_named(folder):
+    (folder / "config.json").write_text('{"model_type": "llama",')
+    with pytest.raises(UserError, match="config.json: not valid JSON"):
+        hf.import_model(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="config.json: cannot be read"):
+        hf.import_model(folder)
+
+
+def test_a_config_that_the_family_cannot_express_is_refused():
+    for changed in ({"qk_norm": True}, {"sliding_window": 4}, {"rope": RopeConfig(theta=5.0), "qkv_bias": True}):
+        with pytest.raises(UserError, match="model_type 'llama' cannot express this model"):
+            write_config(dataclasses.replace(CONFIG, **changed))
+
+
+def test_both_spellings_of_rope_are_read():
+    older = {"rope_theta": 7.0, "rope_scaling": {"type": "linear", "factor": 4}}
+    newer = {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 7.0}}
+    base = {name: value for name, value in write_config(CONFIG).items() if name != "rope_theta"}
+    first, second = (read_config(base | rope, "config.json").rope for rope in (older, newer))
+    assert first == second
+    assert (first.theta, first.factor) == (7.0, 4.0)
+
+
+def test_layer_types_by_layer_rope_and_null_soft_caps_of_gemma_are_read():
+    fields = family_cases.config_fields("gemma3", 0) | {"rope_scaling": None, "rope_theta": None}
+    fields |= {"rope_local_base_freq": None, "final_logit_softcapping": None}
+    fields["rope_parameters"] = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+    }
+    config = read_config(fields, "config.json")
+    assert (config.rope.theta, config.rope.factor, config.local_rope) == (1e6, 8.0, RopeConfig(theta=5e3))
+    assert config.kinds == (LayerKind.LOCAL, LayerKind.LOCAL, LayerKind.GLOBAL, LayerKind.LOCAL)
+    gemma2 = family_cases.config_fields("gemma2", 0)
+    assert read_config(gemma2 | {"final_logit_softcapping": None}, "config.json").final_soft_cap is None
+    assert read_config(gemma2 | {"final_logit_softcapping": 9}, "config.json").final_soft_cap == 9.0
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused():
+    hf.check_tokenizer(CONFIG, 37, "tokenizer.json")
+    with pytest.raises(UserError, match="tokenizer.json: the tokenizer has 38 tokens, .* only 37 rows"):
+        hf.check_tokenizer(CONFIG, 38, "tokenizer.json")
+
+
+def test_a_name_that_is_no_folder_says_what_is_allowed(tmp_path):
+    with pytest.raises(UserError, match="not a folder. Give the folder"):
+        hf.resolve(tmp_path / "nothing" / "here")
+
+
+def test_a_hub_name_without_network_is_a_clear_error(tmp_path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def offline(name, **_):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("cannot reach the Hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(UserError, match="owner/model: no such folder, and the Hub could not provide it: cannot reach"):
+        hf.resolve("owner/model")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
+    assert hf.resolve("owner/model") == tmp_path
