@@ -167,11 +167,6 @@ def build_parser() -> argparse.ArgumentParser:
     exporter.add_argument("out", type=pathlib.Path)
     exporter.add_argument("--step", help="checkpoint step, `best` (default) or `latest`", default="best")
     exporter.add_argument("--dtype", choices=["float32", "bfloat16"], default=None)
-
-    memory = add("plan-memory", run_memory, "Memory per device and the largest micro-batch that fits.", overrides=True)
-    memory.add_argument("config")
-    memory.add_argument("--device-gib", type=float, default=16.0, help="memory of one device, GiB")
-    add_json(memory)
     return parser
 
 
@@ -434,16 +429,6 @@ def run_export(arguments: argparse.Namespace) -> None:
     settings = config.override(config.load(path), overrides)
     train.export_checkpoint(settings, arguments.run_dir, arguments.out, arguments.step, arguments.dtype)
     print(arguments.out)
-
-
-def run_memory(arguments: argparse.Namespace) -> None:
-    from jaxtune import memory
-
-    table = memory.plan_memory(load_config(arguments), device_bytes=int(arguments.device_gib * 2**30))
-    if arguments.json:
-        print_json(table)
-    else:
-        memory.print_table(table)
 
 
 if __name__ == "__main__":

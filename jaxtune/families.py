@@ -27,7 +27,7 @@ ACTIVATIONS = {
 }
 ACTIVATION_NAMES = {Activation.SILU: "silu", Activation.GELU_TANH: "gelu_pytorch_tanh", Activation.GELU: "gelu"}
 LAYER_NAMES = {"sliding_attention": LayerKind.LOCAL, "full_attention": LayerKind.GLOBAL}
-RUN_OPTIONS = frozenset({"remat"})
+RUN_OPTIONS = frozenset({"remat", "attention"})
 """Fields of ModelConfig that say how to run the model, not what it is: config.json knows nothing of them."""
 
 Sizes = Mapping[str, int]

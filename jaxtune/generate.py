@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from jaxtune.errors import UserError
-from jaxtune.model import Cache, ModelConfig, apply_cached, init_cache
+from jaxtune.model import Cache, ModelConfig, apply_cached, apply_logits, init_cache
 from jaxtune.sharding import ROWS, row_shards
 
 SMALLEST_CACHE = 128
@@ -310,7 +310,7 @@ def _choose(
     program: _Program, params: PyTree, hidden: Float[Array, "rows model"], draws: Array, index: Array, choice: _Choice
 ) -> Int[Array, " rows"]:
     """The next token of each row: the first of the largest logits, or a draw with the row's own key for this index."""
-    logits = nnx.merge(program.graphdef, params).logits(hidden[:, None])[:, 0]
+    logits = apply_logits(program.graphdef, params, hidden[:, None])[:, 0]
     if program.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / choice.temperature

@@ -35,7 +35,6 @@ from jaxtune.sharding import (
     constrain,
     gathered,
     keep_all_but_gathered,
-    row_shards,
     weights_are_split,
 )
 
@@ -447,7 +446,7 @@ def _on_each_device(attend, config: ModelConfig):
         local = functools.partial(attend, backend=chosen)
         if alone or chosen is Backend.REFERENCE:
             return local(query, key, value, segment_ids)
-        rows = ROWS if query.shape[0] % row_shards(mesh) == 0 else None
+        rows = ROWS if query.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS) == 0 else None
         heads = "tensor" if config.num_kv_heads % mesh.shape["tensor"] == 0 else None
         spec = jax.P(rows, None, heads, None)
         specs = (spec, spec, spec, jax.P(rows, None))

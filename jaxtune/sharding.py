@@ -127,11 +127,11 @@ def partition_specs(params: PyTree, *, trials: bool = False) -> PyTree[Partition
 
     def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
         name = path_name(path)
-        try:
-            return PartitionSpec(*lead, *_rule(name, leaf.ndim - len(lead)))
-        except LookupError:
+        axes = _rule(name, leaf.ndim - len(lead))
+        if axes is None:
             problems.append(f"{name} {list(leaf.shape)}")
             return PartitionSpec()
+        return PartitionSpec(*lead, *axes)
 
     specs = jax.tree_util.tree_map_with_path(spec, params)
     if problems:
@@ -256,9 +256,10 @@ def gathered(weights: PyTree, prefix: str) -> PyTree:
         return weights
 
     def gather(path: tuple[Any, ...], weight: Array) -> Array:
-        axes = _divisible(mesh, weight.shape, _rule(f"{prefix}.{path_name(path)}".rstrip("."), weight.ndim))
+        rule = _rule(f"{prefix}.{path_name(path)}".rstrip("."), weight.ndim)
+        axes = () if rule is None else _divisible(mesh, weight.shape, rule)
         if "fsdp" not in axes:
-            return weight
+            return weight  # nothing to gather; adapters have no rule, and are whole on every device
         whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in axes))
         split = jax.lax.with_sharding_constraint(weight, PartitionSpec(*axes))  # for the gradient, on its way back
         return jax.lax.with_sharding_constraint(split, whole)
@@ -294,12 +295,12 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
-def _rule(name: str, ndim: int) -> tuple[Axis, ...]:
-    """Mesh axes of every dimension of a parameter."""
+def _rule(name: str, ndim: int) -> tuple[Axis, ...] | None:
+    """Mesh axes of every dimension of a parameter; None without a rule."""
     for rule, axes in RULES:
         if re.fullmatch(rule, name) and len(axes) <= ndim:
             return (*(None,) * (ndim - len(axes)), *axes)
-    raise LookupError(name)
+    return None
 
 
 def _divisible(mesh: Any, shape: Sequence[int], axes: Sequence[Axis]) -> tuple[Axis, ...]:

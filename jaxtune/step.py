@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -111,16 +112,16 @@ class StepMetrics:
     """What one update reports. Per-task values are sums; whoever prints them divides."""
 
     sums: losses.LossSums
-    real_tokens: Int[Array, "*trial"]
+    real_tokens: Int[Array | np.ndarray, "*trial"]
     """Tokens of the batch that are not padding."""
-    loss: Float[Array, "*trial"]
+    loss: Float[Array | np.ndarray, "*trial"]
     """The normalised objective."""
-    grad_norm: Float[Array, "*trial"]
+    grad_norm: Float[Array | np.ndarray, "*trial"]
     """Before clipping."""
-    learning_rate: Float[Array, "*trial"]
-    applied: Bool[Array, "*trial"]
+    learning_rate: Float[Array | np.ndarray, "*trial"]
+    applied: Bool[Array | np.ndarray, "*trial"]
     """False when the update was withheld: nothing carried weight, or the loss or gradient was not finite."""
-    finite: Bool[Array, "*trial"]
+    finite: Bool[Array | np.ndarray, "*trial"]
 
 
 def hparams(peak_lr: float, weight_decay: float, seed: int = 0) -> Hparams:

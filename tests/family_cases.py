@@ -1,4 +1,4 @@
-"""Small random models of every family, in awkward shapes: odd head counts, head_dim unlike d_model / heads, long rope."""
+"""Small random models of every family in awkward shapes: odd head counts, a head_dim of its own, all rope rules."""
 
 import json
 import pathlib
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
 from jaxtune import safetensors_io
 
 Fields = dict[str, Any]

@@ -81,8 +81,9 @@ def test_the_table_has_a_flat_row_per_run(sweep_dir):
 def test_unfinished_runs_leave_holes_and_are_named(sweep_dir, tmp_path):
     partial = tmp_path / "partial"
     shutil.copytree(sweep_dir, partial)
-    for seed in (0, 1):
-        (partial / "runs" / f"temperature=inf_peak_lr=1e-3_seed={seed}" / "summary.json").unlink()
+    cells = [partial / "runs" / f"temperature=inf_peak_lr=1e-3_seed={seed}" / "summary.json" for seed in (0, 1)]
+    cells[0].unlink()
+    write_json(cells[1], read_json(cells[1]) | {"status": "stopped"})
     sweep = read_sweep(partial)
     assert len(sweep.arms) == 10 and len(sweep.unfinished) == 2
     assert math.isnan(sweep_grids(sweep)[0][0].mean[2, 1])

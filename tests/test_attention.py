@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxtune import backends, blockwise, kernels
 from jaxtune.attention import Backend, attention, cached_attention, plain
 from jaxtune.errors import UserError

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+
 from jaxtune import hf, model, safetensors_io
 from jaxtune.errors import UserError
 from jaxtune.families import read_config, write_config
@@ -116,7 +117,8 @@ def test_bfloat16_goes_both_ways(params, tmp_path):
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     for dtype in (jnp.bfloat16, jnp.float32):
         _, loaded = hf.import_model(tmp_path / "half", dtype=dtype)
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(dtype), strict=True), loaded, rounded)
+        for ours, expected in zip(jax.tree.leaves(loaded), jax.tree.leaves(rounded), strict=True):
+            np.testing.assert_array_equal(ours, expected.astype(dtype), strict=True)
 
 
 def test_import_lands_in_the_given_sharding(params, folder, monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from toy_tokenizers import write_hf, write_sentencepiece
 
 from jaxtune.chat import TEMPLATES, Conversation, Message, render
-from jaxtune.masks import mask_html, mask_text, shown_tokens
+from jaxtune.masks import Shown, mask_html, mask_text, shown_tokens, tokens_html
 from jaxtune.packing import Example
 from jaxtune.tokenizer import ByteTokenizer, load
 
@@ -73,6 +73,8 @@ def test_markup_in_a_message_is_escaped():
     reader = read(fragment)
     assert set(reader.tags) == {"div", "span"} and reader.tags.count("div") == 1
     assert reader.text.count(attack) == 2
+    whole = tokens_html([Shown("<script>", 1.0, control=False), Shown('"><i>', 0.0, control=True)])
+    assert read(whole).text == '<script>"><i>' and set(read(whole).tags) == {"div", "span"}
 
 
 def test_forged_control_strings_look_unlike_control_tokens():

@@ -124,9 +124,9 @@ def test_the_ledger_is_the_sum_of_the_steps(packing, upto):
 
 
 def test_a_ledger_late_in_a_long_plan_starts_from_a_stored_one():
-    lengths, losses = draw_lengths({"a": 3000, "b": 500}, {}, 32)
-    allocation = allocate({"a": 3000, "b": 500}, MixtureConfig(), 9000)
-    plan = make_plan(lengths, losses, allocation, seed=0, seq_len=32, rows_per_step=8, window=32)
+    lengths, losses = draw_lengths({"a": 900, "b": 150}, {}, 32)
+    allocation = allocate({"a": 900, "b": 150}, MixtureConfig(), 2600)
+    plan = make_plan(lengths, losses, allocation, seed=0, seq_len=32, rows_per_step=8, window=16)
     for step in (plan.num_steps - 1, plan.num_steps // 2):
         placed = placements(plan, range(step))
         assert plan.ledger(step).tokens.sum() == sum(p.length for p in placed)

@@ -18,7 +18,7 @@ GRAPHDEF, PARAMS = model.init_params(CONFIG, 0)
 OPTIM = optim.OptimConfig(peak_lr=1e-2, clip_norm=None, warmup_frac=0.0)
 
 
-def forward(params, frozen, batch):
+def forward(params, frozen, batch, key=None):
     hidden = model.apply(GRAPHDEF, params, batch.tokens, batch.positions, batch.segment_ids)
     return hidden, params["embed"]["embedding"]
 

@@ -323,3 +323,10 @@ def test_the_shared_bad_inputs_are_found_where_their_manifest_says():
     for entry in json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8")):
         report = validate.validate_files([folder / entry["file"]])
         assert {problem.line for problem in report.problems} == set(entry["bad_lines"]), entry["file"]
+
+
+@given(text=st.text("<|[ab>\x00é", max_size=20), strings=st.lists(st.text("<|[ab>é", max_size=3), max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_the_search_for_control_strings_finds_what_in_finds(text, strings):
+    found = scan_module._Needles(strings).found_in(text.encode())
+    assert sorted(found) == sorted({string for string in strings if string and string in text})

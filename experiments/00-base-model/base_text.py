@@ -18,7 +18,7 @@ from jaxtune.tasks.builtin import (
 )
 from jaxtune.tasks.builtin.exercise import Split, split_of
 from jaxtune.tasks.builtin.stream import Stream
-from jaxtune.tasks.builtin.words import CITIES, COLOUR_NAMES, FOODS, JOBS, NAMES, PETS, THINGS
+from jaxtune.tasks.builtin.words import CITIES, COLOUR_NAMES, DAYS, FOODS, JOBS, NAMES, PETS, THINGS
 
 HEADINGS = {
     "home": ("Where {name} lives", "Who lives in {value}"),
@@ -197,6 +197,111 @@ def _register(stream: Stream) -> str:
     return "\n".join(lines)
 
 
+_OPENINGS = ("Note {n}. ", "Page {n}\n", "From the notebook of {name}\n", "Seen in {city}: ", "On {day}\n", "({n}) ")
+_JOINTS = (
+    "\n", "\n", "\n\n", ":\n", " - ", " -> ", "\nResult\n", "\nResult: ", "\n---\n", "\nIt is\n", "\nThus\n",
+    "\n* * *\n", ".\n", " =\n", "\nNote\n", "\n\nOutcome\n",
+)  # fmt: skip
+
+
+def _framed(content: str, result: str, stream: Stream) -> str:
+    """Content and result with something before and between, so that neither has a fixed place."""
+    opening = ""
+    if stream.chance(40):
+        words = {
+            "n": stream.below(100),
+            "name": stream.pick(NAMES),
+            "city": stream.pick(CITIES),
+            "day": stream.pick(DAYS),
+        }
+        opening = stream.pick(_OPENINGS).format(**words)
+    return f"{opening}{content}{stream.pick(_JOINTS)}{result}"
+
+
+def _framed_passage(stream: Stream) -> tuple[str, str]:
+    facts = qa.draw_facts(stream, facts=(2, 5))
+    text = qa.passage(facts, stream)
+    (first, value), *rest = [_note(fact, stream) for fact in stream.sample(facts, stream.between(2, len(facts)))]
+    content = f"{first}\n{text}" if stream.chance(25) else f"{text}\n{first}"
+    return text, "\n".join(
+        [_framed(content, value, stream), *(_framed(heading, found, stream) for heading, found in rest)]
+    )
+
+
+def _framed_report(stream: Stream) -> tuple[str, str]:
+    report = summarization.draw_report(stream)
+    content = stream.pick(("{text}", "{text}", "{text}\nIn short", "In short\n{text}", "The main point\n{text}"))
+    return report.text, _framed(content.format(text=report.text), report.summary, stream)
+
+
+def _framed_parallel(stream: Stream) -> tuple[str, str]:
+    pair = translation.draw_parallel(stream)
+    forms = (
+        "{source} in {language}",
+        "{language} for {source}",
+        "{language}: {source}",
+        "{source}\nThis in {language}",
+    )
+    language = stream.pick(translation.LANGUAGES)
+    content = stream.pick(forms).format(source=pair.source, language=language)
+    return pair.source, _framed(content, pair.into(language), stream)
+
+
+def _framed_transcript(stream: Stream) -> tuple[str, str]:
+    expression = python_expressions.draw_expression(stream)
+    content = stream.pick((">>> {e}", "{e}", "`{e}`", "The value of `{e}`", "What {e} is", "Python: {e}")).format(
+        e=expression
+    )
+    return expression, _framed(content, python_expressions.value_of(expression), stream)
+
+
+_FRAMED_STORIES = {
+    "+": (
+        "{name} has {left} {thing}s and buys {right} more. How many {thing}s {name} has now",
+        "There are {left} {thing}s in one shop and {right} in another. How many {thing}s there are in all",
+    ),
+    "-": (
+        "{name} has {left} {thing}s and sells {right} of them. How many {thing}s are left",
+        "Of {left} {thing}s {right} are broken. How many {thing}s are fine",
+    ),
+    "*": (
+        "{name} has {left} boxes with {right} {thing}s in each. How many {thing}s {name} has",
+        "There are {left} rooms with {right} {thing}s in each. How many {thing}s there are in all",
+    ),
+}
+
+
+def _framed_term(stream: Stream) -> tuple[str, str]:
+    term = arithmetic.draw_term(stream)
+    plain = stream.chance(50)
+    form = stream.pick(("{term}", "What {term} is", "The value of {term}") if plain else _FRAMED_STORIES[term.operator])
+    words = {"name": stream.pick(NAMES), "thing": stream.pick(THINGS), "left": term.left, "right": term.right}
+    return term.group, _framed(form.format(term=term, **words), str(term.value), stream)
+
+
+def _framed_conversion(stream: Stream) -> tuple[str, str]:
+    conversion = arithmetic.draw_conversion(stream)
+    unit = conversion.unit
+    form = stream.pick(("{n} {large} in {small}", "How many {small} {n} {large} are", "{small} in {n} {large}"))
+    content = form.format(n=conversion.amount, large=unit.large, small=unit.small)
+    return f"{conversion.amount} {unit.large}", _framed(content, str(conversion.value), stream)
+
+
+def _framed_maths(stream: Stream) -> tuple[str, str]:
+    return _framed_term(stream) if stream.chance(75) else _framed_conversion(stream)
+
+
+_TITLES = {"Write a note": "A note", "Write these": "These", "List the": "The", "Count up": "Up", "Count down": "Down"}
+"""How a request begins -> how a title begins."""
+
+
+def _framed_piece(stream: Stream) -> tuple[str, str]:
+    piece = open_ended.draw_piece(stream)
+    start = next(start for start in _TITLES if piece.request.startswith(start))
+    title = _TITLES[start] + piece.request.removeprefix(start).removesuffix(".")
+    return piece.group, _framed(title if stream.chance(80) else piece.title, piece.text, stream)
+
+
 Draw = Callable[[Stream], str]
 
 
@@ -215,6 +320,12 @@ KINDS: dict[str, tuple[int, Draw]] = {
     "open_ended": (3, _of("open_ended", _piece)),
     "repetition": (1, _repetition),
     "register": (1, _register),
+    "framed qa": (1, _of("qa", _framed_passage)),
+    "framed summarization": (2, _of("summarization", _framed_report)),
+    "framed translation": (3, _of("translation", _framed_parallel)),
+    "framed code": (3, _of("code", _framed_transcript)),
+    "framed math": (4, _of("math", _framed_maths)),
+    "framed open_ended": (2, _of("open_ended", _framed_piece)),
 }
 """Per kind of document: most items in a document, and how an item is drawn."""
 
@@ -233,14 +344,19 @@ LATER_SHARES = {
     "repetition": 10, "register": 8,
 }  # fmt: skip
 """Percent of the later documents by kind: with repetitions and registers, from which copying is learned."""
-LATER = 50_000
-"""Number of the first document drawn with LATER_SHARES."""
+LAST_SHARES = {
+    "framed qa": 35, "framed summarization": 15, "framed translation": 6, "classification": 3, "framed code": 13,
+    "framed math": 12, "framed open_ended": 10, "repetition": 3, "register": 3,
+}  # fmt: skip
+"""Percent of the last documents by kind: with openings and joints that vary, so that no answer has a fixed place."""
+PARTS = ((120_000, LAST_SHARES), (50_000, LATER_SHARES), (0, SHARES))
+"""First document of each part, and its shares."""
 
 
 def document(index: int) -> str:
     """Document number `index`: some items of one kind, a line break between them."""
     stream = Stream("base text", index)
-    shares = SHARES if index < LATER else LATER_SHARES
+    shares = next(shares for first, shares in PARTS if index >= first)
     most, draw = KINDS[stream.pick([kind for kind, share in shares.items() for _ in range(share)])]
     return "\n".join(draw(stream) for _ in range(stream.between(1, most)))
 

@@ -9,6 +9,7 @@ is constant until the last quarter of the steps, so `--steps` may be changed on 
 """
 
 import argparse
+import dataclasses
 import json
 import resource
 import time
@@ -129,6 +130,8 @@ def main() -> None:
     parser.add_argument("--optimizer", type=optim.Optimizer, default=optim.Optimizer.MUON)
     parser.add_argument("--decay-frac", type=float, default=0.25)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--first-window", type=int, default=FIRST_WINDOW, help="of 1000 documents each; 0 is held out")
+    parser.add_argument("--init", type=Path, help="state.safetensors whose parameters to start from")
     parser.add_argument("--resume", action="store_true", help="go on from state.safetensors of the output folder")
     parser.add_argument("--save-every", type=int, default=200)
     args = parser.parse_args()
@@ -138,11 +141,13 @@ def main() -> None:
         final_fraction=0.02, warmup_steps=min(100, args.steps // 10), b2=0.95, weight_decay=0.05,
     )  # fmt: skip
     state, train_step, eval_step = make_steps(args.steps, config, seed=0)
+    if args.init is not None:
+        state = dataclasses.replace(state, params=load_state(state, args.init).params)
     if args.resume:
         state = load_state(state, args.out / "state.safetensors")
     numbers = step.hparams(config.peak_lr, config.weight_decay)
     held_out = next(batches(64, HELD_OUT_WINDOW))
-    stream = batches(args.rows, FIRST_WINDOW)
+    stream = batches(args.rows, args.first_window)
     tokens, start = 0, time.perf_counter()
     with (args.out / "loss.jsonl").open("a") as log:
         for k in range(args.steps):

@@ -3,8 +3,8 @@
 Run:  python experiments/03-validate-speed/measure.py FILE_OR_FOLDER... [--join 8] [--repeats 7]
 
 `--join N` makes longer chats: N consecutive records of a file become one conversation of N exchanges. Each way of
-reading takes its turn in every repeat, and the best of its turns counts, so that other work on the machine weighs on all
-alike. CPU time of one process, single-threaded; the files are in the page cache.
+reading takes its turn in every repeat, and the best of its turns counts, so that other work on the machine weighs on
+all alike. CPU time of one process, single-threaded; the files are in the page cache.
 """
 
 import argparse

@@ -11,7 +11,7 @@ import functools
 import gc
 import itertools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,30 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
+class _Needles:
+    """Strings to look for in large blocks: only where the first two bytes of one stand is it compared in full."""
+
+    def __init__(self, strings: Iterable[str]):
+        self._by_start: dict[bytes, list[str]] = {}
+        for string in sorted(filter(None, strings)):
+            self._by_start.setdefault(string.encode()[:2], []).append(string)
+        self._second = {start[0]: np.zeros(256, bool) for start in self._by_start}
+        for start in self._by_start:
+            self._second[start[0]][start[1] if len(start) > 1 else slice(None)] = True
+
+    def found_in(self, block: bytes) -> list[str]:
+        """Those that the block holds."""
+        data = np.frombuffer(block + b"\0", np.uint8)
+        found: dict[str, None] = {}
+        for first, second in self._second.items():
+            places = np.flatnonzero(data[:-1] == first)
+            for place in places[second[data[places + 1]]].tolist():
+                for start in (block[place : place + 2], block[place : place + 1]):
+                    maybe = self._by_start.get(start, ())
+                    found |= {string: None for string in maybe if block.startswith(string.encode(), place)}
+        return list(found)
+
+
 class Scanner:
     """Scans records of one shape of a task."""
 
@@ -84,9 +108,7 @@ class Scanner:
         self.task = task
         self.shape = shape
         self._usual = self.shape is Shape.MESSAGES and not task.columns and not task.templates
-        self._controls: dict[bytes, list[str]] = {}
-        for control in sorted(filter(None, controls)):
-            self._controls.setdefault(control[:2].encode(), []).append(control)
+        self._controls = _Needles(controls)
         self._blank: list[int] = []
 
     def scan(self, source: RecordSource) -> Iterator[Scanned]:
@@ -219,8 +241,7 @@ class Scanner:
                 part.findings += [(part.lines[k], _text_id(part.ids[k]), finding) for finding in found]
 
     def _find_controls(self, part: _Part, joined: bytes) -> None:
-        maybe = [control for start, controls in self._controls.items() if start in joined for control in controls]
-        present = [control for control in maybe if control.encode() in joined]
+        present = self._controls.found_in(joined)
         for k, text in enumerate(part.texts if present else ()):
             found = [control for control in present if control in text]
             if found:

@@ -2,9 +2,9 @@
 
 Run:  .venv-parity/bin/python tests/parity/make_family_goldens.py [case ...]     (needs torch and transformers)
 
-A golden holds the config.json that transformers saves, names and shapes of the tensors that it saves (their values follow
-from the names), and every seventh column of the logits of the two sequences, padded to one batch. The default tests
-compare with these numbers, so that they need neither torch nor transformers.
+A golden holds the config.json that transformers saves, names and shapes of the tensors that it saves (their values
+follow from the names), and every seventh column of the logits of the two sequences, padded to one batch. The default
+tests compare with these numbers, so that they need neither torch nor transformers.
 """
 
 import json
@@ -20,6 +20,7 @@ TESTS = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS))
 
 import family_cases  # noqa: E402
+
 from jaxtune import safetensors_io  # noqa: E402
 
 
@@ -31,7 +32,9 @@ def golden(case: str, folder: pathlib.Path) -> dict[str, np.ndarray]:
     saved = json.loads((folder / "shapes" / "config.json").read_text())
     saved.pop("transformers_version")
     family_cases.write_checkpoint(folder / "model", saved, shapes)
-    network = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager", experts_implementation="eager").eval()
+    network = transformers.AutoModelForCausalLM.from_pretrained(
+        folder / "model", attn_implementation="eager", experts_implementation="eager"
+    ).eval()
     sequences = family_cases.sequences(config.vocab_size)
     tokens = np.stack([np.pad(s, (0, max(family_cases.LENGTHS) - len(s))) for s in sequences])
     mask = np.arange(tokens.shape[1]) < np.asarray(family_cases.LENGTHS)[:, None]

@@ -74,18 +74,21 @@ class Fact:
         return pattern.format(name=self.name, value=self.value, thing=self.thing)
 
 
-def draw_facts(stream: Stream) -> list[Fact]:
-    """Three to five facts about two or three people; no value occurs twice in a relation, so answers are unique."""
-    people = stream.sample(NAMES, stream.between(2, 3))
+def draw_facts(stream: Stream, *, people: tuple[int, int] = (2, 3), facts: tuple[int, int] = (3, 5)) -> list[Fact]:
+    """Facts about some people, as many of each as the ranges say; no value occurs twice in a relation.
+
+    So a question about one fact has one answer, whether it asks for the value or for the name.
+    """
+    named = stream.sample(NAMES, stream.between(*people))
     thing = stream.pick(_BELONGINGS)
-    slots = [(name, relation) for name in people for relation in RELATIONS]
-    facts = []
+    slots = [(name, relation) for name in named for relation in RELATIONS]
+    drawn = []
     used = set()
-    for name, relation in stream.sample(slots, stream.between(3, 5)):
+    for name, relation in stream.sample(slots, stream.between(*facts)):
         value = stream.pick([v for v in RELATIONS[relation].values if (relation, v) not in used])
         used.add((relation, value))
-        facts.append(Fact(name=name, relation=relation, value=value, thing=thing))
-    return facts
+        drawn.append(Fact(name=name, relation=relation, value=value, thing=thing))
+    return drawn
 
 
 def passage(facts: list[Fact], stream: Stream) -> str:
@@ -102,7 +105,7 @@ def _ask(fact: Fact, stream: Stream) -> tuple[str, str]:
 
 def draw(stream: Stream) -> Exercise:
     """A passage and a question; one exercise in five has a second question, one in four a system message."""
-    facts = draw_facts(stream)
+    facts = draw_facts(stream, people=(2, 2), facts=(2, 4))
     text = passage(facts, stream)
     asked = [_ask(fact, stream) for fact in stream.sample(facts, 2 if stream.chance(20) else 1)]
     return Exercise(
