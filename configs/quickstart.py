@@ -6,7 +6,7 @@ Run:     make quickstart      (jaxtune train configs/quickstart.py --run-dir run
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
 from jaxtune.evaluate import EvalConfig
 from jaxtune.mixture import Budget, MixtureConfig
-from jaxtune.optim import OptimConfig
+from jaxtune.optim import OptimConfig, Optimizer
 from jaxtune.tasks.builtin import TASKS
 
 
@@ -16,10 +16,10 @@ def config() -> ExperimentConfig:
         name="quickstart",
         model=ModelSource(path="builtin"),
         tasks=tuple(TASKS.values()),
-        duration=Budget(steps=200),
+        duration=Budget(steps=220),
         mixture=MixtureConfig(temperature=2, max_repeats=4),
-        data=DataConfig(seq_len=128),
+        data=DataConfig(seq_len=128, processes=2),
         batch=BatchConfig(rows=16),
-        optim=OptimConfig(peak_lr=2e-3, warmup_frac=0.05),
-        eval=EvalConfig(every=50, max_new_tokens=48),
+        optim=OptimConfig(optimizer=Optimizer.MUON, peak_lr=3e-3, warmup_frac=0.05),
+        eval=EvalConfig(every=55, max_new_tokens=48),
     )

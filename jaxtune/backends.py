@@ -90,7 +90,7 @@ def deviation(backend: Backend, config: ModelConfig, dtype, window: int | None) 
     real = (segment_ids > 0)[:, :, None, None]
     scale = config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
 
-    def outputs(backend: Backend, inputs: list[Float[Array, "b s n d"]]) -> list[Float[Array, "b s n d"]]:
+    def outputs(backend: Backend, inputs: list[jax.Array]) -> list[jax.Array]:
         def attend(query, key, value):
             options = {"scale": scale, "window": window, "soft_cap": config.attn_soft_cap}
             mixed = attention(query, key, value, segment_ids, backend=backend, **options)

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxtune.chat_templates import TEMPLATES, ChatTemplate, load_template
 from jaxtune.errors import UserError
@@ -282,14 +283,16 @@ def check(
     """
     renderer = _renderer(template, tokenizer)
     plain = _plain(conversation.messages)
+    tokens = example.tokens.tolist()
     problems: list[Problem] = []
-    if tokenizer.bos_id is not None and (example.tokens[:2] == tokenizer.bos_id).sum() == 2:
+    if tokenizer.bos_id is not None and tokens[:2] == [tokenizer.bos_id] * 2:
         problems.append(Problem("double-bos", "two BOS tokens begin the example", "write BOS once in the template"))
     ends = [tokenizer.controls.ids[strings[-1]] for strings in renderer.terminators]
     runs = _runs(example, prompt_loss_weight, ends)
-    edges = [0, *(edge for run in runs for edge in run), len(example.tokens)]
-    parts = [tokenizer.decode(example.tokens[a:b].tolist()) for a, b in zip(edges, edges[1:], strict=False)]
-    if _squash("".join(parts)) != _squash(renderer.text(plain, conversation.tools)):
+    edges = [0, *(edge for run in runs for edge in run), len(tokens)]
+    parts = [tokenizer.decode(tokens[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    decoded, text = "".join(parts), renderer.text(plain, conversation.tools)
+    if decoded != text and _squash(decoded) != _squash(text):
         remedy = "use a tokenizer that can spell this text"
         problems.append(Problem("text", "the tokens do not decode to the rendered conversation", remedy))
     if policy in (MaskPolicy.COMPLETION, MaskPolicy.ALL) or template.exact_marks:
@@ -299,23 +302,38 @@ def check(
         found = f"{len(runs)} runs of trained tokens for {len(trained)} assistant messages"
         return [*problems, Problem("responses", found, "correct the generation marks of the template")]
     for (start, stop), said, index in zip(runs, parts[1::2], trained, strict=True):
-        if example.tokens[stop - 1] not in ends:
-            remedy = "put the end-of-turn token into the generation block"
-            problems.append(Problem("end-of-turn", f"message {index} does not end with an end-of-turn token", remedy))
-        stated = 1.0 if (weight := conversation.messages[index].weight) is None else weight
-        if (example.loss_weights[start:stop] != np.float32(stated)).any():
-            problems.append(
-                Problem("weight", f"message {index} does not weigh {stated:g} throughout", "render it again")
-            )
-        if not _says(example.tokens[start:stop].tolist(), said, renderer, conversation.messages[index], tokenizer):
-            remedy = "correct the generation marks of the template"
-            problems.append(Problem("response-text", f"what trains is not what message {index} says", remedy))
+        message, weights = conversation.messages[index], example.loss_weights[start:stop]
+        problems += _check_response(tokens[start:stop], weights, said, index, message, renderer, tokenizer)
     if trained and trained[-1] == len(plain) - 1:
         prompt = renderer.text(plain[:-1], conversation.tools, generation_prompt=True)
-        before = example.tokens[: runs[-1][0]].tolist()
-        if "".join(parts[: 2 * len(runs) - 1]) != prompt and before != render_prompt(conversation, template, tokenizer):
-            message = "the text before the last response is not the prompt that a model is given"
-            problems.append(Problem("prompt", message, "correct the template's generation prompt or its marks"))
+        shown, before = "".join(parts[: 2 * len(runs) - 1]), tokens[: runs[-1][0]]
+        if shown != prompt and before != render_prompt(conversation, template, tokenizer):
+            found = "the text before the last response is not the prompt that a model is given"
+            problems.append(Problem("prompt", found, "correct the template's generation prompt or its marks"))
+    return problems
+
+
+def _check_response(
+    tokens: list[int],
+    weights: Float[np.ndarray, " length"],
+    said: str,
+    index: int,
+    message: Message,
+    renderer: Renderer,
+    tokenizer: Tokenizer,
+) -> list[Problem]:
+    """The rules for one run of trained tokens, which decodes to `said`, and the message it stands for."""
+    problems: list[Problem] = []
+    if tokenizer.piece(tokens[-1]) not in [strings[-1] for strings in renderer.terminators]:
+        remedy = "put the end-of-turn token into the generation block"
+        problems.append(Problem("end-of-turn", f"message {index} does not end with an end-of-turn token", remedy))
+    stated = 1.0 if message.weight is None else message.weight
+    if (weights != np.float32(stated)).any():
+        found = f"message {index} does not weigh {stated:g} throughout"
+        problems.append(Problem("weight", found, "render it again"))
+    if not _says(tokens, said, renderer, message, tokenizer):
+        remedy = "correct the generation marks of the template"
+        problems.append(Problem("response-text", f"what trains is not what message {index} says", remedy))
     return problems
 
 

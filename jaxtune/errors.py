@@ -4,5 +4,6 @@
 class UserError(ValueError):
     """Input that jaxtune cannot use: says what was given, what is allowed, and what to do.
 
-    The command line prints the message alone and exits with code 1; any other exception is a bug and keeps its traceback.
+    The command line prints the message alone and exits with code 1; any other exception is a bug
+    and keeps its traceback.
     """

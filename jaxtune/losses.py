@@ -21,8 +21,12 @@ from jaxtyping import Array, Float, Int
 Scalar = float | int | Float[Array, ""]
 """A number that an ablation may trace. A Python 0 switches the term off, and nothing is computed for it."""
 
-CHUNK_BYTES = 64 * 2**20
-"""Size aimed at for one chunk of float32 logits when no chunk size is given."""
+CHUNK_POSITIONS = 1024
+CHUNK_BYTES = {"cpu": 64 * 2**20}
+"""Most positions of a chunk when no size is given, and the most bytes of its float32 logits by platform.
+
+Elsewhere there is memory to spare, and few positions would leave the matrix units waiting for the head.
+"""
 
 
 @jax.tree_util.register_dataclass
@@ -93,43 +97,75 @@ def per_task_sums(
     `vocab_axis` says which axis of `head` is the vocabulary: 0 for a tied embedding [V, D], 1 for a head [D, V].
     `capacity` bounds the positions with weight (of one shard): arrays of that many positions are held, all positions if
     None. Work grows with the positions that do carry weight, whatever the capacity. `chunk` positions have their logits
-    computed together on a device (None: as many as make 64 MiB).
+    computed together on a device (None: at most 1,024, and on a CPU 64 MiB of logits).
     `shards`: over how many devices the rows are sharded; each contiguous group of rows gathers its own positions, so
     that no hidden state crosses devices, and the derivative of the head is summed over devices once.
 
     Products are taken in the dtype of `hidden`, accumulated in float32; everything after them is float32.
     """
-    rows, seq, model = hidden.shape
+    trained = _gather(hidden, targets, weights, task_ids, capacity, shards, chunk or _default_chunk(head, vocab_axis))
+    options = _Options(num_chunks=trained.num_chunks, vocab_axis=vocab_axis, soft_cap=soft_cap)
+    results: Any = _position_losses(
+        options, trained.hidden, head, trained.targets, trained.weights, trained.chunks_used, z_loss, label_smoothing
+    )
+    objective, (nll, hit) = results[0], jax.lax.stop_gradient(results[1:])
+    by_task = functools.partial(_sum_by_task, task_ids=trained.task_ids, num_tasks=num_tasks)
+    counted = trained.weights != 0
+    return LossSums(
+        objective=objective,
+        nll=by_task(trained.weights * nll),
+        weight=by_task(trained.weights),
+        tokens=by_task(counted.astype(jnp.int32)),
+        correct=by_task((hit & counted).astype(jnp.int32)),
+        over_capacity=trained.over_capacity,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """The positions with weight, [shards, held, ...], first those that exist, then some of weight 0."""
+
+    hidden: Array
+    targets: Array
+    weights: Array
+    task_ids: Array
+    num_chunks: int
+    chunks_used: Array
+    """Chunks that hold a position with weight in any shard."""
+    over_capacity: Array
+
+
+def _gather(
+    hidden: Array, targets: Array, weights: Array, task_ids: Array, capacity: int | None, shards: int, chunk: int
+) -> _Trained:
+    rows, seq, _ = hidden.shape
     if rows % shards:
         raise ValueError(f"{rows} rows cannot be split over {shards} shards")
     flat = lambda x: x.reshape(shards, rows // shards * seq, *x.shape[2:])
-    hidden, targets, weights, task_ids = flat(hidden), flat(targets), flat(weights), flat(task_ids)
-    vocab = head.shape[vocab_axis]
-    chunk = max(1, CHUNK_BYTES // (4 * vocab)) if chunk is None else chunk
-    counts = jnp.sum(weights != 0, axis=1)
-    held = hidden.shape[1] if capacity is None else min(capacity, hidden.shape[1])
+    weights = flat(weights)
+    slots = weights.shape[1]
+    held = slots if capacity is None else min(capacity, slots)
     num_chunks = math.ceil(held / chunk)
     chunk = math.ceil(held / num_chunks)
-    index = jax.vmap(lambda w: jnp.nonzero(w != 0, size=num_chunks * chunk, fill_value=w.size)[0])(weights)
-    index = jnp.where(jnp.arange(num_chunks * chunk) < held, index, weights.shape[1])
-    gather = lambda x: jax.vmap(lambda row, i: row.at[i].get(mode="fill", fill_value=0))(x, index)
-    weights = gather(weights).astype(jnp.float32)
-    chunks_used = -(-jnp.minimum(jnp.max(counts), held) // chunk)
-    options = _Options(num_chunks=num_chunks, vocab_axis=vocab_axis, soft_cap=soft_cap)
-    targets, task_ids = gather(targets), gather(task_ids)
-    results: Any = _position_losses(
-        options, gather(hidden), head, targets, weights, chunks_used, z_loss, label_smoothing
-    )
-    objective, (nll, hit) = results[0], jax.lax.stop_gradient(results[1:])
-    by_task = functools.partial(_sum_by_task, task_ids=task_ids, num_tasks=num_tasks)
-    return LossSums(
-        objective=objective,
-        nll=by_task(weights * nll),
-        weight=by_task(weights),
-        tokens=by_task((weights != 0).astype(jnp.int32)),
-        correct=by_task((hit & (weights != 0)).astype(jnp.int32)),
+    index = jax.vmap(lambda row: jnp.nonzero(row != 0, size=num_chunks * chunk, fill_value=slots)[0])(weights)
+    index = jnp.where(jnp.arange(num_chunks * chunk) < held, index, slots)
+    take = lambda x: jax.vmap(lambda row, places: row.at[places].get(mode="fill", fill_value=0))(x, index)
+    counts = jnp.sum(weights != 0, axis=1)
+    return _Trained(
+        hidden=take(flat(hidden)),
+        targets=take(flat(targets)),
+        weights=take(weights).astype(jnp.float32),
+        task_ids=take(flat(task_ids)),
+        num_chunks=num_chunks,
+        chunks_used=-(-jnp.minimum(jnp.max(counts), held) // chunk),
         over_capacity=jnp.sum(jnp.maximum(counts - held, 0)).astype(jnp.int32),
     )
+
+
+def _default_chunk(head: Array, vocab_axis: int) -> int:
+    limit = CHUNK_BYTES.get(jax.default_backend())
+    most = CHUNK_POSITIONS if limit is None else limit // (4 * head.shape[vocab_axis])
+    return max(1, min(CHUNK_POSITIONS, most))
 
 
 def _sum_by_task(values: Array, *, task_ids: Array, num_tasks: int) -> Array:

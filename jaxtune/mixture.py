@@ -1,7 +1,7 @@
 """Task sizes to sampling probabilities to exact example counts, under caps and a budget.
 
-All arithmetic is on integers and fractions so a mixture is the same on
-every platform: sizes -> `max_examples` -> rates -> groups -> probabilities -> `max_repeats` -> integers.
+sizes -> `max_examples` -> rates -> groups -> probabilities -> `max_repeats` -> integers. All arithmetic is on integers
+and fractions, so a mixture is the same on every platform.
 """
 
 import dataclasses
@@ -219,7 +219,7 @@ def allocate(
         counts=counts,
         realised=_floats(met),
         epochs={task: count / max(found.usable[task], 1) for task, count in counts.items()},
-        capped={task: found.drawn[task] > 0 and counts.get(task) == found.caps[task] for task in sizes},
+        capped={task: task in counts and found.drawn[task] > 0 and counts[task] == found.caps[task] for task in sizes},
     )
 
 
@@ -359,7 +359,8 @@ def _budget_for_tokens(
 ) -> int:
     """Largest budget whose expected tokens are at most `tokens`, by bisection (they grow with the budget)."""
     _check_names("mean_tokens", mean_tokens, sizes)
-    config = dataclasses.replace(config, allow_underfill=True)
+    on_cap = OnCap.REDISTRIBUTE if config.on_cap is OnCap.ERROR else config.on_cap  # the found budget is checked later
+    config = dataclasses.replace(config, on_cap=on_cap, allow_underfill=True)
     means = {task: Fraction(mean_tokens[task]) for task in sizes}
     found = _shares(sizes, config, unit_totals)
 

@@ -137,7 +137,8 @@ def load_base(job: Experiment, mesh: jax.sharding.Mesh, seed: int) -> Base:
     params = hf.import_model(job.folder, dtype=dtype, sharding=by_path.__getitem__)[1]
     if config.lora is None:
         return Base(trainable=params, frozen=None)
-    return Base(trainable=lora.init_lora(params, config.lora, seed), frozen=params)
+    frozen = lora.freeze_base(params, config.lora)
+    return Base(trainable=lora.init_lora(frozen, config.lora, seed), frozen=frozen)
 
 
 def program_spec(job: Experiment, mesh: jax.sharding.Mesh) -> ProgramSpec:

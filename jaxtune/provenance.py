@@ -41,10 +41,14 @@ class Traced(str):
         return Traced, (str.__str__(self), self._pieces)
 
     def __add__(self, other: Any) -> Any:
-        return join((self, other)) if isinstance(other, str) else NotImplemented
+        if not isinstance(other, str):
+            return NotImplemented
+        return Traced(str.__add__(self, other), self._pieces + pieces_of(other))
 
     def __radd__(self, other: Any) -> Any:
-        return join((other, self)) if isinstance(other, str) else NotImplemented
+        if not isinstance(other, str):
+            return NotImplemented
+        return Traced(str.__add__(other, self), pieces_of(other) + self._pieces)
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         found = str.__getitem__(self, key)

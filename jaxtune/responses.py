@@ -304,9 +304,12 @@ class Renderer:
         message: int,
     ) -> Response:
         """The response of a template without marks: from the end of the generation prompt to the end-of-turn token."""
-        prompt = self._render(messages[:message], tools, True)
         first, last = _extent(rendered.pieces, message)
-        start = _after_prompt(rendered, prompt, first)
+        prompt = self.text(messages[:message], tools, generation_prompt=True)
+        if rendered.text.startswith(prompt):
+            start = len(prompt)
+        else:
+            start = _after_moved_prompt(rendered, self._render(messages[:message], tools, True), first)
         if start is None:
             raise self._error(
                 f"it has no generation marks, and the text before message {message} differs from the prompt that a "
@@ -398,14 +401,12 @@ def _extent(pieces: Sequence[Piece], message: int) -> tuple[int, int]:
     return first, last
 
 
-def _after_prompt(rendered: jinja.Rendered, prompt: jinja.Rendered, first: int) -> int | None:
+def _after_moved_prompt(rendered: jinja.Rendered, prompt: jinja.Rendered, first: int) -> int | None:
     """Where the text goes on after the generation prompt; `first` is where the message's own text begins.
 
-    A template may move text (a system message, say) when messages are added. Then only what stands between the last
-    user text before the message and the message is compared.
+    For a template that moves text (a system message, say) when messages are added, so that the prompt is no prefix.
+    What stands between the last user text before the message and the message must begin with what ends the prompt.
     """
-    if rendered.text.startswith(prompt.text):
-        return len(prompt.text)
     if first < 0:
         return None
     before = max((stop for stop in _user_stops(rendered.pieces) if stop <= first), default=0)

@@ -90,8 +90,9 @@ def first_numbers(run_dir: pathlib.Path) -> dict[str, Any]:
 def read_progress(extra: Mapping[str, Any]) -> dict[str, Any]:
     """The loop's counters out of a checkpoint's JSON."""
     progress = dict(extra["progress"])
-    if progress["best_value"] is None:
-        progress["best_value"] = math.inf
+    for name in ("best_value", "reference"):
+        if progress[name] is None:
+            progress[name] = math.inf
     return progress
 
 

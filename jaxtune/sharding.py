@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import optax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree, Shaped
 
 from jaxtune.errors import UserError
@@ -41,6 +41,7 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"layers\.moe\.(gate|up)\.kernel", (None, "fsdp", "tensor")),
     (r"layers\.moe\.down\.kernel", (None, "tensor", "fsdp")),
     (r"layers\.(attn\.o|mlp\.down)\.bias", (None,)),
+    (r"layers\..*\.kernel\.(a|b|magnitude|scales|value\.scales)", ()),
 )
 """Regular expression over the whole dotted path -> mesh axes of the last dimensions; dimensions before them (layers)
 are not split. The first match counts."""
@@ -142,7 +143,7 @@ def partition_specs(params: PyTree, *, trials: bool = False) -> PyTree[Partition
 
 
 def shardings(
-    mesh: Mesh, params: PyTree, *, indivisible: Indivisible = Indivisible.ERROR, trials: bool = False
+    mesh: Mesh | AbstractMesh, params: PyTree, *, indivisible: Indivisible = Indivisible.ERROR, trials: bool = False
 ) -> PyTree[NamedSharding]:
     """The sharding of every parameter (array or shape). Raises UserError listing the dimensions that do not divide."""
     problems = []
@@ -172,28 +173,32 @@ def optimizer_shardings(
     """Moments are split like their parameters; counters, and statistics of another shape, are on every device."""
     mesh = jax.tree.leaves(param_shardings)[0].mesh
     everywhere = NamedSharding(mesh, PartitionSpec())
-    state = jax.eval_shape(optimizer.init, params)
-    return optax.tree.map_params(
-        optimizer,
-        lambda leaf, sharding, param: sharding if leaf.shape == param.shape else everywhere,
-        state,
-        param_shardings,
-        params,
-        transform_non_params=lambda _: everywhere,
-    )
+    shapes = jax.tree_util.tree_leaves_with_path(params)
+    by_path = {_keys(p): (x.shape, s) for (p, x), s in zip(shapes, jax.tree.leaves(param_shardings), strict=True)}
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        keys = _keys(path)  # a moment's path ends in its parameter's, whatever the optimizer wraps around it
+        found = next((by_path[keys[i:]] for i in range(len(keys)) if keys[i:] in by_path), None)
+        return found[1] if found is not None and found[0] == leaf.shape else everywhere
+
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def _keys(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Parts into which the rows of a batch are split."""
     return _size(mesh, ROWS)
 
 
-def batch_sharding(mesh: Mesh, *, lead: int = 0, trials: bool = False) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh, *, lead: int = 0, trials: bool = False) -> NamedSharding:
     """Of arrays [*lead, rows, seq]; `trials`: the first axis is over trials, before `lead` others."""
     return NamedSharding(mesh, PartitionSpec(*(("trial",) if trials else ()), *(None,) * lead, ROWS, "sequence"))
 
@@ -291,8 +296,8 @@ def table(mesh: Mesh, params: PyTree, tree: PyTree[NamedSharding]) -> list[tuple
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """`layers.attn.q.kernel` from a tree path; Flax variables add `.value` to theirs."""
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+    """`layers.attn.q.kernel` from a tree path; Flax variables, adapted and quantised kernels add `.value` to theirs."""
+    return re.sub(r"(\.value)+$", "", jax.tree_util.keystr(path, simple=True, separator="."))
 
 
 def _rule(name: str, ndim: int) -> tuple[Axis, ...] | None:

@@ -51,7 +51,7 @@ class LossConfig:
     label_smoothing: float = 0.0
     """Share of the target's probability spread over the vocabulary, in [0, 1)."""
     chunk: int | None = None
-    """Positions whose logits are computed together; None: as many as make 64 MiB."""
+    """Positions whose logits are computed together; None: a size that suits the platform (see `losses`)."""
 
     def __post_init__(self):
         if (self.normalization is Normalization.FIXED) != (self.fixed_denominator is not None):

@@ -60,9 +60,12 @@ class Progressing:
     task_examples: dict[str, int] = dataclasses.field(default_factory=dict)
     task_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
     best_value: float = math.inf
+    """Lowest watched validation loss so far."""
     best_step: int = -1
+    reference: float = math.inf
+    """The value that patience counts from: the last one that was lower by at least the minimum change."""
     since_best: int = 0
-    """Validations since the best one."""
+    """Validations since then."""
     unvalidated: bool = False
     """A stop signal came at a step whose validation is still to be done."""
     recent: list[float] = dataclasses.field(default_factory=list)
@@ -70,11 +73,14 @@ class Progressing:
 
     def improves(self, value: float, step: int, min_change: float) -> bool:
         """Take note of a watched value; True if it is the best so far."""
-        if value < self.best_value - min_change:
-            self.best_value, self.best_step, self.since_best = value, step, 0
-            return True
-        self.since_best += 1
-        return False
+        if value < self.reference - min_change:
+            self.reference, self.since_best = value, 0
+        else:
+            self.since_best += 1
+        if value >= self.best_value:
+            return False
+        self.best_value, self.best_step = value, step
+        return True
 
 
 def train(
@@ -378,8 +384,9 @@ class Loop:
     def save(self, state: TrainState, step: int, watched: float | None) -> None:
         """Checkpoint after `step` updates."""
         extra = {"progress": dataclasses.asdict(self.memory), "plan_hash": self.job.plan.hash, "seed": self.config.seed}
-        if math.isinf(self.memory.best_value):
-            extra["progress"]["best_value"] = None  # JSON has no infinity
+        for name in ("best_value", "reference"):
+            if math.isinf(extra["progress"][name]):
+                extra["progress"][name] = None  # JSON has no infinity
         metrics = {} if watched is None else {self.config.checkpoint.metric: watched}
         self.checkpoints.save(step, state, extra, metrics)
 

@@ -206,7 +206,8 @@ class _Run:
         self._controls = MARKERS if lengths is None else tuple(lengths.tokenizer.controls.ids)
         self._sketches = sketches
         self._segments: list[_Segment] = []
-        self._words = functools.lru_cache(maxsize=4096)(lambda k: duplicates.Words.of(self._text(k)))
+        self._read: set[tuple[str | None, str]] = set()
+        self._words = functools.lru_cache(maxsize=256)(lambda k: duplicates.Words.of(self._text(k)))
 
     # Reading.
 
@@ -232,12 +233,16 @@ class _Run:
             self._segments.append(
                 _Segment(first=len(self._sketches), task=task, split=split, source=source, shape=shape)
             )
+            again = {(split, origin) for origin in source.origins} <= self._read
+            self._read |= {(split, origin) for origin in source.origins}
             for scanned in Scanner(task, shape, controls=self._controls).scan(source):
                 for line, id, (rule, message) in scanned.findings:
                     self.report.add(Problem(rule=rule, message=message, file=source.name, line=line, id=id))
-                self._keep(scanned.rows, task)
+                self._keep(scanned.rows, task, again)
                 records += len(scanned.rows)
                 size += scanned.bytes
+            if self._lengths is not None and self.report.num_errors == before:
+                self._measure(task, source, shape, self._lengths)
         except RecordError as error:
             for problem in error.problems:
                 self.report.add(problem)
@@ -253,11 +258,12 @@ class _Run:
                 bytes=size,
             )
         )
-        if self._lengths is not None and shape is not None and self.report.num_errors == before:
-            self._measure(task, source, shape, self._lengths)
         return shape
 
-    def _keep(self, rows: np.ndarray, task: Task) -> None:
+    def _keep(self, rows: np.ndarray, task: Task, again: bool) -> None:
+        """Remembers records for the comparison; nothing of those that another task reads from the same file."""
+        if again:
+            rows = np.zeros_like(rows)
         ids = rows["id"]
         ids[ids != 0] ^= np.uint64(hash(task.name) & (2**64 - 1))  # ids are unique within a task, not among tasks
         self._sketches.add(rows)

@@ -111,12 +111,13 @@ def test_every_wording_of_a_record_is_a_conversation_that_ends_with_its_answer(r
     for i in range(40):
         record = records[task]["train"][i]
         for template in range(TASKS[task].num_templates):
-            conversation = TASKS[task].read("train", i, template)
+            conversation = TASKS[task].conversation(record, template)
             roles = [message.role for message in conversation.messages if message.role != "system"]
             assert roles == ["user", "assistant"] * (1 + len(record["follow_ups"]))
             answers = [record["answer"], *(answer for _, answer in record["follow_ups"])]
             assert [m.content for m in conversation.messages if m.role == "assistant"] == answers
-    texts = {tuple(m.content for m in TASKS[task].read("train", 0, t).messages) for t in range(4)}
+    first = records[task]["train"][0]
+    texts = {tuple(m.content for m in TASKS[task].conversation(first, t).messages) for t in range(4)}
     assert len(texts) == TASKS[task].num_templates == 4
 
 
@@ -202,7 +203,7 @@ def test_lists_hold_what_was_asked_for(records, split):
         elif request.startswith("List"):
             assert request.endswith(f"from {answer.split(', ')[0]} to {answer.split(', ')[-1]}.")
         else:
-            writer, reader = re.search(r"which (\w+) (?:thanks|invites) (\w+)", request).groups()
+            ((writer, reader),) = re.findall(r"which (\w+) (?:thanks|invites) (\w+)", request)
             assert answer.startswith(f"Dear {reader}, ") and answer.endswith(f" Yours, {writer}")
 
 

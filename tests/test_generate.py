@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxtune import generate as generation
+from jaxtune import sharding
 from jaxtune.errors import UserError
 from jaxtune.generate import SamplingConfig, generate, stream
 from jaxtune.model import ModelConfig, abstract_params, apply
@@ -188,12 +189,11 @@ def test_draws_follow_the_tempered_probabilities(model):
     assert ((counts - expected) ** 2 / expected).sum() < CONFIG.vocab_size + 5 * np.sqrt(2 * CONFIG.vocab_size)
 
 
-def test_rows_split_over_devices_give_the_same(model, prompts, greedy):
+def test_rows_and_weights_split_over_devices_give_the_same(model, prompts, greedy):
     graphdef, params = model
-    mesh = jax.make_mesh(
-        (1, 2, 2, 1, 1), ("trial", "data", "fsdp", "tensor", "sequence"), axis_types=(jax.sharding.AxisType.Auto,) * 5
-    )
-    placed = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    where = sharding.shardings(mesh, params, indivisible=sharding.Indivisible.REPLICATE)
+    placed = jax.device_put(params, where)
     answers = answer((graphdef, placed), prompts, SamplingConfig(max_new_tokens=12), mesh=mesh)
     assert answers == greedy
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import hf, lora
+from jaxtune import hf, lora, sharding
 from jaxtune.errors import UserError
 from jaxtune.linear import product
 from jaxtune.lora import Adapted, LoraConfig, Scaling, Variant
@@ -101,6 +101,20 @@ def test_the_adapted_model_equals_the_merged_one(config, settings):
         np.testing.assert_array_equal(
             lora.apply_lora(base, adapters, settings)["head"]["kernel"], merged["head"]["kernel"]
         )
+
+
+def test_adapters_over_a_split_base_give_the_same():
+    settings = LoraConfig(rank=2, variant=Variant.DORA, base=Bits.INT8)
+    base, adapters = lora.freeze_base(base_of(CONFIG), settings), adapters_of(CONFIG, settings)
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    where = sharding.shardings(mesh, base, indivisible=sharding.Indivisible.REPLICATE)
+    assert any("fsdp" in str(place.spec) for place in jax.tree.leaves(where["layers"]["mlp"]))
+    split = jax.device_put(base, where)
+    expected = hidden_states(CONFIG, lora.apply_lora(base, adapters, settings))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(adapters, sharding.replicated(mesh))
+        ours = hidden_states(CONFIG, lora.apply_lora(split, placed, settings))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", list(Variant), ids=lambda variant: variant.value)

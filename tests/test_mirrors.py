@@ -1,3 +1,4 @@
+import math
 import sys
 
 import pytest
@@ -25,6 +26,7 @@ def logged_twice(kind, run_dir):
 
 def test_scalars_are_the_finite_numbers_under_flat_names():
     row = {"kind": "eval", "step": 3, "split": "test", "task_score": {"qa": {"exact_match": 0.5, "n": 8}}, "loss": None}
+    row |= {"macro_loss": math.nan, "spread": math.inf}
     assert scalars(row) == {"test/task_score/qa/exact_match": 0.5, "test/task_score/qa/n": 8.0}
     assert scalars(ROWS[3]) == {}
 

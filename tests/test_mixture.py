@@ -303,6 +303,13 @@ def test_epochs_count_the_tasks_that_take_part():
     assert resolve_budget(Budget(epochs=1), {"a": 50, "b": 50}, config) == 40
 
 
+@pytest.mark.parametrize("on_cap", list(OnCap))
+def test_a_budget_in_tokens_is_found_under_every_cap_mode(on_cap):
+    config = MixtureConfig(temperature=1.0, max_repeats=2, on_cap=on_cap)
+    budget = resolve_budget(Budget(tokens=1000), {"a": 50, "b": 50}, config, mean_tokens={"a": 30.0, "b": 10.0})
+    assert budget == 50
+
+
 def test_a_packed_step_budget_is_estimated_from_tokens():
     sizes, config = {"a": 50, "b": 50}, MixtureConfig(temperature=1)
     means = {"a": 30.0, "b": 10.0}
@@ -320,7 +327,8 @@ def test_the_table_rows_are_the_command_lines():
     assert rows[0].keys() == {"task", "size", "probability", "count", "epochs", "capped"}
     assert [row["count"] for row in rows] == [79_479, 20_521]
     assert rows[1]["epochs"] == 20_521 / 8_000
-    assert [row["count"] for row in mix_table({"qa": 120_000}, MixtureConfig(), None)] == [None]
+    (endless,) = mix_table({"qa": 120_000}, MixtureConfig(), None)
+    assert (endless["probability"], endless["count"], endless["epochs"], endless["capped"]) == (1, None, None, False)
 
 
 def test_the_report_counts_effective_tasks_passes_and_variation():

@@ -46,7 +46,7 @@ def test_a_sweep_runs_continues_and_reports(tmp_path, capsys):
     axes = {"mixture.temperature": ["1", "inf"]}
     folder = tmp_path / "sweep"
     assert sweep.sweep(config, folder, axes, [0]) is Status.FINISHED
-    rows = list(csv.DictReader((folder / "results.csv").open()))
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
     assert [row["mixture.temperature"] for row in rows] == ["1", "inf"]
     assert (folder / "report.html").stat().st_size > 10_000 and (folder / "heatmap.png").exists()
     capsys.readouterr()

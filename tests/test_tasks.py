@@ -17,6 +17,7 @@ from jaxtune.tasks import (
     FewShotStyle,
     ProblemLog,
     RecordError,
+    Shape,
     Task,
     Template,
     by_name,
@@ -214,6 +215,8 @@ def test_a_task_without_usable_splits_is_refused():
         words_task().source("dev")
     with pytest.raises(UserError, match="task name 'a b'"):
         words_task(name="a b")
+    with pytest.raises(UserError, match="records of the shape `fields` need templates="):
+        words_task(shape=Shape.FIELDS, templates=())
     with pytest.raises(UserError, match="max_examples must be 1 or more"):
         words_task(max_examples=0)
     with pytest.raises(UserError, match="weight must be 0 or more, got -1.0"):

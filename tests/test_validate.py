@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jaxtune import validate
 from jaxtune.chat_templates import TEMPLATES
-from jaxtune.tasks import Task, Template, from_jsonl, from_list
+from jaxtune.tasks import Task, Template, from_jsonl, from_list, invert
 from jaxtune.tasks import scan as scan_module
 from jaxtune.tasks.jsonl import parse_line
 from jaxtune.tasks.problems import RULES, Severity
@@ -92,39 +92,71 @@ MESSAGES = st.lists(st.dictionaries(MESSAGE_FIELDS, ROLES | ODD_VALUES, max_size
 @settings(max_examples=60, deadline=None)
 def test_no_record_crashes_the_checks_and_what_passes_them_converts(records, tmp_path_factory):
     path = write_lines(tmp_path_factory.mktemp("fuzz") / "fuzz.jsonl", records)
-    for shape in Shape:
+    for shape in set(Shape) - {Shape.FIELDS}:
         task = Task(name="t", splits={"train": from_jsonl(path)}, shape=shape)
         for i, record in enumerate(records):
             errors = [rule for rule, _ in task.check(record, shape) if RULES[rule].severity is Severity.ERROR]
-            if not errors and shape is not Shape.FIELDS:
+            if not errors:
                 task.read("train", i)
 
 
-def lines_of_chats(draw_texts: list[str]) -> bytes:
-    turns = [messages({"role": "user", "content": t}, {"role": "assistant", "content": t[::-1]}) for t in draw_texts]
-    return b"".join(json.dumps(turn).encode() + b"\n" for turn in turns)
+def spell(shape: Shape, prompt: str, answer: str) -> dict:
+    match shape:
+        case Shape.MESSAGES:
+            return messages({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+        case Shape.SHAREGPT:
+            return {"conversations": [{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}]}
+        case Shape.ALPACA:
+            return {"instruction": prompt, "input": prompt[3:], "output": answer}
+        case _:
+            return {"prompt": prompt, "completion": answer}
+
+
+STRAY = (
+    *("null", "", "{}", '{"a":1,"a":1}', "{'a': 1}", '{"messages":{}}', '{"messages":[]}', '{"messages":"user"}'),
+    '{"instruction":"a","input":0,"output":"b"}',
+    '{"instruction":"a","input":" ","output":"b"}',
+    '{"instruction":"","input":"a","output":"b","meta":{"k":1}}',
+    '{"instruction":"a","output":"b","prompt":"c","completion":"d"}',
+    '{"prompt":"a","completion":"b","system":"c"}',
+    '{"prompt":"a","completion":null}',
+    '{"prompt":["a"],"completion":"b"}',
+    '{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}],"system":1}',
+    '{"conversations":[{"from":"bot","value":"a"},{"from":"gpt","value":"b"}]}',
+    '{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"tools":1}',
+    '{"messages":[{"role":"user","content":"a"},{"role":"assistant","weight":0}]}',
+    '{"messages":{"role":["user","assistant"],"content":["a","b"]}}',
+    '{"id":true,"prompt":"a","completion":"b","messages":null}',
+)
 
 
 @given(
+    shape=st.sampled_from([Shape.MESSAGES, Shape.SHAREGPT, Shape.ALPACA, Shape.PROMPT_COMPLETION]),
     texts=st.lists(
         st.text(max_size=12) | st.sampled_from(['"a":', "\\", '\\":', "<|im_end|>", " ", "\x00"]), max_size=40
     ),
-    bad=st.lists(
-        st.tuples(st.integers(0, 40), st.sampled_from(["null", "", "{}", '{"a":1,"a":1}', "{'a': 1}"])), max_size=3
-    ),
+    stray=st.lists(st.tuples(st.integers(0, 40), st.sampled_from(STRAY)), max_size=3),
 )
-@settings(max_examples=50, deadline=None)
-def test_settling_whole_chunks_finds_what_taking_records_one_by_one_finds(texts, bad):
-    lines = lines_of_chats(texts).split(b"\n")
-    for place, line in bad:
+@settings(max_examples=120, deadline=None)
+def test_settling_whole_chunks_finds_what_taking_records_one_by_one_finds(shape, texts, stray):
+    lines = [json.dumps(spell(shape, text, text[::-1])).encode() for text in texts] + [b""]
+    for place, line in stray:
         lines.insert(min(place, len(lines) - 1), line.encode())
-    task = Task(name="t", splits={"train": from_list([])}, shape=Shape.MESSAGES)
-    quick, slow = Scanner(task, Shape.MESSAGES), Scanner(task, Shape.MESSAGES)
+    task = Task(name="t", splits={"train": from_list([])}, shape=shape)
+    quick, slow = Scanner(task, shape), Scanner(task, shape)
     slow._usual = False
     a, b = (scanner._chunk(b"\n".join(lines), 1) for scanner in (quick, slow))
     places = [{(line, rule) for line, _, (rule, _) in scanned.findings} for scanned in (a, b)]
     assert places[0] == places[1]
     assert (a.rows == b.rows).all()
+
+
+@pytest.mark.parametrize("shape", [Shape.MESSAGES, Shape.SHAREGPT, Shape.ALPACA, Shape.PROMPT_COMPLETION])
+def test_usual_records_of_every_shape_are_settled_together(shape, monkeypatch):
+    task = Task(name="t", splits={"train": from_list([])}, shape=shape)
+    lines = [json.dumps(spell(shape, f"What is {i}?", f"It is {i}.")).encode() for i in range(50)]
+    monkeypatch.setattr(Scanner, "_one_by_one", lambda *_: pytest.fail("a usual record was taken by itself"))
+    assert not Scanner(task, shape)._chunk(b"\n".join(lines), 1).findings
 
 
 @given(
@@ -180,6 +212,23 @@ def test_warnings_alone_leave_the_report_without_errors(tmp_path):
 LONG = (
     "The quick brown fox jumps over the lazy dog while seven old wizards make toxic brew for the jovial king of Spain"
 )
+
+
+def test_two_tasks_that_read_one_file_are_not_each_others_duplicates(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"en": f"house {i}", "de": f"Haus {i}"} for i in range(9)])
+    there = Task(
+        name="there", splits={"train": from_jsonl(path)}, templates=(Template(prompt="{en}?", response="{de}"),)
+    )
+    back = invert(there, [Template(prompt="{de}?", response="{en}")], cluster="back")
+    assert not validate.validate_tasks([there, back]).counts
+    both = Task(name="both", splits={"train": from_jsonl(path), "test": from_jsonl(path)}, templates=there.templates)
+    assert validate.validate_tasks([both]).counts == {"leaked-duplicate": 9}
+
+
+def test_sums_that_differ_in_their_sign_are_no_duplicates(tmp_path):
+    answer = {"role": "assistant", "content": "4"}
+    records = [messages({"role": "user", "content": f"What is 2 {s} 2?"}, answer, id=s) for s in "+*^"]
+    assert not validate.validate_files([write_lines(tmp_path / "a.jsonl", records)]).counts
 
 
 def test_near_duplicates_are_found_within_and_between_splits(tmp_path):

@@ -72,6 +72,8 @@ class Task:
             raise UserError(f"task name {self.name!r}: use letters, digits and _ . - / only")
         object.__setattr__(self, "splits", _complete(self.name, self.records, self.splits))
         shapes.check_columns(self.columns)
+        if self.shape is Shape.FIELDS and not self.templates:
+            raise UserError(f"task {self.name}: records of the shape `fields` need templates=")
         if self.max_examples is not None and self.max_examples < 1:
             raise UserError(f"task {self.name}: max_examples must be 1 or more, got {self.max_examples}")
         for field in ("max_repeats", "weight"):

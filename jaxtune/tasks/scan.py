@@ -107,7 +107,7 @@ class Scanner:
         """`controls`: strings that should not stand in text."""
         self.task = task
         self.shape = shape
-        self._usual = self.shape is Shape.MESSAGES and not task.columns and not task.templates
+        self._usual = shape in _USUAL and not task.columns and not task.templates
         self._controls = _Needles(controls)
         self._blank: list[int] = []
 
@@ -153,37 +153,29 @@ class Scanner:
         return self._finish(part, len(block) + 1)
 
     def _settle(self, part: _Part, block: bytes, lines: list[bytes], first: int) -> bool:
-        """Takes all the lines if each of them is a usual record.
-
-        Only an object can be asked for "messages" and "role", and only a list of objects goes through, so types need
-        no test of their own there.
-        """
+        """Takes all the lines if each of them is a usual record."""
         try:
             records = [orjson.loads(line) for line in lines]
-            lists = list(map(_MESSAGES, records))
-            messages = list(itertools.chain.from_iterable(lists))
-            roles = "".join(map(_LETTERS.__getitem__, map(_ROLE, messages)))
-            contents = list(map(_CONTENT, messages))
             ids = [record.get("id") for record in records]
+            turns = _USUAL[self.shape](records)
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             return False
-        ends = list(itertools.accumulate(map(len, lists)))
+        ends = list(itertools.accumulate(turns.counts))
         spans = list(zip([0, *ends[:-1]], ends, strict=True))
         usual = (
-            set(map(len, messages)) == {2}
-            and set(map(type, contents)) == {str}
+            set(map(type, turns.contents)) == {str}
             and set(map(type, ids)) <= _ID_TYPES
-            and not any(map(operator.contains, records, itertools.repeat("tools")))
-            and all(map(_in_order, {roles[a:b] for a, b in spans}))
-            and all(contents)
-            and not any(map(str.isspace, contents))
-            and max(map(len, contents)) <= shapes.HUGE_ANSWER
-            and _no_key_twice(block, records, sum(map(len, records)) + 2 * len(messages))
+            and not any(_holds(records, field) for field in turns.absent)
+            and all(map(_in_order, {turns.roles[a:b] for a, b in spans}))
+            and all(turns.contents)
+            and not any(map(str.isspace, turns.contents))
+            and max(map(len, turns.contents)) <= shapes.HUGE_ANSWER
+            and _no_key_twice(block, records, turns.keys)
         )
         if usual:
             self._flush_blank(part)
-            part.texts += [MESSAGE.join(contents[a:b]) for a, b in spans]
-            part.messages += len(messages)
+            part.texts += [MESSAGE.join(turns.contents[a:b]) for a, b in spans]
+            part.messages += len(turns.contents)
             part.ids += ids
             part.lines += range(first, first + len(lines))
         return usual
@@ -249,9 +241,86 @@ class Scanner:
                 part.findings.append((part.lines[k], _text_id(part.ids[k]), finding))
 
 
-_MESSAGES, _ROLE, _CONTENT = map(operator.itemgetter, ("messages", "role", "content"))
 _LETTERS = {"system": "s", "developer": "d", "user": "u", "assistant": "a", "tool": "t"}
 _ROLES = {letter: role for role, letter in _LETTERS.items()}
+_SPEAKERS = {speaker: _LETTERS[role] for speaker, role in shapes.SPEAKERS.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Turns:
+    """The messages of some records as columns."""
+
+    counts: Iterable[int]
+    """Messages of each record."""
+    roles: str
+    """A letter for each message."""
+    contents: list[str]
+    keys: int
+    """Object keys in all records, if no value is an object but those that are messages."""
+    absent: tuple[str, ...]
+    """Fields that a usual record does not have."""
+
+
+def _listed_turns(field: str, role: str, content: str, letters: Mapping[str, str], absent: tuple[str, ...]):
+    """Reads records that hold a list of objects of exactly a role and a content.
+
+    Only an object can be asked for a field by its name, and anything but a list of objects fails on the way, so types
+    need no test here.
+    """
+    of_record, of_role, of_content = map(operator.itemgetter, (field, role, content))
+
+    def read(records: list[Any]) -> _Turns:
+        lists = list(map(of_record, records))
+        messages = list(itertools.chain.from_iterable(lists))
+        if set(map(len, messages)) != {2}:
+            raise KeyError(field)
+        return _Turns(
+            counts=map(len, lists),
+            roles="".join(map(letters.__getitem__, map(of_role, messages))),
+            contents=list(map(of_content, messages)),
+            keys=sum(map(len, records)) + 2 * len(messages),
+            absent=absent,
+        )
+
+    return read
+
+
+def _pairs(records: list[Any], prompts: list[str], answers: list[str], absent: tuple[str, ...]) -> _Turns:
+    contents = list(itertools.chain.from_iterable(zip(prompts, answers, strict=True)))
+    keys = sum(map(len, records))
+    return _Turns(counts=[2] * len(records), roles="ua" * len(records), contents=contents, keys=keys, absent=absent)
+
+
+def _prompt_completion(records: list[Any]) -> _Turns:
+    prompts, answers = ([record[field] for record in records] for field in ("prompt", "completion"))
+    return _pairs(records, prompts, answers, ("tools", "system", "instruction", *_STRANGE))
+
+
+def _alpaca(records: list[Any]) -> _Turns:
+    asked, answers = ([record[field] for record in records] for field in ("instruction", "output"))
+    given = [record.get("input") for record in records]
+    prompts = ["\n\n".join(filter(None, pair)) for pair in zip(asked, given, strict=True)]
+    if not (all(asked) and set(map(type, given)) <= {str, type(None)}):
+        raise KeyError("instruction")
+    return _pairs(records, prompts, answers, ("tools", "system", "history", *_STRANGE))
+
+
+_STRANGE = ("messages", "conversations", "tokens", "input_ids")
+"""Fields of other shapes that are looked for first."""
+
+_USUAL = {
+    Shape.MESSAGES: _listed_turns("messages", "role", "content", _LETTERS, ("tools",)),
+    Shape.SHAREGPT: _listed_turns("conversations", "from", "value", _SPEAKERS, ("tools", "system", "messages")),
+    Shape.PROMPT_COMPLETION: _prompt_completion,
+    Shape.ALPACA: _alpaca,
+}
+"""By shape: records -> their messages as columns; fails with KeyError or TypeError where one is unusual."""
+
+
+def _holds(records: list[Any], field: str) -> bool:
+    return any(map(operator.contains, records, itertools.repeat(field)))
+
+
 _ID_TYPES = {str, int, type(None)}
 _CLEAN = {ord(c): " " for c in map(chr, [*range(32), 127]) if c not in "\t\n\r"}
 

@@ -1,6 +1,7 @@
 """Masks against TRL's training templates and `transformers`' own assistant masks."""
 
 import datetime
+import json
 import os
 import pathlib
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizers import write_hf
 
-from jaxtune.chat import ChatTemplate, Conversation, Message, check, load_template, render, render_prompt
+from jaxtune.chat import TEMPLATES, ChatTemplate, Conversation, Message, check, load_template, render, render_prompt
 from jaxtune.tokenizer import load
 
 pytestmark = pytest.mark.parity
@@ -195,3 +196,27 @@ def test_tool_declarations_are_spelled_like_theirs(pair):
     conversation = Conversation([Message("user", "a"), Message("assistant", "b")], tools=[TOOL])
     template = trained("qwen3", exact_marks=True)
     assert render(conversation, template, ours).tokens.tolist() == their_mask(theirs, conversation, template.source)[0]
+
+
+DATA, SMOLLM2 = (pathlib.Path(os.environ.get(name, "")) for name in ("JAXTUNE_EXTRA_DATA", "JAXTUNE_SMOLLM2"))
+
+
+@pytest.mark.skipif(not (DATA.name and SMOLLM2.name), reason="JAXTUNE_EXTRA_DATA and JAXTUNE_SMOLLM2 are not set")
+def test_masks_equal_those_of_transformers_on_real_chats():
+    """Real conversations of seven tasks: same ids, same mask, and every one proves its supervision."""
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(SMOLLM2), load(SMOLLM2)
+    files = sorted(DATA.glob("mixture_compact/*/validation.jsonl"))
+    records = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(records) > 100
+    straddling = 0
+    for record in records:
+        conversation = Conversation([Message(m["role"], m["content"]) for m in record["messages"]], id=record["id"])
+        for template in (TEMPLATES["smollm2"], load_template(SMOLLM2)):
+            example = render(conversation, template, ours)
+            assert check(example, conversation, template, ours) == []
+            ids, mask = their_mask(theirs, conversation, TEMPLATES["smollm2"].source)
+            if any(m["role"] == "assistant" and m["content"][:1].isspace() for m in record["messages"]):
+                straddling += 1
+                continue
+            assert example.tokens.tolist() == ids and (example.loss_weights > 0).tolist() == [bool(m) for m in mask]
+    assert straddling < len(records) / 10

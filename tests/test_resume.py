@@ -1,0 +1,112 @@
+"""Exact resume: a run that is killed, or stopped, at any moment ends as if nothing had happened, bit for bit."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+from helpers import tiny_config, tiny_model
+
+from jaxtune import train
+from jaxtune.config import EarlyStoppingConfig
+from jaxtune.distributed import StopSignal
+from jaxtune.mixture import Budget
+from jaxtune.programs import Programs
+from jaxtune.train import Status
+
+SCRIPT = pathlib.Path(__file__).parent.parent / "experiments" / "06-kill-and-resume" / "kill.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent.parent)}
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory):
+    """Five kills; returns the folder and the lines that the script printed."""
+    folder = tmp_path_factory.mktemp("kills")
+    command = [sys.executable, "-W", "ignore", SCRIPT, "--kills", "5", "--seed", "1", "--folder", folder]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_five_kills_change_not_a_bit(campaign):
+    _, lines = campaign
+    assert len([line for line in lines if "kill" in line]) == 5
+    ends = [line for line in lines if "equal" in line]
+    assert ends and all(line["equal"] and line["different"] == [] for line in ends)
+    assert all(line["rows"] == ends[0]["rows"] for line in ends)
+
+
+def test_kills_found_the_run_in_different_states(campaign):
+    kills = [line for line in campaign[1] if "kill" in line]
+    assert len({line["moment"] for line in kills}) > 1
+    assert any(line["resumed_from"] for line in kills), "no run was killed after it had been resumed"
+
+
+class StopAt(StopSignal):
+    """A stop signal that is there after one step."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step = step
+
+    def after(self, step: int) -> bool:
+        if step == self.step:
+            self.received = signal.SIGTERM
+        return step == self.step
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stops")
+    tiny_model(folder / "base")
+    return folder, Programs()
+
+
+def timeless(run_dir: pathlib.Path) -> list[dict]:
+    """Metrics rows without what a clock decides."""
+    clock = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
+
+
+def check_stop(place, name: str, config, stop_at: int, monkeypatch) -> dict:
+    """A run stopped after `stop_at` and resumed equals one that never stopped; returns the summary."""
+    folder, programs = place
+    whole = train.train(config, folder / f"{name}-whole", programs=programs)
+    run_dir = folder / name
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "StopSignal", lambda: StopAt(stop_at))
+        stopped = train.train(config, run_dir, programs=programs)
+    assert stopped.status is Status.STOPPED and stopped.exit_code == 75
+    assert not any(row["kind"] == "eval" and row["step"] == stop_at for row in timeless(run_dir)), "it stops at once"
+    resumed = train.train(config, run_dir, resume=True, programs=programs)
+    assert resumed.status is whole.status
+    assert timeless(run_dir) == timeless(whole.run_dir)
+    timed = ("seconds", "peak_memory_mb")
+    keep = lambda summary: {key: value for key, value in summary.items() if key not in timed}
+    assert keep(resumed.summary) == keep(whole.summary)
+    return whole.summary
+
+
+def test_a_stop_at_a_validation_step_leaves_the_metrics_of_an_unstopped_run(place, monkeypatch):
+    config = tiny_config(place[0])
+    assert config.eval.every == 3
+    check_stop(place, "validating", config, 3, monkeypatch)
+
+
+def test_a_stop_at_the_last_step_still_validates_and_exports(place, monkeypatch):
+    config = tiny_config(place[0])
+    summary = check_stop(place, "last", config, 6, monkeypatch)
+    assert summary["exported_step"] == summary["best"]["step"]
+
+
+def test_a_stop_at_the_step_of_an_early_stop_ends_there_too(place, monkeypatch):
+    config = dataclasses.replace(
+        tiny_config(place[0]), early_stopping=EarlyStoppingConfig(patience=1, min_change=1e6), duration=Budget(steps=12)
+    )
+    summary = check_stop(place, "early", config, 6, monkeypatch)
+    assert summary["status"] == "early_stopped" and summary["steps"] == 6 and summary["best"]["step"] == 3
