@@ -1,6 +1,8 @@
-"""Tune the built-in base model on the seven built-in tasks: temperature 2, each example at most three times.
+"""Tune the built-in base model on the seven built-in tasks: temperature 2, each example at most four times.
 
 Run:     make quickstart      (jaxtune train configs/quickstart.py --run-dir runs/quickstart)
+Takes:   about four minutes on two busy CPU cores.
+Reaches: macro exact match 0.0 % before, 76.4 % after, over seven test sets of 60; the lowest is summarization, 36.7 %.
 """
 
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource

@@ -97,6 +97,8 @@ def test_a_function_may_word_a_record():
     assert conversation.id == "3"  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(RecordError, match="missing-field: the template function needs 'de'"):
         task.conversation({"en": "a"})
+    with pytest.raises(RecordError, match="empty-assistant"):
+        task.conversation({"en": "a", "de": " "})
     with pytest.raises(RecordError, match="template-failed: unknown role 'robot'"):
         words_task(templates=(answers_nothing,)).conversation({"en": "a"})
 
@@ -217,6 +219,8 @@ def test_a_task_without_usable_splits_is_refused():
         words_task(name="a b")
     with pytest.raises(UserError, match="records of the shape `fields` need templates="):
         words_task(shape=Shape.FIELDS, templates=())
+    with pytest.raises(UserError, match="no metric 'bleu'; known: .*'exact_match'"):
+        words_task(metric="bleu")
     with pytest.raises(UserError, match="max_examples must be 1 or more"):
         words_task(max_examples=0)
     with pytest.raises(UserError, match="weight must be 0 or more, got -1.0"):

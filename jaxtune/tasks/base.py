@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxtune.chat import Conversation, Message
 from jaxtune.errors import UserError
+from jaxtune.metrics import METRICS
 from jaxtune.packing import Example
 from jaxtune.tasks import shapes
 from jaxtune.tasks.problems import Problem, ProblemLog, RecordError
@@ -26,6 +27,9 @@ from jaxtune.tasks.templates import Builder, FewShot, FewShotStyle, Template, ca
 
 TRAIN = "train"
 """Name of the split that is trained on."""
+
+MOST_DRAWS = 1000
+"""Records that are looked at in the search for one example's exemplars."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +61,7 @@ class Task:
     variant_of: str | None = None
     """Name of the task whose records this one words differently; the two are held out together."""
     metric: str = "exact_match"
-    """How generated answers are scored."""
+    """How generated answers are scored: a key of `metrics.METRICS`."""
     max_examples: int | None = None
     """At most so many distinct examples take part."""
     max_repeats: float | None = None
@@ -74,6 +78,8 @@ class Task:
         shapes.check_columns(self.columns)
         if self.shape is Shape.FIELDS and not self.templates:
             raise UserError(f"task {self.name}: records of the shape `fields` need templates=")
+        if self.metric not in METRICS:
+            raise UserError(f"task {self.name}: no metric {self.metric!r}; known: {sorted(METRICS)}")
         if self.max_examples is not None and self.max_examples < 1:
             raise UserError(f"task {self.name}: max_examples must be 1 or more, got {self.max_examples}")
         for field in ("max_repeats", "weight"):
@@ -216,8 +222,8 @@ class Task:
             return shapes.conversation_of(messages, id=id)
         shapes.raise_errors(findings, file=file, line=line, id=id)
         built, findings = call_builder(wording, renamed)
-        if built is None:
-            raise RecordError(Problem(rule=rule, message=text, file=file, line=line, id=id) for rule, text in findings)
+        shapes.raise_errors(findings, file=file, line=line, id=id)
+        assert built is not None  # without an error there is a conversation
         return built if built.id is not None else dataclasses.replace(built, id=id)
 
     def _shots(self, wording: Template | Builder | None) -> int:
@@ -233,7 +239,8 @@ class Task:
         asked = {_prompt(plain)}
         wording = self.templates[template] if self.templates else None
         source = self.source(TRAIN)
-        for i in _draws(f"{few_shot.seed}|{self.name}|{template}|".encode() + canonical(record), len(source)):
+        key = f"{few_shot.seed}|{self.name}|{template}|".encode() + canonical(record)
+        for i in itertools.islice(_draws(key, len(source)), MOST_DRAWS):
             place = {"file": source.file(i), "line": source.line(i)}
             exemplar = self._plain(source[i], wording, self.shape_in(TRAIN), **place)
             if _prompt(exemplar) not in asked:  # never the example itself, nor the same question again

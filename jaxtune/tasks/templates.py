@@ -10,7 +10,7 @@ from typing import Any
 from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
 from jaxtune.tasks.jsonl import Finding, json_type
-from jaxtune.tasks.shapes import look_up
+from jaxtune.tasks.shapes import check_messages, look_up
 
 Builder = Callable[[Mapping[str, Any]], Conversation]
 """A template as code: record -> conversation. A module-level function, so that worker processes can import it."""
@@ -134,4 +134,4 @@ def call_builder(builder: Builder, record: Mapping[str, Any]) -> tuple[Conversat
         return None, [("template-failed", str(error))]
     if not isinstance(built, Conversation):
         raise TypeError(f"{builder} returned {type(built).__name__}, not Conversation")
-    return built, []
+    return built, check_messages([vars(message) for message in built.messages])
