@@ -23,7 +23,7 @@ import cloudpickle
 import numpy as np
 
 from jaxtune import chat
-from jaxtune.chat import ChatTemplate, Conversation, LengthPolicy, MaskPolicy
+from jaxtune.chat import ChatTemplate, Conversation, Fitted, LengthPolicy, MaskPolicy, Outcome
 from jaxtune.errors import UserError
 from jaxtune.packing import Example
 from jaxtune.progress import ItemProgress
@@ -226,21 +226,17 @@ def encode_records(task: Task, split: str, records: Sequence[int], encoding: Enc
     rendered = iter(_render([item for row in read for item in row if isinstance(item, Conversation)], encoding))
     for i, row in zip(records, read, strict=True):
         where = task.source(split).where(i)
-        fitted = [
+        results = [
             _fit(next(rendered) if isinstance(item, Conversation) else item, item, where, encoding) for item in row
         ]
-        bad = [item for item in fitted if not isinstance(item, chat.Fitted)]
-        if bad:
-            troubles += bad[0]
+        fitted = [result for result in results if isinstance(result, Fitted)]
+        if len(fitted) < len(results):
+            troubles += next(result for result in results if not isinstance(result, Fitted))
             continue
-        done = [item for item in fitted if isinstance(item, chat.Fitted)]
-        changed = [item for item in done if item.example is None] or [
-            item for item in done if item.outcome is not chat.Outcome.KEPT
-        ]
-        outcomes[(changed or done)[0].outcome.value] += 1
-        examples = [item.example for item in done if item.example is not None]
-        if len(examples) == len(done):
-            kept.append(examples)
+        worst = max(fitted, key=lambda result: (result.example is None, result.outcome is not Outcome.KEPT))
+        outcomes[worst.outcome.value] += 1
+        if worst.example is not None:
+            kept.append([result.example for result in fitted if result.example is not None])
             numbers.append(i)
     return _part(kept, numbers, outcomes, task.num_templates, encoding.prompt_loss_weight), troubles
 
@@ -263,12 +259,15 @@ def _fit(
     read: Conversation | Example | list[Trouble],
     where: str,
     encoding: Encoding,
-) -> "chat.Fitted | list[Trouble]":
+) -> Fitted | list[Trouble]:
     """One rendered wording after the supervision check and the length policy."""
     if isinstance(item, list):
         return item
     if isinstance(item, UserError):
         return [Trouble(rule="cannot-render", text=f"{where}: {item}")]
+    if len(item.tokens) and (largest := int(item.tokens.max())) >= encoding.tokenizer.vocab_size:
+        text = f"{where}: bad-tokens: token {largest}, but the tokenizer has {encoding.tokenizer.vocab_size}"
+        return [Trouble(rule="bad-tokens", text=f"{text}; tokenise the record with this tokenizer")]
     if isinstance(read, Conversation):
         problems = chat.check(
             item, read, encoding.template, encoding.tokenizer, encoding.mask_policy, encoding.prompt_loss_weight

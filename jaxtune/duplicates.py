@@ -201,35 +201,46 @@ class Sketches:
     def __len__(self) -> int:
         return self._length
 
-    def groups(self, field: str, band: int | None = None) -> Iterator[Int[np.ndarray, " members"]]:
+    def groups(self, field: str) -> Iterator[Int[np.ndarray, " members"]]:
         """Numbers of the texts that share a value of a field, for each value that two or more share; ascending."""
-        members, slots = self._shared(field, band)
+        members, values = self._shared(self._column(field, None))
         if members.size:
-            edges = np.flatnonzero(np.diff(slots)) + 1
-            yield from sorted(np.split(members, edges), key=lambda group: int(group[0]))
+            order = np.lexsort((members, values))
+            edges = np.flatnonzero(np.diff(values[order])) + 1
+            yield from sorted(np.split(members[order], edges), key=lambda group: int(group[0]))
 
     def pairs(self) -> Int[np.ndarray, "pairs 2"]:
-        """Texts that share a band, as (earlier, later): each with the one before it and the first of those that do."""
-        found = [np.empty((0, 2), np.int64)]
-        for band in range(BANDS):
-            members, slots = self._shared("bands", band)
-            later = np.flatnonzero(slots[1:] == slots[:-1]) + 1
-            first = np.searchsorted(slots, slots[later])
-            found += [np.column_stack([members[other], members[later]]) for other in (later - 1, first)]
-        return np.unique(np.concatenate(found)[:, ::-1], axis=0)[:, ::-1]
+        """Texts that share a band, as (earlier, later), in the order of the later ones.
 
-    def _shared(self, field: str, band: int | None) -> tuple[Int[np.ndarray, " members"], Int[np.ndarray, " members"]]:
-        """Numbers of the texts whose value another text has, and the number of that value; sorted by both."""
-        values = self._column(field, band)
+        Of many that share a band, each is paired with its neighbour when they are sorted by the next band: those that
+        share that as well, as near duplicates often do, stand together.
+        """
+        found = [np.empty((0, 2), np.int64)]
+        following = self._column("bands", 0)
+        for band in reversed(range(BANDS)):
+            values = self._column("bands", band)
+            members, shared = self._shared(values)
+            order = np.lexsort((members, following[members], shared))
+            members, shared = members[order], shared[order]
+            same = np.flatnonzero(shared[1:] == shared[:-1])
+            found.append(np.column_stack([members[same], members[same + 1]]))
+            following = values
+        pairs = np.sort(np.concatenate(found), axis=1)
+        return np.unique(pairs[:, ::-1], axis=0)[:, ::-1]
+
+    @staticmethod
+    def _shared(
+        values: UInt[np.ndarray, " texts"],
+    ) -> tuple[Int[np.ndarray, " members"], UInt[np.ndarray, " members"]]:
+        """Numbers and values of the texts whose value another text has; 0 is no value."""
         ordered = np.sort(values[values != 0])
         shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         del ordered
         if not shared.size:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
+            return np.empty(0, np.int64), np.empty(0, values.dtype)
         slots = np.minimum(np.searchsorted(shared, values), len(shared) - 1)
         members = np.flatnonzero(shared[slots] == values)
-        members = members[np.argsort(slots[members], kind="stable")]
-        return members, slots[members]
+        return members, values[members]
 
     def _column(self, field: str, band: int | None) -> UInt[np.ndarray, " texts"]:
         self._file.flush()
@@ -259,7 +270,9 @@ class Words:
 
     @classmethod
     def of(cls, text: str) -> "Words":
-        return cls(all=words(text), answer=frozenset(words(text.rpartition(MESSAGE)[2])))
+        prompt, _, answer = text.rpartition(MESSAGE)
+        said = words(answer)
+        return cls(all=words(prompt) + said, answer=frozenset(said))
 
     @functools.cached_property
     def shingles(self) -> frozenset[tuple[bytes, ...]]:

@@ -312,13 +312,12 @@ class Transformer(nnx.Module):
         ends = jnp.where(segment_ids > 0, positions + 1, 0).max(axis=1).astype(jnp.int32)
         return self.final_norm(x), Cache(keys=keys, values=values, lengths=jnp.maximum(cache.lengths, ends))
 
-    def head_kernel(self) -> Float[Array, "d v"]:
-        """The matrix from hidden states to logits; the embedding's transpose when tied."""
-        return self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
-
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
         """Float32 next-token logits, soft cap included. Losses use `jaxtune.losses`, which never holds them all."""
-        logits = product("bsd,dv->bsv", hidden, self.head_kernel(), out_dtype=jnp.float32)
+        if self.head is None:
+            logits = product("bsd,vd->bsv", hidden, self.embed.embedding[...], out_dtype=jnp.float32)
+        else:
+            logits = product("bsd,dv->bsv", hidden, self.head.kernel[...], out_dtype=jnp.float32)
         cap = self.config.final_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
@@ -328,9 +327,9 @@ class Transformer(nnx.Module):
         return x if self.config.embed_scale is None else x * jnp.asarray(self.config.embed_scale, dtype)
 
 
-def init_params(config: ModelConfig, seed: int, dtype=jnp.float32) -> tuple[nnx.GraphDef, dict]:
+def init_params(config: ModelConfig, seed: int | Int[Array, ""], dtype=jnp.float32) -> tuple[nnx.GraphDef, dict]:
     """Graph definition and freshly drawn parameters, a nested dict of arrays. Pure, so it may be jitted."""
-    graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(seed), param_dtype=dtype), nnx.Param)
+    graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(jax.random.key(seed)), param_dtype=dtype), nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
 
 

@@ -189,8 +189,9 @@ def open_store(folder: Path, facts: Mapping[str, Any]) -> TaskTokens:
 
 def merge(parts: Sequence[Path], folder: Path, *, task: str, split: str, facts: Mapping[str, Any]) -> None:
     """Join files of parts, in order, into a finished store; `folder` appears whole or not at all."""
+    for left in folder.parent.glob(f"{folder.name}.*.tmp"):  # of a run that was killed here
+        shutil.rmtree(left)
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     outcomes: collections.Counter[str] = collections.Counter()
     examples, templates, tokens = 0, 1, 0

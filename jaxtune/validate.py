@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
@@ -207,7 +208,7 @@ class _Run:
         self._sketches = sketches
         self._segments: list[_Segment] = []
         self._read: set[tuple[str | None, str]] = set()
-        self._words = functools.lru_cache(maxsize=256)(lambda k: duplicates.Words.of(self._text(k)))
+        self._words = functools.lru_cache(maxsize=1024)(lambda k: duplicates.Words.of(self._text(k)))
 
     # Reading.
 
@@ -348,8 +349,8 @@ class _Run:
         for group in self._sketches.groups("id"):
             first: dict[str | None, int] = {}
             for k in map(int, group):
-                segment, i = self._find(k)
-                other = first.setdefault(shapes.record_id(segment.source[i], segment.task.columns), k)
+                segment, record = self._record(k)
+                other = first.setdefault(shapes.record_id(record, segment.task.columns), k)
                 if other != k:
                     self._report(k, "duplicate-id", f"{self._place(other)} has the same id")
 
@@ -375,14 +376,21 @@ class _Run:
         segment, i = self._find(k)
         return segment.source.where(i)
 
-    def _text(self, k: int) -> str:
+    def _record(self, k: int) -> tuple[_Segment, Any]:
+        """Record number k, which was found free of errors."""
         segment, i = self._find(k)
-        return MESSAGE.join(record_texts(segment.source[i], segment.task, segment.shape))
+        if isinstance(segment.source, JsonlSource | CompressedJsonlSource):
+            return segment, orjson.loads(segment.source.raw(i))
+        return segment, segment.source[i]
+
+    def _text(self, k: int) -> str:
+        segment, record = self._record(k)
+        return MESSAGE.join(record_texts(record, segment.task, segment.shape))
 
     def _split(self, k: int) -> str:
         """The split of record number k."""
-        segment, i = self._find(k)
-        return segment.split or segment.task.split_of(segment.source[i])
+        segment, record = self._record(k)
+        return segment.split or segment.task.split_of(record)
 
 
 def _shape(task: Task, source: RecordSource) -> Shape:

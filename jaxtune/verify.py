@@ -218,7 +218,9 @@ def start_step(saved: Sequence[int], logged: int, steps: int) -> int:
     """From where to replay: so that another checkpoint is reached, if possible, else the latest that leaves room."""
     starts = [0, *saved]
     reaching = [a for a in starts if any(a < b <= a + steps for b in saved)]
-    return max(reaching) if reaching else max(start for start in starts if start + steps <= logged or start == 0)
+    if reaching:
+        return max(reaching, key=lambda start: (min(steps, logged - start), start))
+    return max(start for start in starts if start + steps <= logged or start == 0)
 
 
 def replay(

@@ -184,6 +184,16 @@ def test_a_killed_process_leaves_whole_parts_that_the_next_run_uses(tmp_path, en
     assert content(store) == content(tokenized([sums(18)], tmp_path / "fresh")["sums"])
 
 
+def test_a_merge_that_was_killed_leaves_nothing_behind(tmp_path, encoded):
+    store = tokenized([sums()], tmp_path)["sums"]
+    shutil.rmtree(store.folder)
+    left = store.folder.with_name(store.folder.name + ".99.tmp")
+    left.mkdir()
+    (left / "data").write_text("half")
+    tokenized([sums()], tmp_path)
+    assert not left.exists()
+
+
 def test_a_damaged_part_is_done_again(tmp_path, encoded, monkeypatch):
     honest = cache._Job.merged
     monkeypatch.setattr(cache._Job, "merged", lambda job: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -423,6 +433,13 @@ def test_supervision_that_cannot_be_proven_is_refused_with_its_place(tmp_path, e
     monkeypatch.setattr(chat, "render_each", ends_untrained)
     with pytest.raises(UserError, match=r"10 problems in the data(.|\n)*list:1: end-of-turn: message 1 does not end"):
         tokenized([sums()], tmp_path)
+
+
+def test_token_ids_that_the_tokenizer_does_not_have_are_refused(tmp_path):
+    records = [{"tokens": [5, 300], "loss_weights": [0.0, 1.0]}]
+    task = Task(name="ready", splits={"train": from_list(records)})
+    with pytest.raises(UserError, match="list:1: bad-tokens: token 300, but the tokenizer has 261"):
+        tokenized([task], tmp_path)
 
 
 def test_an_example_too_long_for_the_error_policy_is_named(tmp_path, encoded):

@@ -93,6 +93,20 @@ def test_nearly_all_near_duplicates_share_a_band_and_few_others_do():
     assert len(found - likeness.keys()) < 20
 
 
+def test_near_duplicates_are_found_among_many_texts_that_share_half_their_words():
+    rng = random.Random(1)
+    form = " ".join(f"form{i}" for i in range(40))
+    originals = [
+        f"{form} " + " ".join(f"w{rng.randrange(3000)}" for _ in range(40)) + MESSAGE + "yes" for _ in range(800)
+    ]
+    copies = [text.replace(MESSAGE, " indeed" + MESSAGE) for text in originals[:200]]
+    with Sketches() as sketches:
+        sketches.add(rows_of(originals + copies))
+        found = {tuple(pair) for pair in sketches.pairs().tolist()}
+    assert sum((i, i + 800) in found for i in range(200)) > 190
+    assert len(found) < 4 * 1000
+
+
 def test_groups_hold_the_texts_that_share_a_value(monkeypatch):
     rows = np.zeros(9, DTYPE)
     rows["text"] = [5, 0, 7, 5, 0, 9, 7, 5, 1]

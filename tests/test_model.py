@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from jaxtune import model, moe, rope, sharding
 from jaxtune.attention import Backend
@@ -96,16 +95,15 @@ def test_parameters_have_the_documented_shapes():
 
 
 def test_initial_parameters_follow_the_seed():
-    config = dataclasses.replace(PLAIN, num_layers=2)
-    draw = jax.jit(lambda: (model.init_params(config, 3)[1], model.init_params(config, 4)[1]))
-    first, second = draw()
-    graphdef, shapes = model.abstract_params(config)
-    assert jax.tree.structure(first) == jax.tree.structure(shapes)
-    assert graphdef == model.init_params(config, 3)[0]
+    config = dataclasses.replace(PLAIN, num_layers=2, vocab_size=300)
+    draw = jax.jit(lambda seed: model.init_params(config, seed)[1])
+    first, again, other = draw(3), draw(3), draw(4)
+    assert jax.tree.structure(first) == jax.tree.structure(model.abstract_params(config)[1])
+    jax.tree.map(np.testing.assert_array_equal, first, again)
     kernel = first["layers"]["attn"]["q"]["kernel"]
     assert not np.array_equal(kernel[0], kernel[1])
-    assert not np.array_equal(kernel, second["layers"]["attn"]["q"]["kernel"])
-    assert 0.017 < float(first["embed"]["embedding"].std()) < 0.023
+    assert not np.array_equal(kernel, other["layers"]["attn"]["q"]["kernel"])
+    assert 0.019 < float(first["embed"]["embedding"].std()) < 0.021
 
 
 def test_packed_rows_equal_single_sequences(config, params):
@@ -143,35 +141,27 @@ def test_cached_decoding_equals_the_full_forward_pass(config, params):
 
 
 @pytest.fixture(scope="module")
-def jacobian(config, params):
-    """How the loss at every place of a packed row responds to the embedding of every token of that row."""
-    tokens, positions, segments = rows(((4, 3, 2),))
-    config = dataclasses.replace(config, tie_embeddings=False, vocab_size=12)
-    params = params | {"head": {"kernel": random_params(RICH)["head"]["kernel"][:, :12]}}
-    places = jnp.arange(12)[None, :]  # every place is its own token, so its embedding row is its own
-
-    def losses(table):
-        changed = params | {"embed": {"embedding": table}}
-        out = logits(config, changed, places, positions, segments)
-        return jax.nn.logsumexp(out, axis=-1)[0] - out[0, jnp.arange(12), tokens[0] % 12]
-
-    table = random_params(RICH)["embed"]["embedding"][:12]
-    row = jax.jit(jax.grad(lambda table, place: losses(table)[place]))  # a loop: ragged_dot has no vmap of this kind
-    return np.abs([row(table, place) for place in range(12)]).max(axis=-1), np.asarray(segments[0])
+def influence(config, params):
+    """Change of the logits at [place] when the token at [token] of a packed row is replaced."""
+    tokens, positions, segments = (np.asarray(x) for x in rows(((4, 3, 2),)))
+    changed = np.tile(tokens, (13, 1))
+    changed[np.arange(12), np.arange(12)] = (tokens[0] + 1) % 31
+    batch = (changed, np.tile(positions, (13, 1)), np.tile(segments, (13, 1)))
+    out = np.asarray(jitted(config, params, *map(jnp.asarray, batch)))
+    return np.abs(out[:12] - out[12]).max(axis=-1).T, segments[0]
 
 
-def test_no_loss_depends_on_another_segment_or_a_later_token(jacobian):
-    influence, segments = jacobian
-    for place in range(9):
-        for token in range(12):
-            if segments[token] != segments[place] or token > place:
-                assert influence[place, token] == 0.0, (place, token)
-        assert influence[place, place] > 0.0
+def test_no_logit_depends_on_another_segment_or_a_later_token(influence):
+    change, segments = influence
+    hidden = (segments[:, None] != segments[None, :]) | (np.arange(12)[:, None] < np.arange(12)[None, :])
+    assert change[hidden].max() < 1e-6
 
 
-def test_every_token_before_influences_the_loss(jacobian, config):
-    influence, segments = jacobian
-    assert influence[3, 0] > 0.0 and influence[8, 7] > 0.0
+def test_logits_depend_on_every_visible_token(influence, config):
+    change, segments = influence
+    place, token = np.arange(12)[:, None], np.arange(12)[None, :]
+    visible = (segments[:, None] == segments[None, :]) & (token <= place) & (segments[:, None] > 0)
+    assert change[visible].min() > 1e-4
 
 
 def gradient(config: ModelConfig, params, dtype=jnp.float32):
@@ -185,15 +175,14 @@ def gradient(config: ModelConfig, params, dtype=jnp.float32):
 
 @pytest.mark.parametrize("remat", [Remat.DOTS, Remat.FULL, Remat.OFFLOAD])
 def test_rematerialisation_changes_no_gradient(remat):
-    params = random_params(RICH)
     expected = plain_gradient()
-    ours = gradient(dataclasses.replace(RICH, remat=remat), params)
+    ours = gradient(dataclasses.replace(PLAIN, remat=remat), random_params(PLAIN))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, expected)
 
 
 @functools.cache
 def plain_gradient():
-    return gradient(RICH, random_params(RICH))
+    return gradient(PLAIN, random_params(PLAIN))
 
 
 def test_rematerialisation_keeps_less():
@@ -222,8 +211,7 @@ def test_the_program_does_not_grow_with_depth():
 
 
 def test_bfloat16_compute_leaves_gradients_in_float32_and_close():
-    params = random_params(RICH)
-    ours = gradient(RICH, params, dtype=jnp.bfloat16)
+    ours = gradient(PLAIN, random_params(PLAIN), dtype=jnp.bfloat16)
     for (path, mine), exact in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(plain_gradient()), strict=True):
         assert mine.dtype == jnp.float32
         size = float(jnp.abs(exact).max())
@@ -317,11 +305,11 @@ def test_an_impossible_config_says_why(changed, message):
 
 
 def test_the_tied_head_is_the_embedding():
-    graphdef, _ = model.abstract_params(PLAIN)
     params = random_params(PLAIN)
-    merged = nnx.merge(graphdef, params)
-    np.testing.assert_array_equal(merged.head_kernel(), params["embed"]["embedding"].T)
     assert "head" not in params
+    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 12), dtype=np.float32))
+    ours = model.apply_logits(model.abstract_params(PLAIN)[0], params, hidden)
+    np.testing.assert_allclose(ours, hidden @ params["embed"]["embedding"].T, rtol=1e-5, atol=1e-5)
 
 
 def test_backends_of_the_model_agree():

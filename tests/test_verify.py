@@ -56,6 +56,8 @@ def test_an_honest_run_is_verified_and_replays_bit_for_bit(original, capsys):
     outcome = check(original, replay=4)
     assert outcome.ok, outcome.to_json()
     replayed = next(check for check in outcome.checks if check.name == "replay")
+    same = next(check for check in outcome.checks if check.name == "code and environment")
+    assert same.lines == ("equal",), "the sources were edited while the test ran; run it again"
     assert "equal bit for bit" in replayed.lines[0] and "and the state of step" in replayed.lines[0]
     assert cli.main(["verify", str(original / "run")]) == 0
     assert capsys.readouterr().out.strip().endswith("verified")

@@ -111,6 +111,10 @@ class CompressedJsonlSource(RecordSource):
     def __len__(self) -> int:
         return len(self._plain)
 
+    def raw(self, i: SupportsIndex) -> bytes:
+        """The bytes of record i's line, without its line end."""
+        return self._plain.raw(i)
+
     def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         return self._plain[i]
 

@@ -46,11 +46,6 @@ class PinnedFile:
             self._sha256 = _sha256(self.path, self._state)
         return self._sha256
 
-    @sha256.setter
-    def sha256(self, digest: str) -> None:
-        """For who has read the file anyway."""
-        self._sha256 = digest
-
     def check(self) -> None:
         """Raises `UserError` when the file holds other bytes than before; a new time alone is no change."""
         if not self.path.is_file():

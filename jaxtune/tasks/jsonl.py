@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import re
@@ -145,18 +144,14 @@ class LineIndex:
     lengths: UInt[np.ndarray, " records"]
     numbers: Int[np.ndarray, " records"] | None
     """1-based line numbers; None when no line is blank, so that record i is line i + 1."""
-    fingerprint: str
-    """sha256 of the file's bytes."""
 
 
 def build_index(path: Path) -> LineIndex:
     """Reads a file once, block by block; lines end at \\n only (U+2028 and \\r inside a string end nothing)."""
-    digest = hashlib.sha256()
     starts, doubtful = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
     offset = 0
     with path.open("rb") as file:
         while block := file.read(BLOCK):
-            digest.update(block)
             data = np.frombuffer(block, np.uint8)
             after = np.flatnonzero(data == 10) + 1
             starts.append(after + offset)
@@ -179,7 +174,6 @@ def build_index(path: Path) -> LineIndex:
         starts=start[keep],
         lengths=length[keep].astype(np.uint32),
         numbers=None if keep[:lines].all() else np.flatnonzero(keep) + 1,
-        fingerprint=digest.hexdigest(),
     )
 
 
@@ -207,13 +201,11 @@ class JsonlSource(RecordSource):
     def index(self) -> LineIndex:
         """Where each record's line is."""
         self.check_format()
-        index = build_index(self.path)
-        self._pin.sha256 = index.fingerprint
-        return index
+        return build_index(self.path)
 
     @property
     def fingerprint(self) -> str:
-        return self.index.fingerprint
+        return self._pin.sha256
 
     def check_format(self) -> None:
         """Raises `RecordError` when the first bytes show that the file is not UTF-8 JSON lines."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import hf, model, safetensors_io
+from jaxtune import hf, losses, model, safetensors_io
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -110,20 +110,41 @@ def packed(sequences: list[np.ndarray]):
     return tokens, positions, jnp.pad(jnp.concatenate(ids), (0, pad))[None]
 
 
-def test_padded_logits_and_loss_equal_transformers(pair):
+def mean_loss(config, params, batch):
+    """The training loss of rows whose every token counts, in nats per token."""
+    tokens, positions, segments = batch
+    graphdef, _ = model.abstract_params(config)
+    hidden = model.apply(graphdef, params, tokens, positions, segments)
+    targets, weights = losses.shift(tokens, jnp.ones(tokens.shape), segments)
+    head = params["embed"]["embedding"] if config.tie_embeddings else params["head"]["kernel"]
+    sums = losses.per_task_sums(
+        hidden, head, targets, weights, jnp.zeros_like(tokens), num_tasks=1,
+        vocab_axis=0 if config.tie_embeddings else 1, soft_cap=config.final_soft_cap,
+    )  # fmt: skip
+    return sums.objective / sums.weight.sum()
+
+
+def torch_loss(network, sequences: list[np.ndarray]):
+    """The loss that transformers computes for a padded batch whose padding carries no label."""
+    length = max(len(s) for s in sequences)
+    tokens = torch.tensor(np.stack([np.pad(s, (0, length - len(s))) for s in sequences]))
+    labels = torch.tensor(np.stack([np.pad(s, (0, length - len(s)), constant_values=-100) for s in sequences]))
+    return network(tokens, attention_mask=(labels >= 0).long(), labels=labels).loss
+
+
+def test_padded_logits_equal_transformers(pair):
     ours = pair.logits(*padded(pair.sequences))
     for row, expected in zip(ours, pair.expected, strict=True):
         np.testing.assert_allclose(row[: len(expected)], expected, atol=TOLERANCE, rtol=0)
-    sequence = pair.sequences[0]
-    tokens = torch.tensor(sequence)[None]
+
+
+def test_the_training_loss_equals_that_of_transformers_padded_and_packed(pair):
     with torch.no_grad():
-        loss = pair.network(tokens, labels=tokens).loss.item()
-    assert float(mean_loss(ours[0, : len(sequence)], sequence)) == pytest.approx(loss, abs=1e-5)
-
-
-def mean_loss(logits, sequence):
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits[:-1]), jnp.asarray(sequence[1:])[:, None], axis=1)
-    return -chosen.mean()
+        expected = torch_loss(pair.network, pair.sequences).item()
+    for batch in (padded(pair.sequences), packed(pair.sequences)):
+        assert float(jax.jit(mean_loss, static_argnums=0)(pair.config, pair.params, batch)) == pytest.approx(
+            expected, abs=1e-5
+        )
 
 
 def test_packed_logits_equal_those_of_the_padded_batch(pair):
@@ -136,23 +157,26 @@ def test_packed_logits_equal_those_of_the_padded_batch(pair):
 
 
 def test_cached_logits_equal_transformers(pair):
+    """Sequences of a long rope stay within its original context: keys cached before its end do not turn again."""
+    sequences, expected = pair.sequences, pair.expected
     if pair.config.rope.long_factor is not None:
-        pytest.skip("once a sequence grows long, its new keys turn otherwise than those cached: in transformers too")
+        sequences = [s[: pair.config.rope.original_max_len] for s in sequences]
+        expected = torch_logits(pair.network, sequences)
     graphdef, _ = model.abstract_params(pair.config)
-    prompts = [s[:-5] for s in pair.sequences]
+    prompts = [s[:-5] for s in sequences]
     cache = model.init_cache(pair.config, len(prompts), 32)
     step = jax.jit(functools.partial(model.apply_cached, graphdef))
     hidden, cache = step(pair.params, *padded(prompts), cache)
     for i, prompt in enumerate(prompts):
         ours = model.apply_logits(graphdef, pair.params, hidden)[i, : len(prompt)]
-        np.testing.assert_allclose(ours, pair.expected[i][: len(prompt)], atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(ours, expected[i][: len(prompt)], atol=TOLERANCE, rtol=0)
     for offset in range(5):
         at = [len(prompt) + offset for prompt in prompts]
-        tokens = jnp.asarray([[s[i]] for s, i in zip(pair.sequences, at, strict=True)])
+        tokens = jnp.asarray([[s[i]] for s, i in zip(sequences, at, strict=True)])
         new = jnp.ones((len(at), 1), jnp.int32)
         hidden, cache = step(pair.params, tokens, cache.lengths[:, None], new, cache)
         ours = model.apply_logits(graphdef, pair.params, hidden)[:, 0]
-        wanted = np.stack([rows[i] for rows, i in zip(pair.expected, at, strict=True)])
+        wanted = np.stack([rows[i] for rows, i in zip(expected, at, strict=True)])
         np.testing.assert_allclose(ours, wanted, atol=TOLERANCE, rtol=0)
 
 
@@ -170,22 +194,19 @@ def test_import_export_import_keeps_every_tensor_and_transformers_loads_it(pair,
     assert loaded.generation_config.eos_token_id == 2
 
 
-@pytest.mark.parametrize("case", ["qwen3", "gemma2", "mixtral"])
+@pytest.mark.parametrize("case", ["llama", "qwen3", "gemma2", "phi3", "mixtral"])
 def test_gradients_equal_transformers(case, tmp_path):
+    """Of the training loss over both sequences in one row."""
     pair = make_pair(case, 0, tmp_path)
-    network, sequence = pair.network, pair.sequences[0]
-    tokens = torch.tensor(sequence)[None]
+    network = pair.network
     network.zero_grad()
-    network(tokens, labels=tokens).loss.backward()
+    torch_loss(network, pair.sequences).backward()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     network.save_pretrained(tmp_path / "gradients")
     _, expected = hf.import_model(tmp_path / "gradients")
-
-    def loss(params):
-        return mean_loss(logits_of(pair.config, params, *packed([sequence]))[0, : len(sequence)], sequence)
-
-    ours = jax.jit(jax.grad(loss))(pair.params)
+    gradient = jax.jit(jax.grad(mean_loss, argnums=1), static_argnums=0)
+    ours = gradient(pair.config, pair.params, packed(pair.sequences))
     for (path, mine), theirs in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-3, err_msg=jax.tree_util.keystr(path))
