@@ -22,6 +22,6 @@ def config() -> ExperimentConfig:
         mixture=MixtureConfig(temperature=2, max_repeats=4),
         data=DataConfig(seq_len=128, processes=2),
         batch=BatchConfig(rows=16),
-        optim=OptimConfig(optimizer=Optimizer.MUON, peak_lr=3e-3, warmup_frac=0.05),
+        optim=OptimConfig(optimizer=Optimizer.MUON, peak_lr=1e-3, warmup_frac=0.05),
         eval=EvalConfig(every=55, max_new_tokens=48),
     )

@@ -114,6 +114,16 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--examples", type=int, default=2, help="examples shown per task")
     add_json(preview)
 
+    plan = add(
+        "plan-memory", run_plan_memory, "Memory of a training step on one device, and the most rows that fit.",
+        overrides=True,
+    )  # fmt: skip
+    plan.add_argument("config")
+    plan.add_argument("--device-gib", type=float, default=16.0, help="memory of a device (default: 16)")
+    plan.add_argument("--devices", type=int, help="devices of the job (default: those of the mesh, or those here)")
+    plan.add_argument("--platform", choices=["cpu", "gpu", "tpu"], help="kind of the devices (default: as here)")
+    add_json(plan)
+
     evaluate = add(
         "evaluate", run_evaluate, "Validation loss and exact match by task, of a run or a model folder.", overrides=True
     )
@@ -144,6 +154,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--seeds", type=int, nargs="+", default=[0])
     sweep.add_argument("--overwrite", action="store_true")
+    sweep.add_argument(
+        "--stacked",
+        action="store_true",
+        help="train runs of one shape together, as one program; side by side on the devices of --mesh.trial",
+    )
+    sweep.add_argument(
+        "--stack-size", type=int, metavar="N", help="at most N runs together (each has its own optimizer state)"
+    )
 
     report = add("report", run_report, "Write report.html of a run, or of several, or of a sweep folder.")
     report.add_argument("folders", nargs="+", type=pathlib.Path)
@@ -328,6 +346,21 @@ def run_preview(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def run_plan_memory(arguments: argparse.Namespace) -> None:
+    from jaxtune import memory
+
+    if not arguments.device_gib > 0 or (arguments.devices is not None and arguments.devices < 1):
+        raise UserError("--device-gib must be above 0, and --devices at least 1")
+    table = memory.plan_memory(
+        load_config(arguments), device_bytes=int(arguments.device_gib * 2**30), devices=arguments.devices,
+        platform=arguments.platform,
+    )  # fmt: skip
+    if arguments.json:
+        print_json(table)
+    else:
+        memory.print_table(table)
+
+
 def run_evaluate(arguments: argparse.Namespace) -> None:
     from jaxtune import runfolder, terminal, train
 
@@ -371,12 +404,13 @@ def run_generate(arguments: argparse.Namespace) -> None:
 
 def run_sweep(arguments: argparse.Namespace) -> int:
     from jaxtune import sweep
-    from jaxtune.train import Status
+    from jaxtune.loop import Status
 
     config = load_config(arguments)
     status = sweep.sweep(
         config, arguments.sweep_dir, sweep.parse_grid(arguments.grid), arguments.seeds,
         config_path=arguments.config, overrides=arguments.rest, overwrite=arguments.overwrite,
+        stacked=arguments.stacked, stack_size=arguments.stack_size,
     )  # fmt: skip
     return 0 if status is Status.FINISHED else 130
 

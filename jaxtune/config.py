@@ -146,7 +146,14 @@ class HealthConfig:
     peak_flops: float | None = None
     """Matrix-multiply rate of all devices together, FLOP/s, for the share of peak (MFU) in the metrics."""
     profile_steps: tuple[int, int] | None = None
-    """First and last step of a profiler trace, written to the run folder."""
+    """First and last step, counted from 1, of a profiler trace that is written to `profile/` in the run folder."""
+
+    def __post_init__(self):
+        if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
+            raise UserError(
+                "health.profile_steps are the first and the last step of a trace, counted from 1; "
+                f"got {self.profile_steps[0]} and {self.profile_steps[1]}"
+            )
 
 
 _OPAQUE = tyro.constructors.PrimitiveConstructorSpec(
@@ -246,6 +253,10 @@ _CONFIGS: list[Any] = [
 ]
 
 
+AS_WRITTEN = (tyro.conf.EnumChoicesFromValues,)
+"""Choices on the command line are spelled as in config.json."""
+
+
 def override(config: ExperimentConfig, arguments: Sequence[str]) -> ExperimentConfig:
     """Apply strict command-line overrides such as `--optim.peak-lr 1e-5`; an unknown one raises with the nearest."""
     if not arguments:
@@ -253,7 +264,7 @@ def override(config: ExperimentConfig, arguments: Sequence[str]) -> ExperimentCo
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return tyro.cli(ExperimentConfig, default=config, args=list(arguments), prog="jaxtune")
+            return tyro.cli(ExperimentConfig, default=config, args=list(arguments), prog="jaxtune", config=AS_WRITTEN)
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             print(printed.getvalue())

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,9 +13,10 @@ from jaxtune import chat, metrics
 from jaxtune.chat import ChatTemplate, Conversation
 from jaxtune.errors import UserError
 from jaxtune.losses import LossSums
-from jaxtune.packing import Batch
 from jaxtune.tasks import Task
 from jaxtune.tokenizer import Tokenizer
+
+Data = TypeVar("Data")
 
 
 class Aggregate(enum.Enum):
@@ -82,7 +83,7 @@ class LossResult:
                 return self.task_loss[task]
 
 
-def per_task_loss(eval_step: Callable[[Batch], LossSums], batches: Iterable[Batch], tasks: Sequence[str]) -> LossResult:
+def per_task_loss(eval_step: Callable[[Data], LossSums], batches: Iterable[Data], tasks: Sequence[str]) -> LossResult:
     """Sums over all batches, divided once: the result depends on neither batch size, padding nor devices."""
     totals = {name: np.zeros(len(tasks)) for name in ("nll", "weight", "tokens", "correct")}
     pending: list[LossSums] = []

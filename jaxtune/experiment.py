@@ -230,6 +230,19 @@ def make_validation_plan(config: ExperimentConfig, chosen: Mapping[str, Chosen])
     )
 
 
+def seen_examples(job: Experiment, steps: int) -> dict[str, Chosen]:
+    """Examples that the first `steps` steps trained on, by task in order of first use: as many as validation has."""
+    wanted = {name: len(part.numbers) for name, part in job.validation.items() if name in job.train}
+    found: dict[str, dict[int, None]] = {name: {} for name in wanted}
+    for step in range(steps):
+        if all(len(found[name]) >= wanted[name] for name in wanted):
+            break
+        for placement in (placement for row in job.plan.rows(step) for placement in row):
+            if len(found.get(placement.task, ())) < wanted.get(placement.task, 0):
+                found[placement.task][placement.example] = None
+    return {name: Chosen(store=job.train[name], numbers=np.array(list(use))) for name, use in found.items() if use}
+
+
 def identity(job: Experiment) -> dict[str, Any]:
     """The manifest of a run: what it is bound to."""
     sources = {name: job.train[name].fingerprint for name in job.tasks}

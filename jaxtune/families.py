@@ -256,6 +256,15 @@ def _write_window(config: ModelConfig) -> dict[str, Any]:
     return {"sliding_window": config.sliding_window}
 
 
+def _read_phi(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    """Published files repeat defaults of the makers' own code, which transformers does not read."""
+    for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        left.require(name, False)
+    for name in ("full_attn_mod", "interpolate_factor"):
+        left.require(name, 1)
+    return _read_window(left, sizes)
+
+
 def _read_qwen_window(left: Fields, sizes: Sizes) -> dict[str, Any]:
     """Qwen states a window, whether it is used, and the first layer that uses it."""
     used = left.take("use_sliding_window", bool, False)
@@ -274,6 +283,7 @@ def _write_qwen_window(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_qwen2(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    left.require("use_mrope", False)
     return {"qkv_bias": True, **_read_qwen_window(left, sizes)}
 
 
@@ -422,7 +432,7 @@ FAMILIES = {
         names=GEMMA_NAMES,
     ),
     "phi3": Family(
-        architecture="Phi3ForCausalLM", read=_read_window, write=_write_window, eps_default=1e-5, fused=PHI_FUSED
+        architecture="Phi3ForCausalLM", read=_read_phi, write=_write_window, eps_default=1e-5, fused=PHI_FUSED
     ),
     "mixtral": Family(
         architecture="MixtralForCausalLM",

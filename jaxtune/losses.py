@@ -22,10 +22,11 @@ Scalar = float | int | Float[Array, ""]
 """A number that an ablation may trace. A Python 0 switches the term off, and nothing is computed for it."""
 
 CHUNK_POSITIONS = 1024
-CHUNK_BYTES = {"cpu": 64 * 2**20}
+CHUNK_BYTES = {"cpu": 256 * 2**20}
 """Most positions of a chunk when no size is given, and the most bytes of its float32 logits by platform.
 
-Elsewhere there is memory to spare, and few positions would leave the matrix units waiting for the head.
+Every chunk adds a gradient as large as the head to a sum, so few positions in a chunk make that the larger part of the
+work. Elsewhere there is memory to spare, and few positions would leave the matrix units waiting for the head.
 """
 
 
@@ -97,7 +98,7 @@ def per_task_sums(
     `vocab_axis` says which axis of `head` is the vocabulary: 0 for a tied embedding [V, D], 1 for a head [D, V].
     `capacity` bounds the positions with weight (of one shard): arrays of that many positions are held, all positions if
     None. Work grows with the positions that do carry weight, whatever the capacity. `chunk` positions have their logits
-    computed together on a device (None: at most 1,024, and on a CPU 64 MiB of logits).
+    computed together on a device (None: at most 1,024, and on a CPU 256 MiB of logits).
     `shards`: over how many devices the rows are sharded; each contiguous group of rows gathers its own positions, so
     that no hidden state crosses devices, and the derivative of the head is summed over devices once.
 

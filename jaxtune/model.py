@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 from jaxtune.attention import Backend, attention, cached_attention, plain
 from jaxtune.blockwise import RESIDUAL
 from jaxtune.errors import UserError
-from jaxtune.linear import Linear, RMSNorm, normal, product
+from jaxtune.linear import PRODUCT, Linear, RMSNorm, normal, product
 from jaxtune.moe import Moe, MoeConfig
 from jaxtune.rope import RopeConfig, rotary_dim, rotate, tables
 from jaxtune.sharding import (
@@ -190,7 +190,9 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         gate, up = (constrain(project(x), Layout.FEED_FORWARD) for project in (self.gate, self.up))
-        return self.down(ACTIVATIONS[self.activation](gate) * up)
+        activate = ACTIVATIONS[self.activation]
+        # The backward pass keeps gate and up only: activating them again is cheaper than storing what that takes.
+        return jax.checkpoint(lambda gate, up: self.down(activate(gate) * up), prevent_cse=False)(gate, up)
 
 
 class Block(nnx.Module):
@@ -467,7 +469,6 @@ def _kinds(config: ModelConfig) -> Int[Array, " l"]:
 
 def _rematerialised(layer, remat: Remat):
     policies = jax.checkpoint_policies
-    attended = policies.save_only_these_names(RESIDUAL)
     match remat:
         case Remat.NONE if weights_are_split():
             policy = keep_all_but_gathered
@@ -476,7 +477,10 @@ def _rematerialised(layer, remat: Remat):
         case Remat.FULL:
             policy = policies.nothing_saveable
         case Remat.DOTS:
-            policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, attended)
+            policy = policies.save_only_these_names(PRODUCT, RESIDUAL)
         case Remat.OFFLOAD:
-            policy = policies.offload_dot_with_no_batch_dims("device", "pinned_host")
+            policy = policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=[], names_which_can_be_offloaded=[PRODUCT],
+                offload_src="device", offload_dst="pinned_host",
+            )  # fmt: skip
     return jax.checkpoint(layer, prevent_cse=False, policy=policy)

@@ -346,7 +346,9 @@ def neftune_noise(
 
     NEFTune, arXiv:2310.05914. L is the example's own length, so packing and padding do not change the noise level.
     """
-    lengths = jnp.sum(segment_ids[:, :, None] == segment_ids[:, None, :], axis=-1)
+    row, longest = jnp.arange(segment_ids.shape[0])[:, None], segment_ids.shape[1]
+    counts = jnp.zeros((len(segment_ids), longest + 1), jnp.int32).at[row, segment_ids].add(1)
+    lengths = counts[row, segment_ids]
     noise = jax.random.uniform(key, embeddings.shape, jnp.float32, -1.0, 1.0)
     size = jnp.where(segment_ids == 0, 0.0, alpha / jnp.sqrt(lengths * embeddings.shape[-1]))
     return embeddings + (noise * size[..., None]).astype(embeddings.dtype)

@@ -16,12 +16,19 @@ class TaskResult:
     task: str
     loss_before: float
     loss_after: float
+    loss_seen: float
+    """Of training examples that the run had seen, after tuning."""
     score_before: float
     score_after: float
     difference: Estimate | None
     """Change in exact match; None without scores on both sides."""
     others: Mapping[str, tuple[float, float]]
     """Further metrics, before and after."""
+
+    @property
+    def memorisation_gap(self) -> float:
+        """Loss of unseen (validation) minus loss of seen (training) examples, nats per token; NaN if not measured."""
+        return self.loss_after - self.loss_seen
 
 
 def measured(run: Run, when: str) -> Json:
@@ -56,6 +63,7 @@ def task_results(run: Run) -> list[TaskResult]:
                 task=task,
                 loss_before=number(before.get("task_loss", {}).get(task)),
                 loss_after=number(after.get("task_loss", {}).get(task)),
+                loss_seen=number(after.get("seen_task_loss", {}).get(task)),
                 score_before=number(old.get("exact_match")),
                 score_after=number(new.get("exact_match")),
                 difference=score_difference(run, task, old, new),

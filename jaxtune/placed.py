@@ -1,19 +1,23 @@
 """An experiment placed on devices: parameters, compiled programs, batches; their losses, scores and exports."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Generator, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from jaxtune import backends, chat, data, evaluate, hf, lora, model, sharding
+from jaxtune import backends, chat, data, evaluate, experiment, hf, lora, model, sharding
+from jaxtune.attention import Backend
 from jaxtune.config import ExperimentConfig
 from jaxtune.data import StepBatches
 from jaxtune.evaluate import LossResult, ScoreResult
-from jaxtune.experiment import Experiment
+from jaxtune.experiment import Chosen, Experiment
 from jaxtune.generate import SamplingConfig, generate
 from jaxtune.packing import Batch
+from jaxtune.plan import Plan
 from jaxtune.programs import Program, Programs, ProgramSpec
 from jaxtune.step import Hparams, Params, TrainState, hparams
 
@@ -46,6 +50,10 @@ class Placed:
         """State at step 0."""
         return self.program.init(self.base.trainable)
 
+    def take_initial_state(self) -> TrainState:
+        """State at step 0 in the memory of the base's own arrays: of what trains there, only shapes are left."""
+        return self.program.init_in_place(self.base.trainable)
+
     def train_batches(self, start: int) -> data.BatchIterator:
         """This host's batches [micro_batches, rows, seq] from step `start` on, made ahead."""
         source = StepBatches(
@@ -61,18 +69,27 @@ class Placed:
     def validation_loss(self, params: Params) -> LossResult | None:
         """Per-task loss of the validation examples; None where there are none."""
         plan = self.job.eval_plan
-        if plan is None:
-            return None
-        rows = self.config.eval.rows
-        source = StepBatches(plan, self.job.validation, local_rows=sharding.local_rows(self.mesh, rows))  # pyright: ignore[reportArgumentType]
+        return None if plan is None else self.loss_of(params, plan, self.job.validation)
+
+    def seen_loss(self, params: Params, steps: int) -> LossResult | None:
+        """Per-task loss of training examples that the first `steps` steps met; None where nothing is validated."""
+        chosen = experiment.seen_examples(self.job, steps)
+        plan = experiment.make_validation_plan(self.config, chosen)
+        return None if plan is None else self.loss_of(params, plan, chosen)
+
+    def loss_of(self, params: Params, plan: Plan, chosen: Mapping[str, Chosen]) -> LossResult:
+        """Per-task loss of an evaluation plan's examples."""
         step = functools.partial(self.program.eval_step, params, self.base.frozen)
-        stream = data.batches(source)
-        try:
-            return evaluate.per_task_loss(
-                lambda batch: step(sharding.put_batch(self.mesh, batch, rows)), stream, list(plan.tasks)
-            )
-        finally:
-            stream.close()
+        with contextlib.closing(self.evaluation_batches(plan, chosen)) as batches:
+            return evaluate.per_task_loss(step, batches, list(plan.tasks))
+
+    def evaluation_batches(self, plan: Plan, chosen: Mapping[str, Chosen]) -> Generator[Batch, None, None]:
+        """Device batches [rows, seq] of an evaluation plan; close it when done."""
+        rows = self.config.eval.rows
+        source = StepBatches(plan, chosen, local_rows=sharding.local_rows(self.mesh, rows))  # pyright: ignore[reportArgumentType]
+        with contextlib.closing(data.batches(source)) as stream:
+            for batch in stream:
+                yield sharding.put_batch(self.mesh, batch, rows)
 
     def full_params(self, params: Params) -> Params:
         """Model parameters, adapters merged in."""
@@ -113,18 +130,33 @@ class Placed:
 
 def place(job: Experiment, programs: Programs, *, seed: int | None = None) -> Placed:
     """Load the base model onto a mesh and build the programs."""
+    job, mesh, attention = on_mesh(job)
+    config, seed = job.config, job.config.seed if seed is None else seed
+    base = load_base(job, mesh, seed)
+    return Placed(
+        job=job, mesh=mesh, base=base, program=programs.get(program_spec(job, mesh), base.trainable),
+        attention=attention, numbers=hparams(config.optim.peak_lr, config.optim.weight_decay, seed),
+    )  # fmt: skip
+
+
+def place_beside(first: Placed, job: Experiment) -> Placed:
+    """An experiment whose program is that of `first`, on the same devices; the base model is shared."""
+    config = job.config
+    base = first.base
+    if config.lora is not None:
+        base = dataclasses.replace(base, trainable=lora.init_lora(base.frozen, config.lora, config.seed))
+    numbers = hparams(config.optim.peak_lr, config.optim.weight_decay, config.seed)
+    return dataclasses.replace(first, job=dataclasses.replace(job, model=first.job.model), base=base, numbers=numbers)
+
+
+def on_mesh(job: Experiment) -> tuple[Experiment, jax.sharding.Mesh, backends.Resolution]:
+    """The experiment with a definite attention backend, its mesh, and how the backend was chosen. Nothing is loaded."""
     config = job.config
     mesh = sharding.make_mesh(config.mesh)
     dtype = jnp.dtype(config.model.compute_dtype.value)
     shape, attention = backends.resolve(job.model, config.data.seq_len, dtype, sequence_shards=mesh.shape["sequence"])
-    job = dataclasses.replace(job, model=shape)
     sharding.local_rows(mesh, job.micro_rows)  # refuses rows that do not divide
-    base = load_base(job, mesh, config.seed if seed is None else seed)
-    return Placed(
-        job=job, mesh=mesh, base=base, program=programs.get(program_spec(job, mesh), base.trainable),
-        attention=attention,
-        numbers=hparams(config.optim.peak_lr, config.optim.weight_decay, config.seed if seed is None else seed),
-    )  # fmt: skip
+    return dataclasses.replace(job, model=shape), mesh, attention
 
 
 def load_base(job: Experiment, mesh: jax.sharding.Mesh, seed: int) -> Base:
@@ -147,7 +179,7 @@ def program_spec(job: Experiment, mesh: jax.sharding.Mesh) -> ProgramSpec:
     return ProgramSpec(
         model=job.model, optim=config.optim, loss=config.loss, lora=config.lora,
         compute_dtype=config.model.compute_dtype.value, num_tasks=len(job.task_names), total_steps=job.total_steps,
-        capacity=capacity(job, mesh), mesh=mesh, indivisible=config.mesh.indivisible,
+        capacity=capacity(job, mesh), tokens=strip_tokens(job, mesh), mesh=mesh, indivisible=config.mesh.indivisible,
     )  # fmt: skip
 
 
@@ -158,3 +190,17 @@ def capacity(job: Experiment, mesh: jax.sharding.Mesh) -> int:
     unit = max(1, slots // 8)
     most = slots if job.config.data.prompt_loss_weight else job.plan.max_loss_tokens(rows)
     return min(slots, -(-most // unit) * unit)
+
+
+def strip_tokens(job: Experiment, mesh: jax.sharding.Mesh) -> int | None:
+    """Most tokens in one device's rows of a micro-batch, rounded up; None where rows should stay as they are.
+
+    Rows are laid end to end on CPUs, where attention in blocks skips other examples one by one. Accelerators want all
+    rows at once, and their kernels know rows only.
+    """
+    if job.model.attention is not Backend.BLOCKWISE or mesh.devices.flat[0].platform != "cpu":
+        return None
+    rows = job.micro_rows // sharding.row_shards(mesh)
+    slots = rows * job.config.data.seq_len
+    unit = max(1, slots // 32)
+    return min(slots, -(-job.plan.max_tokens(rows) // unit) * unit)

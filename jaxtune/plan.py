@@ -175,10 +175,17 @@ class Plan:
 
     def max_loss_tokens(self, rows: int) -> int:
         """Most loss tokens in any `rows` consecutive rows of a step: a static capacity for a loss that gathers them."""
+        return self._most(self._row_loss_tokens, rows)
+
+    def max_tokens(self, rows: int) -> int:
+        """Most tokens in any `rows` consecutive rows of a step: a static size for rows laid end to end."""
+        return self._most(self._row_tokens, rows)
+
+    def _most(self, by_row: Int[np.ndarray, " rows"], rows: int) -> int:
         if self.rows_per_step % rows:
             raise ValueError(f"groups of {rows} rows do not divide steps of {self.rows_per_step}")
         starts = np.arange(0, self.num_rows, rows)
-        return int(np.add.reduceat(self._row_loss_tokens, starts, dtype=np.int64).max())
+        return int(np.add.reduceat(by_row, starts, dtype=np.int64).max())
 
     def to_json(self) -> dict[str, Any]:
         """The mixture and its ledger, as `mixture.json` holds them."""

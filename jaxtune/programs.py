@@ -43,8 +43,15 @@ class ProgramSpec:
     """Length of the schedule."""
     capacity: int | None
     """Most positions with weight in one micro-batch of one device's rows."""
+    tokens: int | None = None
+    """Most tokens in one micro-batch of one device's rows; given, a step lays these end to end, without padding."""
     mesh: jax.sharding.Mesh
     indivisible: sharding.Indivisible = sharding.Indivisible.ERROR
+
+    @property
+    def shape(self) -> "ProgramSpec":
+        """Without the numbers that are traced: what two runs of one program have in common."""
+        return dataclasses.replace(self, optim=dataclasses.replace(self.optim, peak_lr=1.0, weight_decay=0.0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +62,13 @@ class Program:
     optimizer: optax.GradientTransformation
     state_shardings: TrainState
     init: Callable[[Params], TrainState]
+    init_in_place: Callable[[Params], TrainState]
+    """As `init`, with the memory of the parameters that it is given."""
     train_step: Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]
     eval_step: Callable[[Params, Params, Batch], LossSums]
+    update: Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]
+    """`train_step` and `eval_step` before compilation, for programs that hold them."""
+    measure: Callable[[Params, Params, Batch], LossSums]
 
 
 class Programs:
@@ -69,8 +81,7 @@ class Programs:
 
     def get(self, spec: ProgramSpec, trainable: Params) -> Program:
         """The program of a spec; `trainable` holds the trained parameters, arrays or shapes."""
-        traced = dataclasses.replace(spec.optim, peak_lr=1.0, weight_decay=0.0)
-        key = (repr(dataclasses.replace(spec, optim=traced)), jax.tree.structure(trainable))
+        key = (repr(spec.shape), jax.tree.structure(trainable))
         if key not in self._built:
             self._built[key] = build(spec, trainable)
         return self._built[key]
@@ -97,19 +108,20 @@ def build(spec: ProgramSpec, trainable: Params) -> Program:
     train_step = make_train_step(
         forward, optimizer, optim.make_schedule(spec.optim, spec.total_steps), optim.make_groups(spec.optim, trainable),
         num_tasks=spec.num_tasks, loss=spec.loss, head_spec=head, capacity=spec.capacity,
-        ema_decay=spec.optim.ema_decay,
+        tokens=spec.tokens, ema_decay=spec.optim.ema_decay,
     )  # fmt: skip
     eval_step = make_eval_step(forward, num_tasks=spec.num_tasks, head_spec=head, chunk=spec.loss.chunk)
+    init = lambda params: init_state(params, optimizer, ema=spec.optim.ema_decay is not None)
     return Program(
         graphdef=graphdef,
         optimizer=optimizer,
         state_shardings=state_shardings,
-        init=jax.jit(
-            lambda params: init_state(params, optimizer, ema=spec.optim.ema_decay is not None),
-            out_shardings=state_shardings,
-        ),
+        init=jax.jit(init, out_shardings=state_shardings),
+        init_in_place=jax.jit(init, donate_argnums=0, out_shardings=state_shardings),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere)),
         eval_step=jax.jit(eval_step, out_shardings=everywhere),
+        update=train_step,
+        measure=eval_step,
     )
 
 

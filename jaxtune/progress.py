@@ -1,9 +1,10 @@
 """How far a long job is: a live bar in a terminal, one line every few seconds anywhere else. Writes to stderr."""
 
 import collections
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 Item = TypeVar("Item")
 Clock = Callable[[], float]
 
+MOST_SHOWN = 6
+"""Runs of a group whose losses are shown one by one."""
 WINDOW = 60.0
 """Seconds of history that a rate is taken from."""
 
@@ -168,6 +171,93 @@ class TrainProgress:
     def write(self, text: str) -> None:
         """Print a line that stays above the bar."""
         self._display.write(text)
+
+
+class GroupProgress:
+    """Several runs that train together: their losses one beside the other, tokens per second of all. A context manager.
+
+    A run reports through its `of(name)`, which has the methods of a `TrainProgress`; `show` is called once a round.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        total_steps: int,
+        *,
+        console: Console | None = None,
+        interval: float = 10.0,
+        clock: Clock = time.monotonic,
+    ):
+        self.total, self.latest = total_steps, dict.fromkeys(names, RoundNumbers())
+        total = total_steps * len(names)
+        self._display = Display(f"train {len(names)} runs", total, console=console, interval=interval, clock=clock)
+        self._pace = Pace(total, clock)
+
+    def __enter__(self) -> "GroupProgress":
+        self._display.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._display.__exit__(*exception)
+
+    def of(self, name: str) -> "RunProgress":
+        """Where one run reports."""
+        return RunProgress(self, name)
+
+    def show(self, running: Collection[str]) -> None:
+        """After every running one has reported its step; the others' steps to come count as done."""
+        steps = {name: numbers.step if name in running else self.total for name, numbers in self.latest.items()}
+        self._pace.report(sum(steps.values()))
+        now = [self.latest[name] for name in running]
+        if not now:
+            return
+        step, losses = max(numbers.step for numbers in now), [f"{numbers.loss:.3f}" for numbers in now]
+        shown = " ".join(losses) if len(now) <= MOST_SHOWN else f"{min(losses, key=float)} to {max(losses, key=float)}"
+        parts = [f"{step:>{len(str(self.total))}}/{self.total}", f"{len(now)} running", f"loss {shown}"]
+        rate, trained = sum(n.tokens_per_s for n in now), sum(n.loss_tokens_per_s for n in now)
+        parts.append(f"{quantity(rate)} tok/s ({quantity(trained)} trained)")
+        parts.append(f"{duration(self._pace.seconds_left)} left")
+        self._display.show(self._pace.done, "  ".join(parts))
+
+    def write(self, text: str) -> None:
+        """Print a line that stays above the bar."""
+        self._display.write(text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundNumbers:
+    """What a run of a group last reported."""
+
+    step: int = 0
+    loss: float = math.nan
+    tokens_per_s: float = math.nan
+    loss_tokens_per_s: float = math.nan
+
+
+class RunProgress:
+    """One run of a group, with the methods of a `TrainProgress`."""
+
+    def __init__(self, group: GroupProgress, name: str):
+        self._group, self._name = group, name
+
+    def update(
+        self,
+        step: int,
+        *,
+        loss: float,
+        tokens_per_s: float = math.nan,
+        loss_tokens_per_s: float = math.nan,
+        padding: float = math.nan,
+        data_wait: float = math.nan,
+    ) -> None:
+        """After `step` updates; the group shows it with its round."""
+        self._group.latest[self._name] = RoundNumbers(
+            step=step, loss=loss, tokens_per_s=tokens_per_s, loss_tokens_per_s=loss_tokens_per_s
+        )
+
+    def write(self, text: str) -> None:
+        """Print a line that stays above the bar, with the run's name."""
+        self._group.write(f"{self._name}: {text}")
 
 
 class ItemProgress:

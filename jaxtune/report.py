@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxtune import figures, page
 from jaxtune.curves import training_section
 from jaxtune.intervals import Estimate, mean_of_estimates
+from jaxtune.metrics import forgetting
 from jaxtune.outcome import TaskResult, macro_mean, measured, overfitting, status, task_results
 from jaxtune.page import (
     TASKS_DRAWN,
@@ -20,6 +21,7 @@ from jaxtune.page import (
     join,
     pretty,
     share,
+    signed,
     tag,
     words,
 )
@@ -124,6 +126,7 @@ def results_section(run: Run) -> Section | None:
     if not any(math.isfinite(one.loss_after) or math.isfinite(one.score_after) for one in results):
         return None
     scored = any(one.difference is not None for one in results)
+    gaps = any(math.isfinite(one.memorisation_gap) for one in results)
     others = sorted({name for one in results for name in one.others})
     columns = [
         Column("Task", number=False),
@@ -132,6 +135,9 @@ def results_section(run: Run) -> Section | None:
         Column("change", title="After minus before, nats per token; lower is better"),
     ]
     groups = [("", 1), ("Validation loss", 3)]
+    if gaps:
+        columns += [Column("after"), Column("gap", title="Validation minus seen, after tuning: what was memorised")]
+        groups += [("Loss of seen examples", 2)]
     if scored:
         columns += [
             Column("before"),
@@ -144,8 +150,8 @@ def results_section(run: Run) -> Section | None:
     columns += [Column(words(name), title="Before → after") for name in others]
     groups += [("Other metrics", len(others))] if others else []
     held = {one.task for one in run.tasks}
-    rows = [result_row(run, one, index, scored, others, held) for index, one in enumerate(results)]
-    parts: list[object] = [page.table(columns, rows, total=total_row(results, scored, others), groups=groups)]
+    rows = [result_row(one, index, scored, gaps, others, held) for index, one in enumerate(results)]
+    parts: list[object] = [page.table(columns, rows, total=total_row(results, scored, gaps, others), groups=groups)]
     parts += [tag("p", note, class_="note") for note in result_notes(run, results, held)]
     tuned = "the exported checkpoint" if run.summary.get("after") else "the unfinished run's latest parameters"
     lead = f"The base model and {tuned} on the same validation and test examples."
@@ -153,13 +159,15 @@ def results_section(run: Run) -> Section | None:
 
 
 def result_row(
-    run: Run, one: TaskResult, index: int, scored: bool, others: Sequence[str], held: set[str]
+    one: TaskResult, index: int, scored: bool, gaps: bool, others: Sequence[str], held: set[str]
 ) -> list[object]:
     name = page.swatch(index, one.task)
     if held and one.task not in held:
         name = join([name, " ", tag("span", "not trained on", class_="tag")])
     row: list[object] = [name, decimals(one.loss_before), decimals(one.loss_after)]
     row.append(change(one.loss_after - one.loss_before, 3, better=-1))
+    if gaps:
+        row += [decimals(one.loss_seen), signed(one.memorisation_gap, 3)]
     if scored:
         row += score_cells(one.score_before, one.score_after, one.difference, page.colour(index))
     return row + [other_cell(one.others.get(name)) for name in others]
@@ -176,16 +184,19 @@ def points_interval(estimate: Estimate | None) -> str:
     """An interval of a share, in percentage points."""
     if estimate is None or not math.isfinite(estimate.low):
         return "–"
-    return f"{page.signed(estimate.low, 1, 100)} to {page.signed(estimate.high, 1, 100)}"
+    return f"{signed(estimate.low, 1, 100)} to {signed(estimate.high, 1, 100)}"
 
 
 def other_cell(pair: tuple[float, float] | None) -> str:
     return "" if pair is None else f"{decimals(pair[0])} → {decimals(pair[1])}"
 
 
-def total_row(results: Sequence[TaskResult], scored: bool, others: Sequence[str]) -> list[object]:
+def total_row(results: Sequence[TaskResult], scored: bool, gaps: bool, others: Sequence[str]) -> list[object]:
     old, new = macro_mean([one.loss_before for one in results]), macro_mean([one.loss_after for one in results])
     row: list[object] = ["Mean of tasks", decimals(old), decimals(new), change(new - old, 3, better=-1)]
+    if gaps:
+        row += [decimals(macro_mean([one.loss_seen for one in results]))]
+        row += [signed(macro_mean([one.memorisation_gap for one in results]), 3)]
     if scored:
         both = [one for one in results if one.difference is not None]
         estimate = mean_of_estimates([one.difference for one in both if one.difference is not None])
@@ -208,7 +219,20 @@ def result_notes(run: Run, results: Sequence[TaskResult], held: set[str]) -> lis
             f"{task} (lowest {low:.3f} at step {step:,}, last {last:.3f})" for task, step, low, last in rising
         )
         notes.append(f"Validation loss rose again before the end: {listed}.")
+    if held and any(one.task not in held for one in results):
+        notes.append(forgetting_note(results, held))
     return notes
+
+
+def forgetting_note(results: Sequence[TaskResult], trained: set[str]) -> str:
+    """What the tasks that were not trained on lost, as a mean."""
+    kept = [one for one in results if one.task not in trained]
+    words = [f"their validation loss changed by {signed(macro_mean([o.loss_after - o.loss_before for o in kept]), 3)}"]
+    scored = {one.task: (one.score_before, one.score_after) for one in kept if one.difference is not None}
+    if scored:
+        lost = forgetting({t: s[0] for t, s in scored.items()}, {t: s[1] for t, s in scored.items()}, trained)
+        words.append(f"their exact match by {signed(-macro_mean(list(lost.values())), 1, 100)} points")
+    return f"Forgetting, {len(kept)} task{'s' * (len(kept) != 1)} not trained on: {', '.join(words)} (means)."
 
 
 # Examples and answers

@@ -3,15 +3,14 @@
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxtune import losses, optim
+from jaxtune import losses, optim, strip
 from jaxtune.errors import UserError
 from jaxtune.packing import Batch
 
@@ -109,19 +108,22 @@ class Hparams:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """What one update reports. Per-task values are sums; whoever prints them divides."""
+    """What one update reports. Per-task values are sums; whoever prints them divides.
+
+    The leaves are arrays, or shapes under `jax.eval_shape`; stacked trials give each a leading axis.
+    """
 
     sums: losses.LossSums
-    real_tokens: Int[Array | np.ndarray, "*trial"]
+    real_tokens: Int[Any, "*trial"]
     """Tokens of the batch that are not padding."""
-    loss: Float[Array | np.ndarray, "*trial"]
+    loss: Float[Any, "*trial"]
     """The normalised objective."""
-    grad_norm: Float[Array | np.ndarray, "*trial"]
+    grad_norm: Float[Any, "*trial"]
     """Before clipping."""
-    learning_rate: Float[Array | np.ndarray, "*trial"]
-    applied: Bool[Array | np.ndarray, "*trial"]
+    learning_rate: Float[Any, "*trial"]
+    applied: Bool[Any, "*trial"]
     """False when the update was withheld: nothing carried weight, or the loss or gradient was not finite."""
-    finite: Bool[Array | np.ndarray, "*trial"]
+    finite: Bool[Any, "*trial"]
 
 
 def hparams(peak_lr: float, weight_decay: float, seed: int = 0) -> Hparams:
@@ -150,18 +152,24 @@ def example_normalized(
 
 def batch_sums(
     forward: Forward, params: Params, frozen: Params, batch: Batch, *, num_tasks: int, loss: LossConfig,
-    head_spec: HeadSpec, capacity: int | None, key: Array | None = None,
+    head_spec: HeadSpec, capacity: int | None, tokens: int | None = None, key: Array | None = None,
 ) -> losses.LossSums:  # fmt: skip
-    """Loss sums of one micro-batch [rows, seq]."""
-    hidden, head = forward(params, frozen, batch, key)
+    """Loss sums of one micro-batch [rows, seq]; given `tokens`, computed on its rows laid end to end (see `strip`)."""
     targets, weights = losses.shift(batch.tokens, batch.loss_weights, batch.segment_ids)
     if loss.normalization is Normalization.EXAMPLE:
         weights = example_normalized(weights, jnp.asarray(batch.segment_ids))
-    return losses.per_task_sums(
+    left_out = jnp.zeros((), jnp.int32)
+    if tokens is not None:
+        laid = strip.lay(jnp.asarray(batch.segment_ids), tokens=tokens, shards=head_spec.shards)
+        batch, targets, weights = jax.tree.map(laid.take, (batch, targets, weights))
+        batch, left_out = dataclasses.replace(batch, segment_ids=laid.segment_ids), laid.left_out
+    hidden, head = forward(params, frozen, batch, key)
+    sums = losses.per_task_sums(
         hidden, head, targets, weights, jnp.asarray(batch.task_ids), num_tasks=num_tasks, capacity=capacity,
         vocab_axis=head_spec.vocab_axis, soft_cap=head_spec.soft_cap, shards=head_spec.shards,
         chunk=loss.chunk, z_loss=loss.z_loss, label_smoothing=loss.label_smoothing,
     )  # fmt: skip
+    return dataclasses.replace(sums, over_capacity=sums.over_capacity + left_out)
 
 
 def make_train_step(
@@ -174,6 +182,7 @@ def make_train_step(
     loss: LossConfig = LossConfig(),
     head_spec: HeadSpec = HeadSpec(),
     capacity: int | None = None,
+    tokens: int | None = None,
     ema_decay: float | None = None,
 ) -> Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]:
     """The update `(state, frozen, batch, hparams) -> (state, metrics)`; jit, donate and shard it where it is called.
@@ -181,14 +190,15 @@ def make_train_step(
     `batch` has leading axes [micro_batches, rows]. Gradients of the summed loss are added over micro-batches in
     float32 and divided once by the summed weight, so 8x1, 4x2 and 1x8 are the same update whatever the token counts.
     `optimizer` leaves the learning rate out; `schedule(step)` peaks at 1. `capacity` bounds the positions
-    with weight in one micro-batch (see `losses.per_task_sums`).
+    with weight in one micro-batch (see `losses.per_task_sums`). `tokens`, if given, bounds the tokens of one shard's
+    rows of a micro-batch, and the step computes on these rows laid end to end without their padding (see `strip`).
     """
 
     def objective(params: Params, frozen: Params, micro: Batch, key: Array) -> tuple[Array, losses.LossSums]:
         params = optim.stop_frozen(params, groups)
         sums = batch_sums(
             forward, params, frozen, micro, num_tasks=num_tasks, loss=loss, head_spec=head_spec, capacity=capacity,
-            key=key,
+            tokens=tokens, key=key,
         )  # fmt: skip
         return sums.objective, sums
 

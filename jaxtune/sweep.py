@@ -1,4 +1,4 @@
-"""Ablations: a grid of overrides and seeds as separate runs that share token caches and compiled steps.
+"""Ablations: a grid of overrides and seeds as runs that share token caches and compiled steps, or train as one program.
 
 Arms are paired. All start from the same parameters, and the order inside a task depends on (seed, task name, epoch)
 alone, so two arms of one seed meet each task's examples in the same order whatever their mixture.
@@ -11,15 +11,19 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
 
 from jaxtune import config as configs
+from jaxtune import stacked as together
 from jaxtune.ablation import sweep_table, write_sweep_report
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
+from jaxtune.loop import NotFinite, Status
 from jaxtune.programs import Programs
 from jaxtune.tracking import read_json, write_json
-from jaxtune.train import Outcome, Status, train
+from jaxtune.train import train
 
 RECORD = "sweep.json"
 
@@ -83,13 +87,17 @@ def sweep(
     config_path: str | None = None,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
+    stacked: bool = False,
+    stack_size: int | None = None,
 ) -> Status:
     """Run what is not finished yet, then write sweep.json, results.csv, the heatmap and report.html.
 
-    Every setting is checked before the first run starts.
+    Every setting is checked before the first run starts. `stacked`: runs of one shape train together, at most
+    `stack_size` of them. A run whose numbers stop being finite ends, the others go on; at the end that is a UserError.
     """
     trials = grid(axes, seeds)
     resolved = [configs.override(config, trial.arguments()) for trial in trials]
+    check_devices_and_folders(resolved, stacked=stacked, stack_size=stack_size)
     record = {
         "config": configs.to_json(config),
         "axes": {option: list(values) for option, values in axes.items()},
@@ -101,19 +109,95 @@ def sweep(
     }
     prepare(sweep_dir, record, overwrite=overwrite)
     programs = Programs()
+    waiting = []
     for number, (trial, settings) in enumerate(zip(trials, resolved, strict=True), start=1):
-        folder = sweep_dir / "runs" / trial.name
-        if is_finished(folder):
-            print(f"[{number}/{len(trials)}] {trial.name}: finished before")
-            continue
-        print(f"[{number}/{len(trials)}] {trial.name}", flush=True)
-        outcome = run_one(
-            settings, folder, programs, {"config": config_path, "overrides": [*overrides, *trial.arguments()]}
+        arguments = {"config": config_path, "overrides": [*overrides, *trial.arguments()]}
+        run = Waiting(f"[{number}/{len(trials)}]", sweep_dir / "runs" / trial.name, settings, arguments)
+        if is_finished(run.folder):
+            print(f"{run.label} {trial.name}: finished before")
+        else:
+            waiting.append(run)
+    failures: dict[str, str] = {}
+    status = (run_stacked if stacked else run_separate)(waiting, programs, failures, stack_size)
+    if status is Status.STOPPED:
+        print("stopped; the same command continues the sweep")
+        return status
+    if len(failures) < len(trials):
+        write_results(sweep_dir)
+    if failures:
+        listed = "".join(f"\n  - {name}: {message}" for name, message in failures.items())
+        raise UserError(
+            f"{len(failures)} of {len(trials)} runs of {sweep_dir} failed, the others are finished:{listed}"
         )
-        if outcome.status is Status.STOPPED:
-            print("stopped; the same command continues the sweep")
+    return status
+
+
+class Waiting(NamedTuple):
+    """A run of a sweep that is not finished."""
+
+    label: str
+    """Its number among all, for the terminal."""
+    folder: pathlib.Path
+    settings: ExperimentConfig
+    command: Mapping[str, Any]
+
+    def say(self, text: str = "") -> None:
+        """A line on the terminal about this run."""
+        print(f"{self.label} {self.folder.name}{text}", flush=True)
+
+
+def check_devices_and_folders(resolved: Sequence[ExperimentConfig], *, stacked: bool, stack_size: int | None) -> None:
+    """Refuse what would waste devices, and checkpoints that runs would share."""
+    if stack_size is not None and (not stacked or stack_size < 1):
+        raise UserError(f"--stack-size {stack_size} goes with --stacked and is at least 1")
+    if not stacked and any(settings.mesh.trial != 1 for settings in resolved):
+        raise UserError("mesh.trial is the axis of runs that train together; give --stacked, or leave mesh.trial at 1")
+    if stacked and jax.process_count() > 1:
+        raise UserError("--stacked runs in one process; start the sweep on one host, or leave --stacked away")
+    folders = [settings.checkpoint.directory for settings in resolved if settings.checkpoint.directory is not None]
+    if len(set(folders)) < len(folders):
+        raise UserError(
+            f"checkpoint.directory {folders[0]} would be shared by the runs of the sweep; leave it away, and each "
+            "keeps its checkpoints in its own folder"
+        )
+
+
+def run_separate(
+    waiting: Sequence[Waiting], programs: Programs, failures: dict[str, str], stack_size: int | None = None
+) -> Status:
+    """One run after the other."""
+    for run in waiting:
+        run.say()
+        if run_one(run, programs, failures) is Status.STOPPED:
             return Status.STOPPED
-    write_results(sweep_dir)
+    return Status.FINISHED
+
+
+def run_stacked(
+    waiting: Sequence[Waiting], programs: Programs, failures: dict[str, str], stack_size: int | None = None
+) -> Status:
+    """Runs of one shape together; what has no like runs alone, and the terminal says why."""
+    by_name = {run.folder.name: run for run in waiting}
+    planned = []
+    for run in waiting:
+        resume, overwrite = continuation(run.folder)
+        planned.append(
+            together.plan_run(run.settings, run.folder, command=run.command, resume=resume, overwrite=overwrite)
+        )
+    groups = together.group_by_shape(planned, stack_size)
+    for group in groups:
+        if len(group) == 1:
+            run = by_name[group[0].name]
+            run.say(f": alone, {together.why_alone(group[0], groups)}")
+            status = run_one(run, programs, failures)
+        else:
+            for member in group:
+                by_name[member.name].say(f": together with {len(group) - 1} others")
+            outcome = together.train_stacked(group, programs)
+            failures |= outcome.failures
+            status = outcome.status
+        if status is Status.STOPPED:
+            return status
     return Status.FINISHED
 
 
@@ -140,13 +224,27 @@ def is_finished(folder: pathlib.Path) -> bool:
     return summary.is_file() and read_json(summary)["status"] in (Status.FINISHED.value, Status.EARLY_STOPPED.value)
 
 
-def run_one(
-    settings: ExperimentConfig, folder: pathlib.Path, programs: Programs, command: Mapping[str, Any]
-) -> Outcome:
-    """A fresh run, or the rest of one that was interrupted after its first checkpoint."""
+def continuation(folder: pathlib.Path) -> tuple[bool, bool]:
+    """(resume, overwrite): a run that was interrupted goes on from its checkpoint; without one it starts again."""
     started = (folder / "config.json").is_file()
     saved = started and any((folder / "checkpoints").glob("[0-9]*"))
-    return train(settings, folder, command=command, resume=saved, overwrite=started and not saved, programs=programs)
+    if started:
+        print(f"{folder.name}: {'goes on from its last checkpoint' if saved else 'has no checkpoint, starts again'}")
+    return saved, started and not saved
+
+
+def run_one(run: Waiting, programs: Programs, failures: dict[str, str]) -> Status:
+    """A fresh run, or the rest of one that was interrupted; what ends it for its numbers goes into `failures`."""
+    resume, overwrite = continuation(run.folder)
+    try:
+        outcome = train(
+            run.settings, run.folder, command=run.command, resume=resume, overwrite=overwrite, programs=programs
+        )
+    except NotFinite as error:
+        failures[run.folder.name] = str(error)
+        print(f"{run.folder.name} ends here, the others go on: {error}", flush=True)
+        return Status.FAILED
+    return outcome.status
 
 
 def write_results(sweep_dir: pathlib.Path) -> None:

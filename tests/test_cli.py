@@ -82,6 +82,8 @@ def test_mix_prints_a_table(capsys):
         (["report", "nowhere"], "nowhere"),
         (["generate", "nowhere", "--prompt", "x"], "nowhere"),
         (["import-hf", "nowhere"], "nowhere"),
+        (["plan-memory", "nowhere.py"], "no config file"),
+        (["plan-memory", "nowhere.py", "--device-gib", "0"], "--device-gib must be above 0"),
         (["sweep", "nowhere.py", "--sweep-dir", "x", "--grid", "a=1"], "no config file"),
     ],
 )
@@ -90,6 +92,19 @@ def test_bad_input_exits_with_1_and_one_message(capsys, arguments, message):
     assert code == 1
     assert err.startswith("error: ") and "Traceback" not in err
     assert any(part in err for part in message.split("|"))
+
+
+def test_memory_is_planned_for_devices_that_are_not_here(capsys, place):
+    mesh = ["--mesh.data", "4", "--mesh.fsdp", "-1", "--batch.rows", "128"]
+    many = ["--devices", "64", "--device-gib", "0.01", "--platform", "tpu"]
+    code, out, _ = run(capsys, "plan-memory", str(place / "config.py"), *mesh, *many, "--json")
+    table = json.loads(out)
+    assert code == 0 and table["mesh"]["fsdp"] == 16 and table["platform"] == "tpu"
+    assert table["fits"] == (table["bytes"]["total"] <= 0.01 * 2**30)
+    code, out, _ = run(capsys, "plan-memory", str(place / "config.py"))
+    assert code == 0 and "one device" in out and "largest forward pass that fits" in out
+    code, _, err = run(capsys, "plan-memory", str(place / "config.py"), "--mesh.data", "4", "--mesh.devices", "4")
+    assert code == 1 and "2 rows of a forward pass do not divide over 4 devices" in err
 
 
 @pytest.mark.parametrize(
@@ -134,7 +149,7 @@ def test_a_broken_record_stops_training_before_it_starts(capsys, place, line, me
 
 
 def test_an_example_longer_than_the_row_is_an_error_where_the_policy_says_so(capsys, place):
-    arguments = ["--data.seq-len", "8", "--data.length-policy", "ERROR"]
+    arguments = ["--data.seq-len", "8", "--data.length-policy", "error"]
     code, _, err = run(capsys, "train", str(place / "config.py"), "--run-dir", str(place / "long"), *arguments)
     assert code == 1 and "data.jsonl:1" in err
     assert not (place / "long").exists()

@@ -43,6 +43,8 @@ def test_an_unknown_override_names_the_nearest(tmp_path):
         ["--early-stopping.patience", "0"],
         ["--eval.rows", "0"],
         ["--mixture.temperature", "0"],
+        ["--health.profile-steps", "3", "2"],
+        ["--health.profile-steps", "0", "2"],
     ],
 )
 def test_impossible_values_are_refused(tmp_path, arguments):

@@ -19,6 +19,8 @@ LAYERS = (
         "page",
         "progress",
         "provenance",
+        "strip",
+        "trace",
     ),
     (
         "attention",
@@ -75,6 +77,7 @@ LAYERS = (
         "preview_page",
         "report",
         "tasks",
+        "trials",
     ),
     (
         "cache",
@@ -86,13 +89,16 @@ LAYERS = (
     ("config",),
     ("experiment",),
     (
+        "memory",
         "placed",
         "preview",
     ),
+    ("loop",),
     (
         "train",
         "verify",
     ),
+    ("stacked",),
     ("sweep",),
     ("cli",),
 )

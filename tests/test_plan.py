@@ -157,7 +157,7 @@ def test_rows_of_a_window_are_shuffled():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_the_loss_capacity_is_the_most_that_any_group_of_rows_trains(rows):
+def test_the_static_sizes_are_the_most_that_any_group_of_rows_trains_and_holds(rows):
     plan = small_plan()
     trained = [
         sum(LOSS_LENGTHS[p.task][p.example, p.template] for p in row)
@@ -166,6 +166,8 @@ def test_the_loss_capacity_is_the_most_that_any_group_of_rows_trains(rows):
     ]
     groups = np.array(trained).reshape(-1, rows).sum(1)
     assert plan.max_loss_tokens(rows) == groups.max()
+    real = [sum(p.length for p in row) for step in range(plan.num_steps) for row in plan.rows(step)]
+    assert plan.max_tokens(rows) == np.array(real).reshape(-1, rows).sum(1).max()
     with pytest.raises(ValueError, match="do not divide"):
         plan.max_loss_tokens(3)
 

@@ -4,7 +4,7 @@ import math
 import pytest
 from rich.console import Console
 
-from jaxtune.progress import ItemProgress, Pace, TrainProgress, duration, quantity
+from jaxtune.progress import GroupProgress, ItemProgress, Pace, TrainProgress, duration, quantity
 
 
 class Clock:
@@ -115,3 +115,31 @@ def test_in_a_terminal_there_is_a_bar_and_lasting_lines():
         progress.update(5, loss=1.9, tokens_per_s=1000.0, loss_tokens_per_s=500.0)
     assert "━" in text_of(console) and "5/10" in text_of(console)
     assert "validation loss 1.9 [kept]" in text_of(console)
+
+
+def test_runs_that_train_together_share_a_line():
+    console, clock = plain_console(), Clock()
+    with GroupProgress(["a", "b"], 10, console=console, interval=0.0, clock=clock) as group:
+        for step in (1, 2):
+            clock.now += 1.0
+            for name, loss in (("a", 1.5), ("b", 2.25)):
+                group.of(name).update(step, loss=loss, tokens_per_s=1000.0, loss_tokens_per_s=200.0, padding=0.1)
+            group.show(["a", "b"])
+        group.of("b").write("ends here")
+        clock.now += 1.0
+        group.of("a").update(3, loss=1.0, tokens_per_s=1000.0, loss_tokens_per_s=200.0)
+        group.show(["a"])
+    lines = text_of(console).splitlines()
+    assert lines[1] == "train 2 runs   2/10  2 running  loss 1.500 2.250  2k tok/s (400 trained)  0:08 left"
+    assert lines[2] == "b: ends here"
+    assert " 3/10  1 running  loss 1.000  1k tok/s" in lines[3]
+
+
+def test_many_runs_show_the_range_of_their_losses():
+    console = plain_console()
+    names = [f"run{i}" for i in range(9)]
+    with GroupProgress(names, 10, console=console, interval=0.0) as group:
+        for i, name in enumerate(names):
+            group.of(name).update(1, loss=1.0 + i)
+        group.show(names)
+    assert "9 running  loss 1.000 to 9.000" in text_of(console)

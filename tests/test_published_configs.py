@@ -1,4 +1,4 @@
-"""config.json as the makers of each family publish it: every field is read, and the model has the size that they state."""
+"""config.json as the makers of each family publish it: every field is read, and the model has the stated size."""
 
 import math
 

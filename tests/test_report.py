@@ -7,7 +7,7 @@ import toy_runs
 
 from jaxtune.errors import UserError
 from jaxtune.outcome import measured, overfitting, score_difference, task_results
-from jaxtune.page import tokens
+from jaxtune.page import signed, tokens
 from jaxtune.report import render, write_report
 from jaxtune.tracking import read_json, read_run, write_json
 
@@ -201,3 +201,22 @@ def test_a_validation_loss_that_rises_again_is_named(tmp_path):
     ]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert overfitting(read_run(run_dir)) == [("qa", 6, 0.5, 0.6)]
+
+
+def test_the_memorisation_gap_is_unseen_minus_seen_loss(run_dir, page):
+    results = task_results(read_run(run_dir))
+    for one in results:
+        assert one.memorisation_gap == pytest.approx(0.25 * one.loss_after)
+    assert "Loss of seen examples" in page.text and signed(results[0].memorisation_gap, 3) in page.text
+
+
+def test_what_tasks_without_training_lost_is_said(tmp_path):
+    folder = toy_runs.write_toy_run(tmp_path / "run", steps=6)
+    mixture = read_json(folder / "mixture.json")
+    mixture["tasks"] = [row for row in mixture["tasks"] if row["task"] != "math"]
+    write_json(folder / "mixture.json", mixture)
+    [one] = [one for one in task_results(read_run(folder)) if one.task == "math"]
+    text = " ".join(assert_self_contained(write_report(folder).read_text()).text)
+    assert "Forgetting, 1 task not trained on" in text
+    assert f"validation loss changed by {signed(one.loss_after - one.loss_before, 3)}" in text
+    assert f"exact match by {signed(one.score_after - one.score_before, 1, 100)} points" in text

@@ -14,9 +14,9 @@ from helpers import tiny_config, tiny_model
 from jaxtune import train
 from jaxtune.config import EarlyStoppingConfig
 from jaxtune.distributed import StopSignal
+from jaxtune.loop import Status
 from jaxtune.mixture import Budget
 from jaxtune.programs import Programs
-from jaxtune.train import Status
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "experiments" / "06-kill-and-resume" / "kill.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent.parent)}

@@ -10,6 +10,7 @@ import pytest
 from jaxtune import losses, model, optim, step
 from jaxtune.errors import UserError
 from jaxtune.packing import Batch
+from jaxtune.step import LossConfig, Normalization
 
 CONFIG = model.ModelConfig(
     vocab_size=32, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=16, max_seq_len=64
@@ -85,6 +86,26 @@ def test_the_loss_is_the_weighted_mean_over_all_trained_tokens(plain):
             weight += w
     np.testing.assert_allclose(metrics.loss, total / weight, rtol=1e-5)
     np.testing.assert_allclose(metrics.sums.weight.sum(), weight)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_rows_laid_end_to_end_have_the_same_sums_and_gradients(shards):
+    batch = jax.tree.map(jnp.asarray, rows())
+
+    def objective(params, tokens):
+        sums = step.batch_sums(
+            forward, params, None, batch, num_tasks=2, loss=LossConfig(normalization=Normalization.EXAMPLE),
+            head_spec=step.HeadSpec(shards=shards), capacity=None, tokens=tokens,
+        )  # fmt: skip
+        return sums.objective, sums
+
+    gradient = jax.jit(jax.grad(objective, has_aux=True), static_argnums=1)
+    in_rows, laid, short = gradient(PARAMS, None), gradient(PARAMS, 90 // shards), gradient(PARAMS, 40 // shards)
+    for a, b in zip(jax.tree.leaves(laid), jax.tree.leaves(in_rows), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert laid[1].over_capacity == 0
+    real = np.asarray(batch.segment_ids > 0).reshape(shards, -1).sum(1)
+    assert short[1].over_capacity == np.maximum(real - 40 // shards, 0).sum() > 0
 
 
 def test_a_batch_without_weight_changes_nothing_but_the_step(plain):

@@ -9,7 +9,8 @@ from helpers import tiny_config, tiny_model
 from jaxtune import config as configs
 from jaxtune import experiment, sweep
 from jaxtune.errors import UserError
-from jaxtune.train import Status
+from jaxtune.loop import NotFinite, Status
+from jaxtune.train import Outcome
 
 
 def test_a_grid_is_every_combination_with_every_seed():
@@ -58,3 +59,21 @@ def test_a_sweep_runs_continues_and_reports(tmp_path, capsys):
     with pytest.raises(UserError, match="another config"):
         sweep.sweep(other, folder, axes, [0])
     assert json.loads((folder / "sweep.json").read_text())["seeds"] == [0]
+
+
+def test_a_run_that_is_not_finite_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
+    tiny_model(tmp_path / "base")
+    ran = []
+
+    def train(settings, folder, **_):
+        ran.append(folder.name)
+        if settings.optim.peak_lr == 2.0:
+            raise NotFinite("step 3: not finite: loss nan")
+        return Outcome(status=Status.FINISHED, exit_code=0, run_dir=folder, summary={})
+
+    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr(sweep, "write_results", lambda folder: ran.append("results"))
+    with pytest.raises(UserError, match=r"(?s)1 of 2 runs.*peak_lr=2_seed=0: step 3: not finite"):
+        sweep.sweep(tiny_config(tmp_path), tmp_path / "sweep", {"optim.peak_lr": ["2", "1e-3"]}, [0])
+    assert ran == ["peak_lr=2_seed=0", "peak_lr=1e-3_seed=0", "results"]
+    assert "the others go on" in capsys.readouterr().out

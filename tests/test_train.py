@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -13,9 +16,9 @@ from jaxtune import experiment, runfolder, train
 from jaxtune.checkpoint import Checkpoints
 from jaxtune.config import EarlyStoppingConfig, HealthConfig
 from jaxtune.errors import UserError
+from jaxtune.loop import Status, peak_memory_mb
 from jaxtune.programs import Programs
 from jaxtune.tracking import read_run
-from jaxtune.train import Status
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +90,15 @@ def final_params(folder, place):
     return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 
+def traces(folder):
+    """Profiler traces of a run."""
+    return list((folder / "profile" / "process_0").rglob("*.xplane.pb"))
+
+
 def test_a_stopped_run_resumes_to_the_same_end(finished, place, programs, monkeypatch):
     folder = fresh(place / "stopped")
     stop_after = 3
+    config = dataclasses.replace(tiny_config(place), health=HealthConfig(profile_steps=(2, 5)))
 
     def after(self, step):
         self.received = signal.SIGTERM if step == stop_after else None
@@ -97,10 +106,13 @@ def test_a_stopped_run_resumes_to_the_same_end(finished, place, programs, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(train.StopSignal, "after", after)
-        stopped = train.train(tiny_config(place), folder, programs=programs)
+        stopped = train.train(config, folder, programs=programs)
     assert stopped.status is Status.STOPPED and stopped.exit_code not in (0, 1, 2)
-    resumed = train.train(tiny_config(place), folder, resume=True, programs=programs)
+    assert len(traces(folder)) == 1  # of steps 2 and 3
+    shutil.rmtree(folder / "profile")
+    resumed = train.train(config, folder, resume=True, programs=programs)
     assert resumed.status is Status.FINISHED
+    assert len(traces(folder)) == 1  # of steps 4 and 5
     assert training_rows(folder) == training_rows(finished.run_dir)
     assert final_params(folder, place) == final_params(finished.run_dir, place)
     ledger = lambda outcome: outcome.summary["ledger"]
@@ -157,7 +169,7 @@ def test_early_stopping_ends_the_run_and_exports_the_best_step(place, programs):
 
 
 def test_a_non_finite_loss_names_step_and_examples(place, programs, monkeypatch):
-    config = dataclasses.replace(tiny_config(place), health=HealthConfig(skip_budget=0))
+    config = dataclasses.replace(tiny_config(place), health=HealthConfig(skip_budget=0, profile_steps=(1, 6)))
     real = train.place
 
     def poisoned(job, shared):
@@ -169,6 +181,7 @@ def test_a_non_finite_loss_names_step_and_examples(place, programs, monkeypatch)
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, generate=False))
     with pytest.raises(UserError, match=r"step 1: not finite.*(large|small): "):
         train.train(config, place / "poisoned", programs=programs)
+    assert len(traces(place / "poisoned")) == 1  # the error ended it
 
 
 def test_run_folder_rules(tmp_path):
@@ -178,3 +191,36 @@ def test_run_folder_rules(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         runfolder.check(tmp_path / "file", resume=False, overwrite=False)
     runfolder.check(tmp_path / "new", resume=False, overwrite=False)
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    code = "from jaxtune.loop import peak_memory_mb; print(peak_memory_mb())"
+    held = np.ones(2**27, np.uint8)  # the parent's peak is at least 128 MB higher
+    child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert held[-1] and child < peak_memory_mb()
+
+
+def test_the_loss_of_seen_examples_is_measured_beside_that_of_unseen_ones(finished):
+    after = finished.summary["after"]
+    assert after["seen_task_loss"].keys() == after["task_loss"].keys()
+    assert all(np.isfinite(loss) for loss in after["seen_task_loss"].values())
+    assert after["seen_task_loss"] != after["task_loss"]
+
+
+def test_seen_examples_are_those_of_the_first_steps(place):
+    job = experiment.resolve(tiny_config(place), questions=False)
+    [met] = [{(p.task, p.example) for row in job.plan.rows(0) for p in row}]
+    one_step = experiment.seen_examples(job, 1)
+    assert {(task, int(i)) for task, part in one_step.items() for i in part.numbers} <= met
+    assert not experiment.seen_examples(job, 0)
+    for task, part in experiment.seen_examples(job, job.total_steps).items():
+        assert len(set(part.numbers.tolist())) == len(part.numbers) <= len(job.validation[task].numbers)
+
+
+def test_no_second_copy_of_the_parameters_is_kept(place, programs):
+    placed = train.place(experiment.resolve(tiny_config(place), questions=False), programs)
+    size = placed.flops_per_step(1)
+    with jax.set_mesh(placed.mesh):
+        state = placed.take_initial_state()
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed.base.trainable))
+    assert placed.flops_per_step(1) == size and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))

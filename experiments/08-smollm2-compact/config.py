@@ -2,7 +2,7 @@
 
 Run:     JAXTUNE_SMOLLM2=<model folder> JAXTUNE_EXTRA_DATA=<data folder> \\
          jaxtune train experiments/08-smollm2-compact/config.py --run-dir runs/smollm2
-Takes and reaches: see README.md beside this file.
+Takes:   9 s a step on two CPU cores; what it reaches is in README.md beside this file.
 """
 
 import os

@@ -1,7 +1,8 @@
 """A real checkpoint, SmolLM2-135M-Instruct, against transformers: logits on chats, packed rows, and its way out again.
 
 JAXTUNE_SMOLLM2 names the model folder. Chats of real tasks come from JAXTUNE_EXTRA_DATA where it is set; a few own
-are always used.
+are always used. Thirty layers of float32 leave an error of about 1e-4 in logits of up to 40, here and in torch, so both
+are compared with transformers in float64.
 """
 
 import dataclasses
@@ -25,7 +26,8 @@ pytestmark = [
     pytest.mark.skipif("JAXTUNE_SMOLLM2" not in os.environ, reason="JAXTUNE_SMOLLM2 names no model folder"),
 ]
 
-TOLERANCE = 1e-4
+OWN_ERRORS = 3
+"""How many times the float32 error of transformers itself our logits may be off."""
 CHATS = [
     [
         {"role": "user", "content": "Name three rivers that cross more than two countries."},
@@ -50,7 +52,8 @@ def real_chats(limit: int = 400) -> list[list[dict]]:
     folder = pathlib.Path(os.environ.get("JAXTUNE_EXTRA_DATA", "/nonexistent")) / "mixture_compact"
     chats = []
     for file in sorted(folder.glob("*/train*.jsonl")):
-        messages = json.loads(file.open(encoding="utf-8").readline()).get("messages")
+        with file.open(encoding="utf-8") as lines:
+            messages = json.loads(lines.readline()).get("messages")
         if messages and sum(len(m["content"]) for m in messages) < 4 * limit:
             chats.append(messages)
     return chats
@@ -78,9 +81,19 @@ def sequences(folder) -> list[np.ndarray]:
     return [np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Logits of each sequence in float64, and how far transformers in float32 is from them."""
+
+    exact: list[np.ndarray]
+    own_error: float
+
+
 @pytest.fixture(scope="module")
-def expected(network, sequences) -> list[np.ndarray]:
-    return [torch_logits(network, s) for s in sequences]
+def expected(folder, network, sequences) -> Judged:
+    double = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    exact = [torch_logits(double, s) for s in sequences]
+    return Judged(exact, max(np.abs(torch_logits(network, s) - e).max() for s, e in zip(sequences, exact, strict=True)))
 
 
 def torch_logits(network, sequence: np.ndarray) -> np.ndarray:
@@ -114,17 +127,17 @@ def logits(imported, tokens, positions, segment_ids, backend: Backend) -> np.nda
 
 def test_padded_logits_equal_transformers(imported, sequences, expected):
     ours = logits(imported, *padded(sequences), Backend.REFERENCE)
-    off = [np.abs(row[: len(s)] - theirs).max() for row, s, theirs in zip(ours, sequences, expected, strict=True)]
-    print(f"padded: largest difference of logits {max(off):.1e} over {sum(map(len, sequences))} tokens")
-    assert max(off) < TOLERANCE
+    off = max(np.abs(row[: len(exact)] - exact).max() for row, exact in zip(ours, expected.exact, strict=True))
+    print(f"padded: logits off {off:.1e} over {sum(map(len, sequences))} tokens, transformers {expected.own_error:.1e}")
+    assert off < OWN_ERRORS * expected.own_error < 1e-3
 
 
 @pytest.mark.parametrize("backend", [Backend.REFERENCE, Backend.BLOCKWISE])
 def test_packed_logits_equal_those_of_single_sequences(imported, sequences, expected, backend):
     ours = logits(imported, *packed(sequences), backend)[0]
-    off = np.abs(ours - np.concatenate(expected)).max()
-    print(f"packed, {backend.value}: largest difference of logits {off:.1e}")
-    assert off < TOLERANCE
+    off = np.abs(ours - np.concatenate(expected.exact)).max()
+    print(f"packed, {backend.value}: logits off {off:.1e}, transformers {expected.own_error:.1e}")
+    assert off < OWN_ERRORS * expected.own_error
 
 
 def test_export_is_loaded_by_transformers_which_agrees_and_generates(imported, folder, sequences, expected, tmp_path):
@@ -133,7 +146,8 @@ def test_export_is_loaded_by_transformers_which_agrees_and_generates(imported, f
     out = tmp_path / "out"
     hf.export_model(out, config, params, eos_token_id=2, bos_token_id=1, pad_token_id=2, tokenizer_files=files)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
-    assert max(np.abs(torch_logits(loaded, s) - e).max() for s, e in zip(sequences, expected, strict=True)) < TOLERANCE
+    off = max(np.abs(torch_logits(loaded, s) - e).max() for s, e in zip(sequences, expected.exact, strict=True))
+    assert off < 1.01 * expected.own_error, "the exported weights are not those of the checkpoint"
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     question = [{"role": "user", "content": "What is the capital of France?"}]

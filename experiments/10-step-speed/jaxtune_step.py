@@ -1,0 +1,106 @@
+"""jaxtune's own train step on the peers' token set: the same command line and the same JSON line as their scripts.
+
+BENCH=<folder of the peers' scripts> PEERS=<folder of their venvs and data> \\
+    python experiments/10-step-speed/jaxtune_step.py --config A|B --mode padded|packed [--steps N] [--threads 1|2]
+"""
+
+import dataclasses
+import os
+import sys
+
+sys.path.insert(0, os.environ["BENCH"])
+import common
+
+ARGUMENTS = common.args()
+if ARGUMENTS.mode == "padded" and ARGUMENTS.pad == "longest":
+    ARGUMENTS.pad = "bucket"
+if ARGUMENTS.threads == 1:
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from jaxtune import model, programs, sharding  # noqa: E402
+from jaxtune.model import ModelConfig  # noqa: E402
+from jaxtune.optim import OptimConfig  # noqa: E402
+from jaxtune.packing import Batch  # noqa: E402
+from jaxtune.rope import RopeConfig  # noqa: E402
+from jaxtune.step import LossConfig, hparams  # noqa: E402
+
+
+def model_config(name: str) -> ModelConfig:
+    """The peers' Llama."""
+    sizes = common.CONFIGS[name]
+    return ModelConfig(
+        vocab_size=sizes["vocab"], d_model=sizes["d"], num_layers=sizes["layers"], num_heads=sizes["heads"],
+        num_kv_heads=sizes["kv"], head_dim=sizes["d"] // sizes["heads"], d_ff=sizes["ffn"], max_seq_len=common.SEQ,
+        norm_eps=1e-6, tie_embeddings=False, rope=RopeConfig(theta=10_000.0),
+    )  # fmt: skip
+
+
+def to_batch(made: dict) -> Batch:
+    """One micro-batch of the peers' arrays."""
+    lift = lambda x, dtype: np.asarray(x, dtype)[None]
+    return Batch(
+        tokens=lift(made["ids"], np.int32), loss_weights=lift(made["loss"], np.float32),
+        segment_ids=lift(made["seg"], np.int32), positions=lift(made["pos"], np.int32),
+        task_ids=lift(np.zeros_like(made["ids"]), np.int32),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Static sizes, over all batches of the token set: what a plan knows before training, rounded as training does."""
+
+    capacity: int
+    tokens: int
+
+
+def bounds(config: str, mode: str) -> Bounds:
+    examples, prompts = common.load(config)
+    real = np.array([len(example) for example in examples])
+    rows = common.bfd(real) if mode == "packed" else [[i] for i in range(len(real))]
+    if mode == "packed":
+        np.random.default_rng(common.SEED).shuffle(rows)
+    rows = rows[: len(rows) // common.BATCH * common.BATCH]
+    most = lambda counts: int(np.array([counts[row].sum() for row in rows]).reshape(-1, common.BATCH).sum(axis=1).max())
+    slots = common.BATCH * common.SEQ
+    up = lambda number, unit: -(-number // unit) * unit
+    return Bounds(capacity=up(most(real - prompts), slots // 8), tokens=up(most(real), slots // 32))
+
+
+def main() -> None:
+    batches = common.batches(ARGUMENTS)
+    config = model_config(ARGUMENTS.config)
+    mesh = sharding.make_mesh(sharding.MeshConfig(devices=1))
+    optim = OptimConfig(peak_lr=common.LR, weight_decay=common.WD, clip_norm=common.CLIP, warmup_frac=0.1)
+    sizes = bounds(ARGUMENTS.config, ARGUMENTS.mode)
+    spec = programs.ProgramSpec(
+        model=config, optim=optim, loss=LossConfig(), lora=None, compute_dtype="float32", num_tasks=1,
+        total_steps=ARGUMENTS.steps, capacity=sizes.capacity, tokens=sizes.tokens, mesh=mesh,
+    )  # fmt: skip
+    program = programs.build(spec, model.abstract_params(config)[1])
+    with jax.set_mesh(mesh):
+        params = jax.jit(lambda: model.init_params(config, 0)[1], out_shardings=program.state_shardings.params)()
+        state = program.init(params)
+        del params
+        numbers = hparams(common.LR, common.WD)
+        meter = common.Meter(
+            "jaxtune",
+            ARGUMENTS,
+            jax=jax.__version__,
+            params=sum(x.size for x in jax.tree.leaves(state.params)),
+            **dataclasses.asdict(sizes),
+        )
+        meter.begin()
+        for made in batches:
+            batch = sharding.put_batch(mesh, to_batch(made), common.BATCH)
+            state, metrics = program.train_step(state, None, batch, numbers)
+            loss = float(metrics.loss)
+            meter.step(made["lens"], made["loss"].sum(), made["ids"].size, loss)
+    meter.done()
+
+
+if __name__ == "__main__":
+    main()

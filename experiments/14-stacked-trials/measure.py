@@ -1,0 +1,178 @@
+"""Four arms of 30 steps, one after the other and as one program: time, memory, and whether the bits are the same.
+
+    python experiments/14-stacked-trials/measure.py step     # time of a step of an arm, by how the arms are computed
+    python experiments/14-stacked-trials/measure.py sweep    # whole sweeps, each in a process of its own
+
+Prints one JSON object a line. `quickstart` is configs/quickstart.py (1.9 million parameters, 16 rows of 128 tokens);
+`toy` is a model of 0.03 million parameters with 4 rows of 64 tokens, where most of a step is not arithmetic.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune import config as configs
+from jaxtune import experiment, hf, model, stacked, sweep, trials
+from jaxtune.loop import peak_memory_mb
+from jaxtune.placed import Placed, place, place_beside
+from jaxtune.programs import Programs
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+AXES = {"optim.peak_lr": ["1e-3", "3e-3"], "mixture.temperature": ["1", "4"]}
+STEPS = 30
+TOY = model.ModelConfig(
+    vocab_size=1536, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32, max_seq_len=128
+)
+
+
+def settings(size: str, folder: pathlib.Path) -> configs.ExperimentConfig:
+    """The quickstart's config, cut to 30 steps without generation; the toy is a smaller model in smaller batches."""
+    options = ["--duration.steps", str(STEPS), "--eval.every", "0", "--eval.no-generate", "--mesh.devices", "1"]
+    options += ["--data.cache-dir", str(folder / "tokens"), "--compilation-cache", str(folder / "programs")]
+    if size == "toy":
+        options += ["--model.path", str(toy_model(folder / "toy")), "--batch.rows", "4", "--data.seq-len", "64"]
+    return configs.override(configs.load(ROOT / "configs" / "quickstart.py"), options)
+
+
+def toy_model(folder: pathlib.Path) -> pathlib.Path:
+    """A random model with the built-in tokenizer."""
+    if not folder.exists():
+        base = pathlib.Path(hf.__file__).parent / "assets" / "base"
+        files = [base / "tokenizer.model", base / "tokenizer_config.json"]
+        params = model.init_params(TOY, 0)[1]
+        hf.export_model(folder, TOY, params, eos_token_id=5, bos_token_id=1, pad_token_id=3, tokenizer_files=files)
+    return folder
+
+
+def arms(config: configs.ExperimentConfig, programs: Programs) -> list[Placed]:
+    """The arms on the device, all with one program."""
+    resolved = [configs.override(config, trial.arguments()) for trial in sweep.grid(AXES, [0])]
+    jobs = [experiment.resolve(one, show_progress=False) for one in resolved]
+    first = place(jobs[0], programs)
+    return [first, *(place_beside(first, job) for job in jobs[1:])]
+
+
+def batches(placed: Placed) -> list:
+    """Host batches of all steps."""
+    with contextlib.closing(placed.train_batches(0)) as stream:
+        return [next(stream) for _ in range(STEPS)]
+
+
+def alone(placed: list[Placed], feeds: list[list]) -> tuple[list, list[float]]:
+    """Each arm after the other; the final parameters, and for every arm the median seconds of a step."""
+    ends, seconds = [], []
+    for one, feed in zip(placed, feeds, strict=True):
+        state, laps = one.initial_state(), []
+        for batch in feed:
+            began = time.perf_counter()
+            state, metrics = one.program.train_step(state, one.base.frozen, one.put(batch), one.numbers)
+            jax.block_until_ready(metrics)
+            laps.append(time.perf_counter() - began)
+        ends.append(jax.device_get(state.params))
+        seconds.append(statistics.median(laps[5:]))
+    return ends, seconds
+
+
+def together(placed: list[Placed], feeds: list[list], *, by_vmap: bool) -> tuple[list, list[float]]:
+    """All arms in one program: one after the other inside it as jaxtune does, or by `jax.vmap`."""
+    first, count = placed[0], len(placed)
+    compiled = trials.build(first.program, first.base.trainable, first.mesh, count)
+    state = compiled.blank()
+    for k, one in enumerate(placed):
+        state = compiled.put(state, k, one.initial_state())
+    numbers = stacked.stacked_numbers([one.numbers for one in placed], count)
+    step = lambda state, batch: compiled.train_step(state, first.base.frozen, batch, numbers, range(count))
+    if by_vmap:
+        mapped = jax.jit(jax.vmap(first.program.update, in_axes=(0, None, 0, 0)), donate_argnums=0)
+        step = lambda state, batch: mapped(state, first.base.frozen, batch, numbers)
+    laps = []
+    for own in zip(*feeds, strict=True):
+        began = time.perf_counter()
+        batch = jax.tree.map(jnp.asarray, stacked.stacked_batch(dict(enumerate(own)), count))
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        laps.append(time.perf_counter() - began)
+    each = [jax.device_get(compiled.take(state, k).params) for k in range(count)]
+    return each, [statistics.median(laps[5:]) / count] * count
+
+
+def measure_steps(size: str, folder: pathlib.Path) -> None:
+    """Median time of a step of one arm, and the largest difference from the arm alone."""
+    placed = arms(settings(size, folder), Programs())
+    feeds = [batches(one) for one in placed]
+    with jax.set_mesh(placed[0].mesh):
+        ends, seconds = alone(placed, feeds)
+        report = {"alone": (ends, seconds)}
+        report["in order"] = together(placed, feeds, by_vmap=False)
+        report["vmap"] = together(placed, feeds, by_vmap=True)
+    for how, (found, laps) in report.items():
+        pairs = zip(jax.tree.leaves(found), jax.tree.leaves(ends), strict=True)
+        off = max(float(np.max(np.abs(a - b))) for a, b in pairs)
+        line = {"size": size, "how": how, "ms per arm and step": round(1e3 * statistics.mean(laps), 2)}
+        print(json.dumps(line | {"largest difference of a parameter": off}), flush=True)
+
+
+def run_sweep(size: str, folder: pathlib.Path, out: pathlib.Path, *, by_one_program: bool) -> None:
+    """A whole sweep in this process; prints its time and peak memory."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    with contextlib.redirect_stdout(sys.stderr):
+        sweep.sweep(settings(size, folder), out, AXES, [0], stacked=by_one_program)
+    line = {"wall_s": round(time.perf_counter() - wall, 1), "cpu_s": round(time.process_time() - cpu, 1)}
+    print(json.dumps(line | {"peak_mb": round(peak_memory_mb())}))
+
+
+def measure_sweeps(size: str, folder: pathlib.Path) -> None:
+    """Sweeps with cold and warm compilation caches; the exported models of both ways are compared."""
+    settled = settings(size, folder)
+    experiment.resolve(settled, show_progress=False)  # tokenised once, before any clock runs
+    exported = {}
+    for cache in ("cold", "warm"):
+        for how in ("separate", "stacked"):
+            if cache == "cold":
+                shutil.rmtree(folder / f"programs-{how}", ignore_errors=True)
+            (folder / "programs").unlink(missing_ok=True)
+            (folder / f"programs-{how}").mkdir(exist_ok=True)
+            (folder / "programs").symlink_to(folder / f"programs-{how}")
+            out = folder / f"{size}-{how}-{cache}"
+            command = [sys.executable, __file__, "one", "--size", size, "--how", how, "--folder", folder, "--out", out]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            models = sorted((out / "runs").glob("*/model/model.safetensors"))
+            exported[how, cache] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in models]
+            print(json.dumps({"size": size, "how": how, "cache": cache} | json.loads(done.stdout)), flush=True)
+    same = len(exported["separate", "cold"]) == 4 and len({tuple(found) for found in exported.values()}) == 1
+    print(json.dumps({"size": size, "the four exported models are the same, bit for bit": same}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["step", "sweep", "one"])
+    parser.add_argument("--size", choices=["quickstart", "toy"])
+    parser.add_argument("--how", choices=["separate", "stacked"])
+    parser.add_argument("--folder", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path)
+    arguments = parser.parse_args()
+    if arguments.what == "one":
+        run_sweep(arguments.size, arguments.folder, arguments.out, by_one_program=arguments.how == "stacked")
+        return
+    measure = {"step": measure_steps, "sweep": measure_sweeps}[arguments.what]
+    with tempfile.TemporaryDirectory() as folder:
+        for size in [arguments.size] if arguments.size else ["toy", "quickstart"]:
+            measure(size, arguments.folder or pathlib.Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""Runs that train as one program: each is the run that it would be alone, whatever becomes of the others."""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import re
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tiny_config, tiny_model
+
+from jaxtune import cli, experiment, sharding, stacked, sweep, trials, verify
+from jaxtune import config as configs
+from jaxtune.config import EarlyStoppingConfig
+from jaxtune.distributed import StopSignal
+from jaxtune.errors import UserError
+from jaxtune.loop import Status
+from jaxtune.lora import LoraConfig
+from jaxtune.placed import place
+from jaxtune.programs import Programs
+from jaxtune.sharding import MeshConfig
+
+AXES = {"optim.peak_lr": ["1e-2", "3e-3"], "mixture.temperature": ["1", "inf"]}
+NAMES = [f"peak_lr={lr}_temperature={t}_seed=0" for lr in AXES["optim.peak_lr"] for t in AXES["mixture.temperature"]]
+CLOCK = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
+"""Fields of a metrics row that a clock or the process decides."""
+
+
+@pytest.fixture(scope="module")
+def place_of(tmp_path_factory):
+    """A folder with a model and a config file."""
+    folder = tmp_path_factory.mktemp("stacked")
+    tiny_model(folder / "base")
+    (folder / "config.py").write_text(
+        f"import pathlib\n\nfrom helpers import tiny_config\n\n\ndef config():\n"
+        f"    return tiny_config(pathlib.Path({str(folder)!r}))\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Compiled once for all tests of this file."""
+    shared = Programs()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "Programs", lambda: shared)
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def alone(place_of, programs):
+    """The four runs one after the other."""
+    assert sweep.sweep(tiny_config(place_of), place_of / "alone", AXES, [0]) is Status.FINISHED
+    return place_of / "alone" / "runs"
+
+
+@pytest.fixture(scope="module")
+def together(place_of, programs):
+    """The four runs as one program, from the command line."""
+    grid = [f"{option}={','.join(values)}" for option, values in AXES.items()]
+    folder = place_of / "together"
+    config = str(place_of / "config.py")
+    assert cli.main(["sweep", config, "--sweep-dir", str(folder), "--grid", *grid, "--stacked"]) == 0
+    return folder / "runs"
+
+
+def rows(run_dir: pathlib.Path) -> list[dict]:
+    """Metrics without what a clock decides."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
+
+
+def model_digest(run_dir: pathlib.Path) -> str:
+    return hashlib.sha256((run_dir / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def summary(run_dir: pathlib.Path) -> dict:
+    read = json.loads((run_dir / "summary.json").read_text())
+    return {key: value for key, value in read.items() if key not in ("seconds", "peak_memory_mb", "trained_with")}
+
+
+def check_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
+    """Two folders of the same run, bit for bit: metrics, answers, ledger and best step, checkpoints, exported model."""
+    assert rows(ours) == rows(theirs)
+    assert summary(ours) == summary(theirs)
+    assert (ours / "generations.json").read_bytes() == (theirs / "generations.json").read_bytes()
+    saved = lambda folder: sorted(path.name for path in (folder / "checkpoints").glob("[0-9]*"))
+    assert saved(ours) == saved(theirs)
+    assert model_digest(ours) == model_digest(theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_of_a_group_is_the_run_alone_bit_for_bit(alone, together, name):
+    check_same(together / name, alone / name)
+
+
+def test_runs_of_a_group_differ(together):
+    assert len({model_digest(together / name) for name in NAMES}) == 4
+
+
+def test_a_run_of_a_group_is_verified_and_replayed_alone(together):
+    outcome = verify.verify(together / NAMES[1], replay=2)
+    assert outcome.ok, outcome.to_json()
+    replay = next(check for check in outcome.checks if check.name == "replay")
+    assert "and the state of step 6 are equal bit for bit" in replay.lines[0]
+
+
+def test_a_group_leaves_complete_run_folders_and_a_report(alone, together):
+    files = lambda folder: {str(path.relative_to(folder)) for path in folder.glob("*")}
+    for name in NAMES:
+        assert files(together / name) == files(alone / name)
+        read = json.loads((together / name / "summary.json").read_text())
+        assert read["trained_with"] == [other for other in NAMES if other != name]
+    table = list(csv.DictReader((together.parent / "results.csv").read_text().splitlines()))
+    assert [row["name"] for row in table] == NAMES
+    assert (together.parent / "report.html").exists() and (together.parent / "heatmap.png").exists()
+
+
+def test_a_group_says_what_it_does(place_of, together, capsys):
+    again = ["sweep", str(place_of / "config.py"), "--sweep-dir", str(together.parent), "--stacked", "--grid"]
+    assert cli.main([*again, *(f"{option}={','.join(values)}" for option, values in AXES.items())]) == 0
+    assert capsys.readouterr().out.count("finished before") == 4
+
+
+def test_a_run_that_is_not_finite_ends_alone(place_of, programs, alone, monkeypatch, capsys):
+    real = stacked.place_beside
+
+    def poisoned(first, job):
+        found = real(first, job)
+        if job.config.optim.peak_lr != 3e-3 or job.config.mixture.temperature != 1:
+            return found
+        spoiled = jax.tree.map(lambda x: x * np.nan, found.base.trainable)
+        return dataclasses.replace(found, base=dataclasses.replace(found.base, trainable=spoiled))
+
+    monkeypatch.setattr(stacked, "place_beside", poisoned)
+    folder = place_of / "poisoned"
+    with pytest.raises(UserError, match=rf"(?s)1 of 4 runs.*{NAMES[2]}: step 1: not finite.*(large|small): "):
+        sweep.sweep(tiny_config(place_of), folder, AXES, [0], stacked=True)
+    assert not (folder / "runs" / NAMES[2] / "summary.json").exists()
+    assert "the others go on" in capsys.readouterr().err
+    for name in (NAMES[0], NAMES[1], NAMES[3]):
+        check_same(folder / "runs" / name, alone / name)
+    table = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    assert len(table) == 3
+
+
+class StopAt(StopSignal):
+    """A stop signal that is there after one round."""
+
+    def after(self, step: int) -> bool:
+        if step == 3:
+            self.received = signal.SIGTERM
+        return step == 3
+
+
+def test_a_stopped_sweep_goes_on_wherever_its_runs_are(place_of, programs, alone, monkeypatch, capsys):
+    config, folder = tiny_config(place_of), place_of / "stopped"
+    assert config.eval.every == 3, "the stop comes at a validation, which is then still to be done"
+    with monkeypatch.context() as patch:
+        patch.setattr(stacked, "StopSignal", StopAt)
+        assert sweep.sweep(config, folder, AXES, [0], stacked=True) is Status.STOPPED
+    assert all(summary(folder / "runs" / name)["status"] == "stopped" for name in NAMES)
+    shutil.rmtree(folder / "runs" / NAMES[1] / "checkpoints" / "00000003")  # as after a kill in the midst of saving
+    shutil.rmtree(folder / "runs" / NAMES[2] / "checkpoints")
+    capsys.readouterr()
+    assert sweep.sweep(config, folder, AXES, [0], stacked=True) is Status.FINISHED
+    printed = capsys.readouterr().out
+    assert f"{NAMES[2]}: has no checkpoint, starts again" in printed
+    assert printed.count("goes on from its last checkpoint") == 3
+    for name in NAMES:
+        check_same(folder / "runs" / name, alone / name)
+
+
+def test_a_run_that_stops_early_leaves_the_others_alone(place_of, programs):
+    config = dataclasses.replace(
+        tiny_config(place_of),
+        early_stopping=EarlyStoppingConfig(patience=1),
+        eval=dataclasses.replace(tiny_config(place_of).eval, every=2, generate=False),
+    )
+    axes = {"optim.peak_lr": ["1e-2", "3e-3"], "early_stopping.min_change": ["0", "1000"]}
+    folders = {True: place_of / "early-together", False: place_of / "early-alone"}
+    for together, folder in folders.items():
+        assert sweep.sweep(config, folder, axes, [0], stacked=together) is Status.FINISHED
+    for path in (folders[True] / "runs").iterdir():
+        assert rows(path) == rows(folders[False] / "runs" / path.name)
+        assert summary(path) == summary(folders[False] / "runs" / path.name)
+        assert model_digest(path) == model_digest(folders[False] / "runs" / path.name)
+        ends = ("early_stopped", 4) if "min_change=1000" in path.name else ("finished", 6)
+        assert (summary(path)["status"], summary(path)["steps"]) == ends
+
+
+def test_runs_side_by_side_on_a_mesh_agree_with_runs_alone(place_of, programs, alone):
+    mesh = MeshConfig(trial=2, data=2, devices=4)
+    config = dataclasses.replace(tiny_config(place_of), mesh=mesh)
+    axes = {"optim.peak_lr": ["1e-2", "3e-3", "1e-3"], "mixture.temperature": ["1"]}  # 3 runs fill 2 devices unevenly
+    assert sweep.sweep(config, place_of / "mesh", axes, [0], stacked=True) is Status.FINISHED
+    for name in (NAMES[0], NAMES[2]):
+        ours, theirs = rows(place_of / "mesh" / "runs" / name), rows(alone / name)
+        losses = [[row["loss"] for row in found if row["kind"] in ("train", "eval")] for found in (ours, theirs)]
+        assert len(losses[0]) == 9
+        np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_no_number_crosses_from_trial_to_trial(place_of):
+    job = experiment.resolve(dataclasses.replace(tiny_config(place_of), mesh=MeshConfig(trial=2, data=2, devices=4)))
+    placed = place(job, Programs())
+    compiled = trials.build(placed.program, placed.base.trainable, placed.mesh, 4)
+    leaves, tree = jax.tree.flatten(step_arguments(placed, compiled))  # lowering calls dataclasses with placeholders
+    with jax.set_mesh(placed.mesh):
+        step = jax.jit(lambda leaves: compiled.jitted_train_step(*tree.unflatten(leaves)))
+        options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # leave collectives alone
+        text = step.lower(leaves).compile(options).as_text() or ""
+    found = re.findall(r" (?:all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(.*", text)
+    groups = {match[1].rstrip(",") for line in found if (match := re.search(r"replica_groups=([^a-z ]*)", line))}
+    assert len(found) == len([line for line in found if "replica_groups=" in line])
+    assert groups, "the rows of a batch are split over `data`, so gradients are summed"
+    assert groups <= {"{{0,1},{2,3}}", "[2,2]<=[4]"}, groups
+
+
+def step_arguments(placed, compiled) -> tuple:
+    """What the stacked train step takes: the state as shapes."""
+    with contextlib.closing(placed.train_batches(0)) as batches:
+        batch = stacked.stacked_batch({0: next(batches)}, compiled.size)
+    with jax.set_mesh(placed.mesh):
+        put = sharding.put_batch(placed.mesh, batch, placed.job.micro_rows, trials=True)
+    numbers = stacked.stacked_numbers([placed.numbers], compiled.size)
+    who = trials.turns(range(compiled.size), compiled.size, placed.mesh)
+    return jax.eval_shape(compiled.blank), placed.base.frozen, put, numbers, *who
+
+
+def test_the_base_under_adapters_is_not_stacked(place_of):
+    config = dataclasses.replace(tiny_config(place_of), lora=LoraConfig(rank=2))
+    placed = place(experiment.resolve(config), Programs())
+    beside = stacked.place_beside(placed, experiment.resolve(dataclasses.replace(config, seed=1)))
+    assert beside.base.frozen is placed.base.frozen
+    compiled = trials.build(placed.program, placed.base.trainable, placed.mesh, 3)
+    arguments = step_arguments(placed, compiled)
+    state, metrics = jax.eval_shape(compiled.jitted_train_step, *arguments)
+    stacked_shapes = jax.tree.map(lambda x: (3, *x.shape), placed.base.trainable)
+    assert jax.tree.map(jnp.shape, state.params) == stacked_shapes and metrics.loss.shape == (3,)
+    assert arguments[1] is placed.base.frozen
+
+
+@pytest.mark.slow
+def test_adapters_of_a_group_are_those_of_runs_alone(place_of):
+    config = dataclasses.replace(tiny_config(place_of), lora=LoraConfig(rank=2))
+    for folder, together in (("lora-alone", False), ("lora-together", True)):
+        sweep.sweep(config, place_of / folder, {"optim.peak_lr": ["1e-2"]}, [0, 1, 2], stacked=together)
+    for seed in range(3):
+        name = f"peak_lr=1e-2_seed={seed}"
+        check_same(place_of / "lora-together" / "runs" / name, place_of / "lora-alone" / "runs" / name)
+
+
+def planned(place_of, *changes: list[str]):
+    """Plans of runs of the tiny config with these options."""
+    return [
+        stacked.plan_run(
+            configs.override(tiny_config(place_of), options), place_of / "none" / f"run{i}", command={},
+            resume=False, overwrite=False,
+        )
+        for i, options in enumerate(changes)
+    ]  # fmt: skip
+
+
+def test_runs_of_one_shape_form_a_group(place_of):
+    runs = planned(
+        place_of,
+        ["--optim.peak_lr", "1e-3"],
+        ["--optim.weight_decay", "0.5", "--seed", "3"],
+        ["--optim.b1", "0.5"],
+        ["--duration.steps", "5"],
+        ["--mixture.temperature", "inf"],
+        ["--batch.rows", "8"],
+        ["--eval.max_examples", "3"],
+        ["--health.profile_steps", "1", "2"],
+        ["--health.profile_steps", "1", "2"],
+    )
+    names = lambda groups: [[run.name for run in group] for group in groups]
+    groups = stacked.group_by_shape(runs)
+    assert names(groups) == [["run0", "run1", "run4"], *([f"run{i}"] for i in (2, 3, 5, 6, 7, 8))]
+    assert names(stacked.group_by_shape(runs, 2))[:2] == [["run0", "run1"], ["run4"]]
+    assert "optim b1: was 0.9, is 0.5" in stacked.why_alone(runs[2], groups)
+    assert "total_steps: was 6, is 5" in stacked.why_alone(runs[3], groups)
+    assert "profile" in stacked.why_alone(runs[7], groups)
+
+
+def test_runs_without_their_like_run_alone_and_it_is_said(place_of, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(sweep, "run_one", lambda run, *_: ran.append(run.folder.name) or Status.FINISHED)
+    monkeypatch.setattr(sweep, "write_results", lambda _: None)
+    axes = {"optim.b1": ["0.8", "0.9"]}
+    assert sweep.sweep(tiny_config(place_of), place_of / "unlike", axes, [0], stacked=True) is Status.FINISHED
+    assert ran == ["b1=0.8_seed=0", "b1=0.9_seed=0"]
+    assert "[2/2] b1=0.9_seed=0: alone, no other run has its program" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stack-size", "2"], "goes with --stacked"),
+        (["--stacked", "--stack-size", "0"], "at least 1"),
+        (["--mesh.trial", "2", "--mesh.devices", "2", "--mesh.data", "1"], "give --stacked"),
+        (["--stacked", "--checkpoint.directory", "/nowhere"], "would be shared"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(place_of, tmp_path, capsys, arguments, message):
+    command = ["sweep", str(place_of / "config.py"), "--sweep-dir", str(tmp_path / "s"), "--grid", "optim.b1=0.8,0.9"]
+    assert cli.main([*command, *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("rounds", [2, 4])
+def test_trials_that_are_not_active_are_not_touched(rounds):
+    given = jnp.array([1.0, jnp.nan, 3.0, jnp.nan])
+    step = jax.jit(functools.partial(trials.each, lambda state, own: (state + own, own + 1.0)))
+    state, results = step(jnp.zeros(4), given, np.array([True, False, False, True]), np.array(rounds, np.int32))
+    np.testing.assert_array_equal(state, [1.0, 0.0, 0.0, np.nan])
+    np.testing.assert_array_equal(results, [2.0, 0.0, 0.0, np.nan])
+
+
+def test_all_devices_go_through_as_many_rounds_as_the_busiest():
+    mesh = sharding.make_mesh(MeshConfig(trial=2, data=1, devices=2))
+    active, rounds = trials.turns([0, 1, 2], 6, mesh)
+    assert active.tolist() == [True, True, True, False, False, False] and rounds == 3
+    active, rounds = trials.turns([1, 4], 6, mesh)
+    assert active.sum() == 2 and rounds == 1
