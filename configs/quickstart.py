@@ -18,10 +18,10 @@ def config() -> ExperimentConfig:
         name="quickstart",
         model=ModelSource(path="builtin"),
         tasks=tuple(TASKS.values()),
-        duration=Budget(steps=220),
+        duration=Budget(steps=160),
         mixture=MixtureConfig(temperature=2, max_repeats=4),
         data=DataConfig(seq_len=128, processes=2),
         batch=BatchConfig(rows=16),
         optim=OptimConfig(optimizer=Optimizer.MUON, peak_lr=1e-3, warmup_frac=0.05),
-        eval=EvalConfig(every=55, max_new_tokens=48),
+        eval=EvalConfig(every=40, max_new_tokens=48),
     )

@@ -114,7 +114,10 @@ def tokenize(
     for task in tasks:
         if not len(out[task.name]):
             outcomes = ", ".join(f"{count} {reason}" for reason, count in out[task.name].outcomes.items())
-            raise UserError(f"task {task.name!r} has no usable example in {split!r}: {outcomes or 'no records'}")
+            raise UserError(
+                f"task {task.name!r} has no usable example in {split!r}: {outcomes or 'no records'}. Check its files, "
+                f"raise --data.seq-len ({encoding.max_length}), or cut long examples with --data.length-policy"
+            )
     return {task.name: out[task.name] for task in tasks}
 
 

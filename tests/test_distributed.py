@@ -6,15 +6,14 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
-import sys
 
 import distributed_worker as worker
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from local_job import finish, spawn, wait_for
 
 from jaxtune import distributed, sharding
 from jaxtune.checkpoint import Checkpoints
@@ -22,43 +21,9 @@ from jaxtune.distributed import Place, Source
 from jaxtune.errors import UserError
 from jaxtune.sharding import MeshConfig
 
-WORKER = pathlib.Path(worker.__file__)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
 
 def launch(folder: pathlib.Path, processes: int, *options: str) -> list[subprocess.Popen]:
-    job = {"JAXTUNE_COORDINATOR": f"localhost:{free_port()}", "JAXTUNE_PROCESSES": str(processes)}
-    package = {"PYTHONPATH": str(WORKER.parent.parent)}
-    command = [sys.executable, "-u", WORKER, folder, *options]
-    return [
-        subprocess.Popen(
-            command, env={**os.environ, **job, **package, "JAXTUNE_PROCESS": str(i)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for i in range(processes)
-    ]  # fmt: skip
-
-
-def finish(children: list[subprocess.Popen]) -> list[str]:
-    try:
-        return [child.communicate(timeout=180)[0] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-
-
-def wait_for(child: subprocess.Popen, line: str) -> None:
-    assert child.stdout is not None
-    seen = ""
-    while line not in seen:
-        read = child.stdout.readline()
-        assert read, f"the process ended before {line!r}:\n{seen}"
-        seen += read
+    return spawn([worker.__file__, folder, *options], processes)
 
 
 def records(folder: pathlib.Path) -> list[dict]:
@@ -83,24 +48,25 @@ def check_batches(found: list[dict]) -> None:
     assert sorted(rows) == list(range(worker.ROWS))
     for record in found:
         for step, first, digest in record["batches"]:
-            held = worker.ROWS // (len(found) * 2)
+            held = worker.ROWS // 4  # rows of each of the four devices
             whole = worker.batch(step, np.arange(worker.ROWS))
             assert hashlib.sha256(whole[first : first + held].tobytes()).hexdigest() == digest
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """Two processes train until SIGTERM reaches one; started again, one is killed; then one process alone finishes."""
+    """Two processes train until SIGTERM reaches one; four go on, and one of them is killed; four finish."""
     folder = tmp_path_factory.mktemp("job")
     job = launch(folder, 2, "--steps", "1000", "--pause", "0.02")
     wait_for(job[1], "step 4 done")
     job[1].send_signal(signal.SIGTERM)
     stopped = finish(job), [child.returncode for child in job], records(folder)
     step = stopped[2][0]["saved"]
-    job = launch(folder, 2, "--steps", "1000", "--pause", "0.02", "--kill-at", str(step + 3), "--devices", "1")
+    four = ("--pause", "0.02", "--devices", "1")
+    job = launch(folder, 4, "--steps", "1000", "--kill-at", str(step + 3), *four)
     killed = finish(job), [child.returncode for child in job]
-    job = launch(folder, 1, "--steps", str(step + 5), "--devices", "4")
-    finished = finish(job), [child.returncode for child in job], records(folder)[0]
+    job = launch(folder, 4, "--steps", str(step + 5), *four)
+    finished = finish(job), [child.returncode for child in job], records(folder)
     return folder, step, stopped, killed, finished
 
 
@@ -123,21 +89,30 @@ def test_a_decision_of_process_0_is_everyones(story):
     assert [record["extra"] for record in found] == [{"decided": 0.5}] * 2
 
 
-def test_there_is_one_checkpoint_and_any_number_of_processes_resumes_from_it(story):
-    folder, step, _, _, (logs, codes, record) = story
-    assert codes == [0], logs
-    assert record["start"] == step
+def test_there_is_one_checkpoint_and_four_processes_resume_from_that_of_two(story):
+    folder, step, _, _, (logs, codes, found) = story
+    assert codes == [0] * 4, logs
+    assert [record["start"] for record in found] == [step] * 4
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [step, step + 5]
         assert checkpoints.problems(step) == checkpoints.problems(step + 5) == []
-    np.testing.assert_allclose(record["losses"], alone(step + 5)[0][step:], rtol=1e-5)
 
 
-def test_when_a_process_is_killed_the_other_says_so_and_leaves(story):
+def test_four_processes_see_the_batches_and_the_losses_of_one(story):
+    _, step, _, _, (_, _, found) = story
+    check_batches(found)
+    assert all(record["losses"] == found[0]["losses"] and record["w"] == found[0]["w"] for record in found)
+    np.testing.assert_allclose(found[0]["losses"], alone(step + 5)[0][step:], rtol=1e-6)
+
+
+def test_when_a_process_is_killed_all_others_say_so_and_leave(story):
+    """Process 0 holds the job together: once it has left, JAX's runtime may end the rest before they notice."""
     _, _, _, (logs, codes), _ = story
-    assert codes == [distributed.EXIT_HOST_LOST, -signal.SIGKILL], logs
-    assert "process 0 of 2: another process of this job died" in logs[0]
+    assert codes[:2] == [distributed.EXIT_HOST_LOST, -signal.SIGKILL], logs
+    assert set(codes[2:]) <= {distributed.EXIT_HOST_LOST, -signal.SIGABRT}, logs
+    assert "process 0 of 4: another process of this job died" in logs[0]
     assert "--resume" in logs[0] and "Traceback" not in logs[0]
+    assert all(re.search("another (task|process)", logs[process]) for process in (2, 3)), logs
 
 
 def test_bad_input_on_one_process_ends_all_and_its_message_is_printed_once(tmp_path):
@@ -159,19 +134,6 @@ def test_a_process_that_hangs_for_a_dead_one_is_ended_within_the_heartbeat(tmp_p
     finish([job[victim]])
     assert survivor.returncode in (-signal.SIGABRT, distributed.EXIT_HOST_LOST)
     assert re.search("another (task|process)", output)
-
-
-@pytest.mark.slow
-def test_four_processes_train_as_one(tmp_path):
-    job = launch(tmp_path, 4, "--steps", "6")
-    logs = finish(job)
-    assert [child.returncode for child in job] == [0] * 4, logs
-    found = records(tmp_path)
-    check_batches(found)
-    assert all(record["losses"] == found[0]["losses"] and record["w"] == found[0]["w"] for record in found)
-    np.testing.assert_allclose(found[0]["losses"], alone(6)[0], rtol=1e-6)
-    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.steps() == [6] and checkpoints.problems(6) == []
 
 
 SLURM = {

@@ -308,7 +308,7 @@ def pipeline() -> dict:
 def tokenise() -> dict:
     """Conversations per CPU-second, from JSON lines to tokens and loss mask: our cached pass, and TRL's preparation."""
     from jaxtune.cache import Encoding, tokenize
-    from jaxtune.chat import load_template
+    from jaxtune.chat_templates import TEMPLATES
     from jaxtune.tasks import Task, from_jsonl
     from jaxtune.tokenizer import load
 
@@ -320,18 +320,18 @@ def tokenise() -> dict:
     out = {}
     for processes in (1, 2):
         tasks = [Task(name=name, splits={"train": from_jsonl(file)}) for name, file in files.items()]
-        encoding = Encoding(template=load_template(folder), tokenizer=load(folder), max_length=1024)
+        encoding = Encoding(template=TEMPLATES["chatml"], tokenizer=load(folder), max_length=1024)
         with tempfile.TemporaryDirectory() as cache:
             start, wall = cpu_seconds(), time.perf_counter()
             tokenize(tasks, "train", encoding, cache, processes=processes, show_progress=False)
             out[f"jaxtune, {processes} process{'es' * (processes > 1)}"] = {
                 "per CPU-s": number / (cpu_seconds() - start), "wall s": time.perf_counter() - wall,
             }  # fmt: skip
-    out["trl, 1 process"] = trl_tokenise(files, folder, number)
+    out["trl, 1 process"] = trl_tokenise(files, folder, number, TEMPLATES["chatml"].source)
     return out
 
 
-def trl_tokenise(files, folder, number) -> dict:
+def trl_tokenise(files, folder, number, template: str) -> dict:
     import datasets
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -339,6 +339,7 @@ def trl_tokenise(files, folder, number) -> dict:
     datasets.disable_progress_bars()
     datasets.disable_caching()
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template  # TRL refuses the folder's own, which has no generation marks
     shape = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )

@@ -26,7 +26,7 @@ PEERS = {
     "torchtune": ("v-torchtune", "torchtune_sft.py", ()),
 }
 """Name -> venv in $PEERS, script in $BENCH, arguments of its own."""
-STEPS = {"A": (8, 4), "B": (3, 1)}
+STEPS = {"A": (6, 3), "B": (2, 1)}
 """By config: steps of a run, and distinct batches; the first round of batches is left out of the medians."""
 
 

@@ -98,7 +98,7 @@ def main() -> None:
             batch = sharding.put_batch(mesh, to_batch(made), common.BATCH)
             state, metrics = program.train_step(state, None, batch, numbers)
             loss = float(metrics.loss)
-            meter.step(made["lens"], made["loss"].sum(), made["ids"].size, loss)
+            meter.step(made["lens"], made["loss"].sum(), sizes.tokens, loss)
     meter.done()
 
 

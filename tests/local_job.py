@@ -1,0 +1,57 @@
+"""A job of several processes on this machine: started, watched, collected."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import jax
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def spawn(command: Sequence[object], processes: int) -> list[subprocess.Popen]:
+    """Start a Python command as every process of a job, with the package and the test helpers on its path."""
+    tests = pathlib.Path(__file__).parent
+    shared = {
+        "JAXTUNE_COORDINATOR": f"localhost:{free_port()}",
+        "JAXTUNE_PROCESSES": str(processes),
+        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-u", *map(str, command)], env={**os.environ, **shared, "JAXTUNE_PROCESS": str(i)},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+
+
+def finish(children: Sequence[subprocess.Popen]) -> list[str]:
+    """What the processes printed, when all have ended."""
+    try:
+        return [child.communicate(timeout=180)[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+
+
+def wait_for(child: subprocess.Popen, line: str) -> None:
+    """Return when the process has printed this."""
+    assert child.stdout is not None
+    seen = ""
+    while line not in seen:
+        read = child.stdout.readline()
+        assert read, f"the process ended before {line!r}:\n{seen}"
+        seen += read
