@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from jaxtune.attention import Backend, attention, plain
 from jaxtune.errors import UserError
@@ -109,7 +109,7 @@ def deviation(backend: Backend, config: ModelConfig, dtype, window: int | None) 
     )
 
 
-def _packed_sample(config: ModelConfig) -> tuple[Float[Array, "..."], ...]:
+def _packed_sample(config: ModelConfig) -> tuple[Shaped[Array, "..."], ...]:
     """Random queries, keys and values of two rows with several segments and padding."""
     rng = np.random.default_rng(0)
     heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)

@@ -51,7 +51,9 @@ def _attend(options, query, key, value, segment_ids):
 
 
 def _forward(options, query, key, value, segment_ids):
-    queries, keys, values, segments = _cut(query, key, value, segment_ids)
+    kv_heads = key.shape[2]
+    queries, (keys, values) = _cut(query, kv_heads), (_cut(x, kv_heads)[:, :, :, 0] for x in (key, value))
+    segments = _cut_ids(segment_ids)
     first = _first_visible(segments, options.window)
 
     def query_block(block):
@@ -59,7 +61,8 @@ def _forward(options, query, key, value, segment_ids):
 
         def key_block(j, carry):
             summed, highest, total = carry
-            scores = _scores(options, own, keys[j], _visible(segment, segments[j], i, j, options.window))
+            visible = _visible(segment, segments[j], i, j, options.window)[:, None, None]
+            scores = _masked(options, _einsum("bkgsd,bktd->bkgst", own, keys[j]), visible)
             higher = jnp.maximum(highest, scores.max(axis=-1))
             shares = jnp.exp(scores - higher[..., None])
             shrink = jnp.exp(highest - higher)
@@ -78,32 +81,37 @@ def _forward(options, query, key, value, segment_ids):
 
 
 def _backward(options, residuals, cotangent):
+    """Scores are [keys, queries] here, so that the one product with a transposed operand transposes the smaller."""
     query, key, value, segment_ids, mixed, log_total = residuals
-    queries, keys, values, segments = _cut(query, key, value, segment_ids)
-    cotangents = _cut(cotangent.astype(query.dtype), key, value, segment_ids)[0]
-    weighted = cotangent.astype(jnp.float32) * mixed.astype(jnp.float32)
-    means = _cut(weighted, key, value, segment_ids)[0].sum(axis=-1)
+    kv_heads = key.shape[2]
+    queries, (keys, values) = _cut(query, kv_heads), (_cut(x, kv_heads)[:, :, :, 0] for x in (key, value))
+    segments = _cut_ids(segment_ids)
+    cotangents = _cut(cotangent.astype(query.dtype), kv_heads)
+    # A product, because a sum over so short an axis takes a CPU longer than all the exponentials.
+    means = _cut(_einsum("bshd,bshd->bsh", cotangent, mixed), kv_heads)
 
     def query_block(to_keys_values, block):
         own, segment, above, log_sum, mean, i, start = block
 
         def key_block(j, carry):
             to_own, to_keys, to_values = carry
-            scores = _scores(options, own, keys[j], _visible(segment, segments[j], i, j, options.window))
-            shares = jnp.exp(scores - log_sum[..., None])
-            slopes = shares * (_einsum("bkgsd,bktd->bkgst", above, values[j]) - mean[..., None]) * options.scale
+            visible = _visible(segment, segments[j], i, j, options.window).swapaxes(1, 2)[:, None, :, None]
+            scores = _masked(options, _einsum("bktd,bkgsd->bktgs", keys[j], own), visible)
+            shares = jnp.exp(scores - log_sum[:, :, None])
+            slopes = shares * (_einsum("bktd,bkgsd->bktgs", values[j], above) - mean[:, :, None]) * options.scale
             if options.soft_cap is not None:
                 slopes = slopes * (1 - jnp.where(scores > MASKED, scores / options.soft_cap, 0.0) ** 2)
             slopes = slopes.astype(query.dtype)
             return (
-                to_own + _einsum("bkgst,bktd->bkgsd", slopes, keys[j]),
-                to_keys.at[j].add(_einsum("bkgst,bkgsd->bktd", slopes, own)),
-                to_values.at[j].add(_einsum("bkgst,bkgsd->bktd", shares.astype(value.dtype), above)),
+                to_own + _einsum("bktd,bktgs->bkdgs", keys[j], slopes),
+                to_keys.at[j].add(_einsum("bktgs,bkgsd->bktd", slopes, own)),
+                to_values.at[j].add(_einsum("bktgs,bkgsd->bktd", shares.astype(value.dtype), above)),
             )
 
-        empty = jnp.zeros(own.shape, jnp.float32)
+        batch, kv_heads, group, length, dim = own.shape
+        empty = jnp.zeros((batch, kv_heads, dim, group, length), jnp.float32)
         to_own, *to_keys_values = jax.lax.fori_loop(start, i + 1, key_block, (empty, *to_keys_values))
-        return tuple(to_keys_values), to_own
+        return tuple(to_keys_values), to_own.transpose(0, 1, 3, 4, 2)
 
     none = jnp.zeros(keys.shape, jnp.float32)
     first = _first_visible(segments, options.window)
@@ -116,20 +124,19 @@ def _backward(options, residuals, cotangent):
 _attend.defvjp(_forward, _backward)
 
 
-def _cut(query, key, value, segment_ids):
-    """Rows padded to whole blocks: queries [n, b, k, g, block, d], keys and values [n, b, k, block, d], segments."""
-    batch, length, heads, dim = query.shape
-    kv_heads = key.shape[2]
+def _cut(x: Float[Array, "b s h *d"], kv_heads: int) -> Float[Array, "n b k g block *d"]:
+    """Rows padded to whole blocks, heads in groups."""
+    batch, length, heads, *dim = x.shape
     count = -(-length // BLOCK)
+    x = jnp.pad(x, ((0, 0), (0, count * BLOCK - length), *((0, 0),) * (x.ndim - 2)))
+    x = x.reshape(batch, count, BLOCK, kv_heads, heads // kv_heads, *dim)
+    return x.transpose(1, 0, 3, 4, 2, *range(5, x.ndim))
 
-    def padded(x):
-        return jnp.pad(x, ((0, 0), (0, count * BLOCK - length), *((0, 0),) * (x.ndim - 2)))
 
-    queries = padded(query).reshape(batch, count, BLOCK, kv_heads, heads // kv_heads, dim).transpose(1, 0, 3, 4, 2, 5)
-    keys, values = (
-        padded(x).reshape(batch, count, BLOCK, kv_heads, dim).transpose(1, 0, 3, 2, 4) for x in (key, value)
-    )
-    return queries, keys, values, padded(segment_ids).reshape(batch, count, BLOCK).transpose(1, 0, 2)
+def _cut_ids(segment_ids: Int[Array, "b s"]) -> Int[Array, "n b block"]:
+    batch, length = segment_ids.shape
+    count = -(-length // BLOCK)
+    return jnp.pad(segment_ids, ((0, 0), (0, count * BLOCK - length))).reshape(batch, count, BLOCK).transpose(1, 0, 2)
 
 
 def _join(blocks: Float[Array, "n b k g block d"], shape: tuple[int, ...]) -> Float[Array, "b s h d"]:
@@ -149,16 +156,17 @@ def _first_visible(segments: Int[Array, "n b block"], window: int | None) -> Int
     return first.min(axis=0) // block
 
 
-def _visible(own, other, i, j, window: int | None) -> Bool[Array, "b 1 1 s t"]:
+def _visible(own, other, i, j, window: int | None) -> Bool[Array, "b s t"]:
     """Which pairs of query block i and key block j are in the same segment, in causal order and inside the window."""
     block = own.shape[1]
     behind = (i * block + jnp.arange(block))[:, None] - (j * block + jnp.arange(block))[None, :]
     allowed = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    return (allowed[None] & (own[:, :, None] == other[:, None, :]))[:, None, None]
+    return allowed[None] & (own[:, :, None] == other[:, None, :])
 
 
-def _scores(options: Options, queries, keys, visible) -> Float[Array, "b k g s t"]:
-    scores = _einsum("bkgsd,bktd->bkgst", queries, keys) * options.scale
+def _masked(options: Options, products: Float[Array, "..."], visible: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """Scores of products of queries and keys."""
+    scores = products * options.scale
     if options.soft_cap is not None:
         scores = options.soft_cap * jnp.tanh(scores / options.soft_cap)
     return jnp.where(visible, scores, MASKED)

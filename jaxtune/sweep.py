@@ -118,7 +118,10 @@ def sweep(
         else:
             waiting.append(run)
     failures: dict[str, str] = {}
-    status = (run_stacked if stacked else run_separate)(waiting, programs, failures, stack_size)
+    if stacked:
+        status = run_stacked(waiting, programs, failures, stack_size)
+    else:
+        status = run_separate(waiting, programs, failures)
     if status is Status.STOPPED:
         print("stopped; the same command continues the sweep")
         return status
@@ -162,9 +165,7 @@ def check_devices_and_folders(resolved: Sequence[ExperimentConfig], *, stacked: 
         )
 
 
-def run_separate(
-    waiting: Sequence[Waiting], programs: Programs, failures: dict[str, str], stack_size: int | None = None
-) -> Status:
+def run_separate(waiting: Sequence[Waiting], programs: Programs, failures: dict[str, str]) -> Status:
     """One run after the other."""
     for run in waiting:
         run.say()
@@ -174,7 +175,7 @@ def run_separate(
 
 
 def run_stacked(
-    waiting: Sequence[Waiting], programs: Programs, failures: dict[str, str], stack_size: int | None = None
+    waiting: Sequence[Waiting], programs: Programs, failures: dict[str, str], stack_size: int | None
 ) -> Status:
     """Runs of one shape together; what has no like runs alone, and the terminal says why."""
     by_name = {run.folder.name: run for run in waiting}

@@ -19,6 +19,7 @@ from helpers import tiny_config, tiny_model
 
 from jaxtune import cli, experiment, sharding, stacked, sweep, trials, verify
 from jaxtune import config as configs
+from jaxtune.checkpoint import CheckpointConfig, Direction
 from jaxtune.config import EarlyStoppingConfig
 from jaxtune.distributed import StopSignal
 from jaxtune.errors import UserError
@@ -183,19 +184,19 @@ def test_a_run_that_stops_early_leaves_the_others_alone(place_of, programs):
     config = dataclasses.replace(
         tiny_config(place_of),
         early_stopping=EarlyStoppingConfig(patience=1),
+        checkpoint=CheckpointConfig(save_every=2, mode=Direction.MAX),  # the worst is exported: it is not the last
         eval=dataclasses.replace(tiny_config(place_of).eval, every=2, generate=False),
     )
-    axes = {"optim.peak_lr": ["1e-2", "30"], "early_stopping.min_change": ["0", "1000"]}
+    axes = {"optim.peak_lr": ["1e-2", "3e-3"], "early_stopping.min_change": ["0", "1000"]}
     folders = {True: place_of / "early-together", False: place_of / "early-alone"}
     for together, folder in folders.items():
         assert sweep.sweep(config, folder, axes, [0], stacked=together) is Status.FINISHED
-    ends = {}
-    for path in sorted((folders[True] / "runs").iterdir()):
+    for path in (folders[True] / "runs").iterdir():
         assert rows(path) == rows(folders[False] / "runs" / path.name)
         assert summary(path) == summary(folders[False] / "runs" / path.name)
         assert model_digest(path) == model_digest(folders[False] / "runs" / path.name)
-        ends[path.name] = tuple(summary(path)[key] for key in ("status", "steps", "exported_step"))
-    print(ends)
+        ends = ("early_stopped", 4, 2) if "min_change=1000" in path.name else ("finished", 6, 2)
+        assert tuple(summary(path)[key] for key in ("status", "steps", "exported_step")) == ends
 
 
 def test_runs_side_by_side_on_a_mesh_agree_with_runs_alone(place_of, programs, alone):

@@ -37,19 +37,22 @@ def main() -> None:
         return model.apply_logits(graphdef, params, hidden)
 
     print(f"end of answer: {network.generation_config.eos_token_id} {words.eos_token!r}")
-    worst, worst_own = 0.0, 0.0
+    worst, worst_own, beyond = 0.0, 0.0, 0.0
     for task, messages in chats(data).items():
         text = words.apply_chat_template(messages, tokenize=False)
         ids = np.asarray(words(text, add_special_tokens=False)["input_ids"])[None]
         with torch.no_grad():
             theirs, exact = (net(torch.tensor(ids)).logits.numpy() for net in (network, double))
-        difference = float(np.abs(np.asarray(logits(params, ids)) - theirs).max())
+        ours = np.asarray(logits(params, ids))
+        difference = float(np.abs(ours - theirs).max())
+        beyond = max(beyond, float((np.abs(ours - theirs) / (1 + np.abs(theirs))).max()))
         own = float(np.abs(theirs - exact).max())
         worst, worst_own = max(worst, difference), max(worst_own, own)
         prompt = words.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
         asked = words(prompt, add_special_tokens=False, return_tensors="pt")
         answer = network.generate(**asked, max_new_tokens=24, do_sample=False)[0][asked["input_ids"].shape[1] :]
         print(f"{task}: largest difference {difference:.1e}; answer {words.decode(answer)!r}")
+    print(f"largest difference of a logit x, as a share of 1 + |x|: {beyond:.1e}")
     print(f"largest difference of logits {worst:.1e}; of transformers' float32 from its own float64 {worst_own:.1e}")
 
 
