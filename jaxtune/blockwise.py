@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e30
 """Score of a forbidden pair: finite, so that a block without an allowed pair gives no NaN; a later block wipes it."""
-BLOCK = 128
+BLOCK = 64
 """Queries and keys in a block; 64 to 128 was fastest on CPU for rows of 256 to 2048 tokens."""
 RESIDUAL = "attention"
 """Name of what the backward pass needs, for rematerialisation policies."""
@@ -55,24 +55,26 @@ def _forward(options, query, key, value, segment_ids):
     queries, (keys, values) = _cut(query, kv_heads), (_cut(x, kv_heads)[:, :, :, 0] for x in (key, value))
     segments = _cut_ids(segment_ids)
     first = _first_visible(segments, options.window)
+    across = values.swapaxes(-1, -2)
 
     def query_block(block):
         own, segment, i, start = block
 
         def key_block(j, carry):
             summed, highest, total = carry
-            visible = _visible(segment, segments[j], i, j, options.window)[:, None, None]
-            scores = _masked(options, _einsum("bkgsd,bktd->bkgst", own, keys[j]), visible)
-            higher = jnp.maximum(highest, scores.max(axis=-1))
-            shares = jnp.exp(scores - higher[..., None])
+            scores = _scores(options, keys[j], own, segments[j], segment, i, j)
+            higher = jnp.maximum(highest, scores.max(axis=2))
+            shares = jnp.exp(scores - higher[:, :, None])
             shrink = jnp.exp(highest - higher)
-            mixed = _einsum("bkgst,bktd->bkgsd", shares.astype(value.dtype), values[j])
-            return summed * shrink[..., None] + mixed, higher, total * shrink + shares.sum(axis=-1)
+            mixed = _einsum("bkdt,bktgs->bkdgs", across[j], shares.astype(value.dtype))
+            return summed * shrink[:, :, None] + mixed, higher, total * shrink + shares.sum(axis=2)
 
-        rows = own.shape[:-1]
-        empty = (jnp.zeros(own.shape, jnp.float32), jnp.full(rows, MASKED), jnp.zeros(rows))
+        batch, kv_heads, group, length, dim = own.shape
+        rows = (batch, kv_heads, group, length)
+        empty = (jnp.zeros((batch, kv_heads, dim, group, length)), jnp.full(rows, MASKED), jnp.zeros(rows))
         summed, highest, total = jax.lax.fori_loop(start, i + 1, key_block, empty)
-        return (summed / total[..., None]).astype(query.dtype), highest + jnp.log(total)
+        mixed = (summed / total[:, :, None]).transpose(0, 1, 3, 4, 2)
+        return mixed.astype(query.dtype), highest + jnp.log(total)
 
     mixed, log_total = jax.lax.map(query_block, (queries, segments, jnp.arange(len(queries)), first))
     mixed = checkpoint_name(_join(mixed, query.shape), RESIDUAL)
@@ -81,11 +83,11 @@ def _forward(options, query, key, value, segment_ids):
 
 
 def _backward(options, residuals, cotangent):
-    """Scores are [keys, queries] here, so that the one product with a transposed operand transposes the smaller."""
     query, key, value, segment_ids, mixed, log_total = residuals
     kv_heads = key.shape[2]
     queries, (keys, values) = _cut(query, kv_heads), (_cut(x, kv_heads)[:, :, :, 0] for x in (key, value))
     segments = _cut_ids(segment_ids)
+    across = keys.swapaxes(-1, -2)
     cotangents = _cut(cotangent.astype(query.dtype), kv_heads)
     # A product, because a sum over so short an axis takes a CPU longer than all the exponentials.
     means = _cut(_einsum("bshd,bshd->bsh", cotangent, mixed), kv_heads)
@@ -95,15 +97,14 @@ def _backward(options, residuals, cotangent):
 
         def key_block(j, carry):
             to_own, to_keys, to_values = carry
-            visible = _visible(segment, segments[j], i, j, options.window).swapaxes(1, 2)[:, None, :, None]
-            scores = _masked(options, _einsum("bktd,bkgsd->bktgs", keys[j], own), visible)
+            scores = _scores(options, keys[j], own, segments[j], segment, i, j)
             shares = jnp.exp(scores - log_sum[:, :, None])
             slopes = shares * (_einsum("bktd,bkgsd->bktgs", values[j], above) - mean[:, :, None]) * options.scale
             if options.soft_cap is not None:
                 slopes = slopes * (1 - jnp.where(scores > MASKED, scores / options.soft_cap, 0.0) ** 2)
             slopes = slopes.astype(query.dtype)
             return (
-                to_own + _einsum("bktd,bktgs->bkdgs", keys[j], slopes),
+                to_own + _einsum("bkdt,bktgs->bkdgs", across[j], slopes),
                 to_keys.at[j].add(_einsum("bktgs,bkgsd->bktd", slopes, own)),
                 to_values.at[j].add(_einsum("bktgs,bkgsd->bktd", shares.astype(value.dtype), above)),
             )
@@ -164,12 +165,17 @@ def _visible(own, other, i, j, window: int | None) -> Bool[Array, "b s t"]:
     return allowed[None] & (own[:, :, None] == other[:, None, :])
 
 
-def _masked(options: Options, products: Float[Array, "..."], visible: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """Scores of products of queries and keys."""
-    scores = products * options.scale
+def _scores(options: Options, keys, queries, key_segments, query_segments, i, j) -> Float[Array, "b k t g s"]:
+    """Scores of key block j for query block i.
+
+    Keys come before queries: sums over keys then run along contiguous queries, and the one product that needs a
+    transposed operand transposes the smaller.
+    """
+    scores = _einsum("bktd,bkgsd->bktgs", keys, queries) * options.scale
     if options.soft_cap is not None:
         scores = options.soft_cap * jnp.tanh(scores / options.soft_cap)
-    return jnp.where(visible, scores, MASKED)
+    visible = _visible(query_segments, key_segments, i, j, options.window).swapaxes(1, 2)
+    return jnp.where(visible[:, None, :, None], scores, MASKED)
 
 
 def _einsum(spec, left, right):

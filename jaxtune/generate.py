@@ -9,7 +9,8 @@ import dataclasses
 import functools
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
+from jaxtune import compiling
 from jaxtune.errors import UserError
 from jaxtune.model import Cache, ModelConfig, apply_cached, apply_logits, init_cache
 from jaxtune.sharding import ROWS, row_shards
@@ -128,7 +130,8 @@ def generate(
         program = _make_program(graphdef, config, sampling, slots, size, dtype)
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             placed = rows if mesh is None else jax.device_put(rows, jax.NamedSharding(mesh, jax.P(ROWS)))
-            tokens, counts = _answer(program, params, placed, _stops(stop_ids), _choice(sampling, config))
+            run = _jitted(_answer, program.dtype)
+            tokens, counts = run(program, params, placed, _stops(stop_ids), _choice(sampling, config))
         for i, row, count in zip(chosen, np.asarray(tokens), np.asarray(counts), strict=False):
             answers[i] = row[:count].tolist()
     return [answers[i] for i in range(len(prompts))]
@@ -148,12 +151,13 @@ def stream(
     check_prompts([prompt], config)
     rows, slots = _make_rows(config, [prompt], _draws([prompt]), sampling, 1)
     program, choice = _make_program(graphdef, config, sampling, slots, 1, dtype), _choice(sampling, config)
-    token, cache = _begin(program, params, rows, choice)
+    begin, advance = (_jitted(function, program.dtype) for function in (_begin, _advance))
+    token, cache = begin(program, params, rows, choice)
     for index in range(1, int(rows.limits[0]) + 1):
         yield int(token[0])
         if int(token[0]) in stop_ids or index == int(rows.limits[0]):
             return
-        token, cache = _advance(program, params, cache, token, rows.draws, np.asarray(index, np.int32), choice)
+        token, cache = advance(program, params, cache, token, rows.draws, np.asarray(index, np.int32), choice)
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], config: ModelConfig) -> None:
@@ -231,7 +235,6 @@ def _stops(stop_ids: Collection[int]) -> Int[np.ndarray, " stops"]:
     return padded
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _begin(program: _Program, params: PyTree, rows: _Rows, choice: _Choice) -> tuple[Int[Array, " rows"], Cache]:
     """The first new token of each row, and the cache that holds its prompt."""
     size, slots = rows.prompts.shape
@@ -256,6 +259,15 @@ def _begin(program: _Program, params: PyTree, rows: _Rows, choice: _Choice) -> t
     return _choose(program, params, last, jnp.asarray(rows.draws), jnp.zeros((), jnp.int32), choice), cache
 
 
+@functools.cache
+def _jitted(function: Callable, dtype: Any) -> Any:
+    """Compiled, with the cache of `_advance` in place. Made when first used: the options depend on the device."""
+    donated = 2 if function is _advance else ()
+    return compiling.jit(
+        function, platform=jax.default_backend(), dtype=dtype, static_argnums=0, donate_argnums=donated
+    )
+
+
 def _extend(
     program: _Program, params: PyTree, cache: Cache, token: Array, active: Bool[Array, " rows"], draws: Array,
     index: Array, choice: _Choice,
@@ -269,14 +281,12 @@ def _extend(
     return _choose(program, params, hidden[:, 0], draws, index, choice), cache
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _advance(
     program: _Program, params: PyTree, cache: Cache, token: Array, draws: Array, index: Array, choice: _Choice
 ) -> tuple[Array, Cache]:
     return _extend(program, params, cache, token, jnp.ones(token.shape, bool), draws, index, choice)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _answer(
     program: _Program, params: PyTree, rows: _Rows, stop_ids: Array | np.ndarray, choice: _Choice
 ) -> tuple[Int[Array, "rows slots"], Int[Array, " rows"]]:

@@ -2,6 +2,7 @@
 
 import abc
 import functools
+import os
 from types import EllipsisType
 from typing import Any
 
@@ -68,8 +69,19 @@ def _backward(spec, out_dtype, operands, cotangent):
     to_left = jnp.einsum(
         f"{output},{second}->{first}", cotangent, right.astype(left.dtype), preferred_element_type=jnp.float32
     )
+    kept = len(os.path.commonprefix((first, output)))
+    if kept > 1 and left.dtype == jnp.float32 and _on_one_device():
+        # Summed over one axis, neither operand is transposed; over two, XLA copies the first with its axes exchanged.
+        first, output = first[kept - 1 :], output[kept - 1 :]
+        left, cotangent = (x.reshape(-1, *x.shape[kept:]) for x in (left, cotangent))
     to_right = jnp.einsum(f"{first},{output}->{second}", left, cotangent, preferred_element_type=jnp.float32)
     return to_left.astype(left.dtype), to_right.astype(right.dtype)
+
+
+def _on_one_device() -> bool:
+    # On a mesh, two axes that are split over devices cannot be joined without moving the operand.
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
 
 
 _product.defvjp(_forward, _backward)

@@ -1,6 +1,7 @@
 """Compiled programs by what shapes them, so that the arms of a sweep share one compilation."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxtune import lora, model, optim, sharding
+from jaxtune import compiling, lora, model, optim, sharding
 from jaxtune.lora import LoraConfig
 from jaxtune.losses import LossSums
 from jaxtune.model import ModelConfig
@@ -59,6 +60,8 @@ class Program:
     """The functions of one spec, and where their arrays live."""
 
     graphdef: nnx.GraphDef
+    jit: Callable[..., Any]
+    """`jax.jit` with the compiler options of these programs."""
     optimizer: optax.GradientTransformation
     state_shardings: TrainState
     init: Callable[[Params], TrainState]
@@ -112,14 +115,16 @@ def build(spec: ProgramSpec, trainable: Params) -> Program:
     )  # fmt: skip
     eval_step = make_eval_step(forward, num_tasks=spec.num_tasks, head_spec=head, chunk=spec.loss.chunk)
     init = lambda params: init_state(params, optimizer, ema=spec.optim.ema_decay is not None)
+    jit = functools.partial(compiling.jit, platform=spec.mesh.devices.flat[0].platform, dtype=spec.compute_dtype)
     return Program(
         graphdef=graphdef,
+        jit=jit,
         optimizer=optimizer,
         state_shardings=state_shardings,
-        init=jax.jit(init, out_shardings=state_shardings),
-        init_in_place=jax.jit(init, donate_argnums=0, out_shardings=state_shardings),
-        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere)),
-        eval_step=jax.jit(eval_step, out_shardings=everywhere),
+        init=jit(init, out_shardings=state_shardings),
+        init_in_place=jit(init, donate_argnums=0, out_shardings=state_shardings),
+        train_step=jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere)),
+        eval_step=jit(eval_step, out_shardings=everywhere),
         update=train_step,
         measure=eval_step,
     )

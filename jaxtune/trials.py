@@ -123,18 +123,19 @@ def build(program: Program, trainable: Params, mesh: Mesh, count: int) -> TrialP
     def blank() -> TrainState:
         return jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
 
+    jit = program.jit
     return TrialPrograms(
         mesh=mesh,
         size=size,
-        blank=jax.jit(blank, out_shardings=places),
-        put=jax.jit(put_at, donate_argnums=0, out_shardings=places),
-        take=jax.jit(at, out_shardings=program.state_shardings),
-        jitted_train_step=jax.jit(
+        blank=jit(blank, out_shardings=places),
+        put=jit(put_at, donate_argnums=0, out_shardings=places),
+        take=jit(at, out_shardings=program.state_shardings),
+        jitted_train_step=jit(
             side_by_side(train_step, mesh, shared=(False, True, False, False, False, True)),
             donate_argnums=0,
             out_shardings=(places, by_trial),
         ),
-        jitted_eval_step=jax.jit(
+        jitted_eval_step=jit(
             side_by_side(eval_step, mesh, shared=(False, True, True, False, True)), out_shardings=by_trial
         ),
     )

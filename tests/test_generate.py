@@ -112,7 +112,7 @@ def test_no_prompts_give_no_answers(model):
 
 
 def test_prompt_and_answer_lengths_share_a_program(model, prompts, greedy):
-    program: Any = generation._answer
+    program: Any = generation._jitted(generation._answer, jnp.dtype(jnp.float32))
     before = program._cache_size()
     for new_tokens, chosen in ((3, prompts), (9, prompts[:5]), (1, prompts[::-1])):
         sampling = SamplingConfig(max_new_tokens=new_tokens)

@@ -8,6 +8,7 @@ LAYERS = (
     (
         "apportion",
         "blockwise",
+        "compiling",
         "duplicates",
         "errors",
         "figures",
