@@ -81,12 +81,13 @@ class Memory:
     """What all layers keep for the backward pass."""
     layer: int
     """The layer whose backward pass runs: its weights as it computes with them, what it takes out of the activations
-    or computes again, and its gradients before they are split."""
+    or computes again, its gradients before they are split, and that of the head."""
     logits: int
-    """The loss: hidden states of the trained positions, logits of a chunk, the head, its gradient before it is split.
-    It ends before the backward pass of the layers begins."""
+    """The loss: hidden states of the trained positions, logits of a chunk, the head, the gradient of the head before it
+    is split, and a chunk's part of that. It ends before the backward pass of the layers begins."""
     update: int
-    """Moments that are computed while the old ones still exist; the activations are gone by then."""
+    """Moments that are computed while the old ones still exist, and the gradients of embedding and head before they are
+    split. The activations are gone by then."""
 
     @property
     def total(self) -> int:
@@ -106,6 +107,7 @@ def estimate(work: Work) -> Memory:
     moments = _bytes(state.opt_state, sharding.optimizer_shardings(optimizer, trained, split))
     average = 0 if work.optim.ema_decay is None else _bytes(trained, split)
     gradients = _bytes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), trained), split)
+    head = _head_gradient(work)
     rows = _rows(work)
     kept, again = _activations(work, rows)
     return Memory(
@@ -115,9 +117,9 @@ def estimate(work: Work) -> Memory:
         gradients=gradients * min(2, work.micro_batches),
         batch=work.micro_batches * _positions(work, rows) * 5 * 4,
         activations=kept,
-        layer=again + _layer_bytes(work, params, rows),
+        layer=again + _layer_bytes(work, params, rows) + head,
         logits=_loss_bytes(work, rows),
-        update=moments,
+        update=moments + head * (1 if work.model.tie_embeddings else 2),
     )
 
 
@@ -256,6 +258,13 @@ def _copy_width(work: Work) -> int:
     return (whole if work.axes["fsdp"] > 1 else 0) + (cast if work.compute_dtype != work.param_dtype else 0)
 
 
+def _head_gradient(work: Work) -> int:
+    """The head's gradient on its way to its parts: compilers split it when the update needs it, not before."""
+    if work.lora is not None or work.axes["fsdp"] == 1:
+        return 0
+    return 4 * _local_model(work).vocab_size * work.model.d_model
+
+
 def _loss_bytes(work: Work, rows: int) -> int:
     positions = _positions(work, rows)
     positions = positions if work.capacity is None else min(work.capacity, positions)
@@ -264,7 +273,7 @@ def _loss_bytes(work: Work, rows: int) -> int:
     most = losses.CHUNK_POSITIONS if limit is None else max(1, limit // (4 * work.model.vocab_size))
     chunk = min(positions, work.chunk or min(losses.CHUNK_POSITIONS, most))
     hidden = 2 * positions * d_model * jnp.dtype(work.compute_dtype).itemsize  # and their gradient
-    head = vocab * d_model * (_copy_width(work) + (0 if work.lora is not None else 4))
+    head = vocab * d_model * (_copy_width(work) + (0 if work.lora is not None else 2 * 4))  # sum and summand
     return hidden + LIVE_LOGITS * chunk * vocab * 4 + head
 
 

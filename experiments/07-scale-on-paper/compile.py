@@ -1,124 +1,124 @@
-"""Compile the training step of the Llama-3.1-8B shape for a TPU slice that is not here, and account for it.
+"""Compile the training step of the Llama-3.1-8B and 70B shapes for devices that are not here, and account for it.
 
-    pip install libtpu        # the version that `jax[tpu]` names
-    python experiments/07-scale-on-paper/compile.py --topology v5p:4x4x4 --fsdp 64 --rows 64
+    python experiments/07-scale-on-paper/compile.py --model 8b --fsdp 64 --rows 64
 
-XLA's TPU compiler needs no TPU. Printed as JSON: memory on one device by XLA's account and by `jaxtune.memory`, and the
-collective operations with the bytes that one device receives in a step (those inside the loop over layers counted once
-for each layer).
+With `--topology v5p:4x4x4` XLA's TPU compiler is used; it needs no TPU (`pip install libtpu`, the version that
+`jax[tpu]` names). Without, as many CPU devices are simulated: the partitioner, and so the collective operations, are
+the same; memory and instruction choice are those of XLA's CPU compiler.
+
+One JSON object is printed, and added to the file `--out`: memory of a device by XLA's account and by `jaxtune.memory`,
+seconds, and the collective operations of a step with the bytes that a device receives in them.
 """
 
 import argparse
-import collections
 import dataclasses
 import json
 import os
-import re
+import pathlib
+import resource
 import time
 
+os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-128")
-os.environ["JAX_PLATFORMS"] = "cpu"
 
+import hlo
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 
-from jaxtune import memory, model, programs, sharding
+from jaxtune import losses, memory, sharding
 from jaxtune.attention import Backend
 from jaxtune.model import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
-from jaxtune.packing import Batch
+from jaxtune.rope import RopeConfig
 from jaxtune.sharding import MeshConfig
-from jaxtune.step import LossConfig, hparams, init_state
 
-LLAMA_8B = ModelConfig(
-    vocab_size=128256, d_model=4096, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, d_ff=14336,
-    max_seq_len=131072, tie_embeddings=False, remat=Remat.FULL,
-)  # fmt: skip
-WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
-KINDS = "all-gather|reduce-scatter|all-reduce|all-to-all|collective-permute"
+LLAMA = {
+    "8b": {"d_model": 4096, "num_layers": 32, "num_heads": 32, "d_ff": 14336},
+    "70b": {"d_model": 8192, "num_layers": 80, "num_heads": 64, "d_ff": 28672},
+}
+"""Sizes in the published config.json of Llama-3.1; both have 8 key/value heads of 128 and 128,256 tokens."""
 
 
-def collectives(text: str, layers: int) -> dict[str, dict[str, float]]:
-    """Operations and gigabytes of their results, by kind; a loop body counts once for each layer."""
-    found: dict[str, dict[str, float]] = collections.defaultdict(lambda: {"operations": 0, "gigabytes": 0.0})
-    for line in text.splitlines():
-        match = re.search(rf"= (.*?) ({KINDS})(-start)?\(", line)
-        if match is None:
-            continue
-        shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-        shapes = shapes[-1:] if match[3] else shapes  # a start returns operands and results
-        size = 0
-        for kind, dims in shapes:
-            count = WIDTHS.get(kind, 4)
-            for n in filter(None, dims.split(",")):
-                count *= int(n)
-            size += count
-        times = layers if "/while/body" in line else 1
-        found[match[2]]["operations"] += times
-        found[match[2]]["gigabytes"] += size * times / 1e9
-    return dict(found)
+def work_of(options: argparse.Namespace) -> memory.Work:
+    """The step to compile: float32 parameters and moments, layers computed again in the backward pass."""
+    sizes = LLAMA[options.model] | ({} if options.layers is None else {"num_layers": options.layers})
+    shape = ModelConfig(
+        vocab_size=128256, num_kv_heads=8, head_dim=128, max_seq_len=131072, tie_embeddings=False, remat=Remat.FULL,
+        attention=Backend(options.attention), rope=RopeConfig(theta=500000.0), **sizes,
+    )  # fmt: skip
+    axes = dict.fromkeys(sharding.AXES, 1) | {"data": options.data, "fsdp": options.fsdp, "tensor": options.tensor}
+    return memory.Work(
+        model=shape, optim=OptimConfig(), axes=axes, micro_rows=options.rows, micro_batches=1,
+        seq_len=options.seq_len, compute_dtype=options.compute_dtype, chunk=losses.CHUNK_POSITIONS, platform="tpu",
+    )  # fmt: skip
+
+
+def account(options: argparse.Namespace) -> dict:
+    """Compile, and collect the numbers."""
+    work = work_of(options)
+    num_devices = options.data * options.fsdp * options.tensor
+    if options.topology is None:
+        jax.config.update("jax_num_cpu_devices", num_devices)
+        devices = jax.devices()
+    else:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
+    mesh = sharding.make_mesh(MeshConfig(**work.axes, devices=num_devices), devices)
+    begun, used = time.monotonic(), time.process_time()
+    lowered = memory.lower(work, mesh)
+    traced = time.monotonic()
+    compiled = lowered.compile()
+    seconds = {"lower": traced - begun, "compile": time.monotonic() - traced, "cpu": time.process_time() - used}
+    program = hlo.Program(compiled.as_text() or "", num_devices)
+    chunks = -(-options.rows // (options.data * options.fsdp) * options.seq_len // losses.CHUNK_POSITIONS)
+    xla, planned = compiled.memory_analysis(), memory.estimate(work)
+    return {
+        "compiler": options.topology or f"cpu x {num_devices}",
+        "jax": jax.__version__,
+        "model": options.model,
+        "layers": work.model.num_layers,
+        "mesh": {axis: n for axis, n in work.axes.items() if n > 1},
+        "rows": options.rows,
+        "seq_len": options.seq_len,
+        "attention": options.attention,
+        "compute_dtype": options.compute_dtype,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "xla_gib": {
+            "arguments": round(xla.argument_size_in_bytes / 2**30, 3),
+            "temporaries": round(xla.temp_size_in_bytes / 2**30, 3),
+        },
+        "planned_gib": {
+            **{name: round(value / 2**30, 3) for name, value in dataclasses.asdict(planned).items()},
+            "total": round(planned.total / 2**30, 3),
+        },
+        "collectives": {
+            name: {key: round(value, 3) for key, value in numbers.items()}
+            for name, numbers in program.collectives(chunks).items()
+        },
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", default="v5p:4x4x4")
-    parser.add_argument("--layers", type=int, default=32, help="fewer compile as fast, and are a check of the sums")
+    parser.add_argument("--model", choices=list(LLAMA), default="8b")
+    parser.add_argument("--layers", type=int, help="fewer layers than the model has")
+    parser.add_argument("--topology", help="TPU slice for XLA's TPU compiler, e.g. v5p:4x4x4 or v6e:8x8")
+    parser.add_argument("--data", type=int, default=1)
     parser.add_argument("--fsdp", type=int, default=64)
     parser.add_argument("--tensor", type=int, default=1)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=4096)
     parser.add_argument("--attention", choices=[b.value for b in Backend], default=Backend.BLOCKWISE.value)
+    parser.add_argument("--compute-dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON lines file to add the result to")
     options = parser.parse_args()
-    shape = dataclasses.replace(LLAMA_8B, num_layers=options.layers, attention=Backend(options.attention))
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
-    mesh = sharding.make_mesh(MeshConfig(fsdp=options.fsdp, tensor=options.tensor), devices)
-    work = memory.Work(
-        model=shape, optim=OptimConfig(), axes=dict(mesh.shape), micro_rows=options.rows, micro_batches=1,
-        seq_len=options.seq_len, compute_dtype="bfloat16", platform="tpu",
-    )  # fmt: skip
-    shapes = model.abstract_params(shape)[1]
-    spec = programs.ProgramSpec(
-        model=shape, optim=work.optim, loss=LossConfig(), lora=None, compute_dtype=work.compute_dtype, num_tasks=7,
-        total_steps=1000, capacity=None, mesh=mesh,
-    )  # fmt: skip
-    program = programs.build(spec, shapes)
-    placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    state = jax.tree.map(
-        placed, jax.eval_shape(lambda p: init_state(p, program.optimizer), shapes), program.state_shardings
-    )
-    field = lambda dtype: jax.ShapeDtypeStruct(
-        (1, options.rows, options.seq_len), dtype, sharding=sharding.batch_sharding(mesh, lead=1)
-    )
-    names = [f.name for f in dataclasses.fields(Batch)]
-    batch = Batch(**{name: field(jnp.float32 if name == "loss_weights" else jnp.int32) for name in names})
-    everywhere = sharding.replicated(mesh)
-    numbers = jax.tree.map(lambda x: placed(x, everywhere), jax.eval_shape(lambda: hparams(1e-5, 0.1, 0)))
-    begun = time.monotonic()
-    with jax.set_mesh(mesh):
-        compiled = program.train_step.lower(state, None, batch, numbers).compile()
-    account = compiled.memory_analysis()
-    planned = memory.estimate(work)
-    print(
-        json.dumps(
-            {
-                "topology": options.topology,
-                "mesh": {axis: n for axis, n in mesh.shape.items() if n > 1},
-                "layers": options.layers,
-                "rows": options.rows,
-                "seq_len": options.seq_len,
-                "attention": options.attention,
-                "seconds": round(time.monotonic() - begun),
-                "xla_gib": (account.argument_size_in_bytes + account.temp_size_in_bytes) / 2**30,
-                "planned_gib": planned.total / 2**30,
-                "planned_parts_gib": {k: round(v / 2**30, 3) for k, v in dataclasses.asdict(planned).items()},
-                "collectives": collectives(compiled.as_text() or "", options.layers),
-            },
-            indent=1,
-        )
-    )
+    result = account(options)
+    print(json.dumps(result, indent=1))
+    if options.out is not None:
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
 PEERS = {
     "jaxtune": (None, "jaxtune_step.py", ()),
+    "jaxtune, rows one by one": (None, "jaxtune_step.py", ("--batch1",)),
     "torch": ("v-torch", "hf_torch.py", ()),
     "torch, compiled": ("v-torch", "hf_torch.py", ("--compile",)),
     "trl": ("v-torch", "trl_sft.py", ()),

@@ -11,7 +11,11 @@ import sys
 sys.path.insert(0, os.environ["BENCH"])
 import common
 
-ARGUMENTS = common.args()
+ARGUMENTS = common.args(
+    lambda parser: parser.add_argument("--batch1", action="store_true", help="16 micro-batches of one row")
+)
+MICRO = 1 if ARGUMENTS.batch1 else common.BATCH
+"""Rows of a micro-batch."""
 if ARGUMENTS.mode == "padded" and ARGUMENTS.pad == "longest":
     ARGUMENTS.pad = "bucket"
 if ARGUMENTS.threads == 1:
@@ -40,8 +44,8 @@ def model_config(name: str) -> ModelConfig:
 
 
 def to_batch(made: dict) -> Batch:
-    """One micro-batch of the peers' arrays."""
-    lift = lambda x, dtype: np.asarray(x, dtype)[None]
+    """The peers' arrays as micro-batches."""
+    lift = lambda x, dtype: np.asarray(x, dtype).reshape(-1, MICRO, np.shape(x)[1])
     return Batch(
         tokens=lift(made["ids"], np.int32), loss_weights=lift(made["loss"], np.float32),
         segment_ids=lift(made["seg"], np.int32), positions=lift(made["pos"], np.int32),
@@ -63,9 +67,9 @@ def bounds(config: str, mode: str) -> Bounds:
     rows = common.bfd(real) if mode == "packed" else [[i] for i in range(len(real))]
     if mode == "packed":
         np.random.default_rng(common.SEED).shuffle(rows)
-    rows = rows[: len(rows) // common.BATCH * common.BATCH]
-    most = lambda counts: int(np.array([counts[row].sum() for row in rows]).reshape(-1, common.BATCH).sum(axis=1).max())
-    slots = common.BATCH * common.SEQ
+    rows = rows[: len(rows) // MICRO * MICRO]
+    most = lambda counts: int(np.array([counts[row].sum() for row in rows]).reshape(-1, MICRO).sum(axis=1).max())
+    slots = MICRO * common.SEQ
     up = lambda number, unit: -(-number // unit) * unit
     return Bounds(capacity=up(most(real - prompts), slots // 8), tokens=up(most(real), slots // 32))
 
@@ -95,10 +99,10 @@ def main() -> None:
         )
         meter.begin()
         for made in batches:
-            batch = sharding.put_batch(mesh, to_batch(made), common.BATCH)
+            batch = sharding.put_batch(mesh, to_batch(made), MICRO)
             state, metrics = program.train_step(state, None, batch, numbers)
             loss = float(metrics.loss)
-            meter.step(made["lens"], made["loss"].sum(), sizes.tokens, loss)
+            meter.step(made["lens"], made["loss"].sum(), sizes.tokens * common.BATCH // MICRO, loss)
     meter.done()
 
 

@@ -1,0 +1,168 @@
+"""Collective operations of a compiled program, read from its HLO text: how many, and how many bytes a device receives.
+
+XLA's CPU and TPU compilers write a reduce-scatter as an all-reduce whose result is sliced, and the TPU compiler an
+all-gather as an all-reduce of a device's part written into zeros. Both are counted as what they are.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+PASSED_ON = ("get-tuple-element", "bitcast", "copy", "convert", "transpose", "reshape")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of HLO text."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: tuple[str, ...]
+    line: str
+
+
+Computation = dict[str, Instruction]
+
+
+class Program:
+    """Computations of a compiled program."""
+
+    def __init__(self, text: str, num_devices: int):
+        self.num_devices, self.entry = num_devices, ""
+        self.computations: dict[str, Computation] = {}
+        self._known_users: dict[str, dict[str, list[Instruction]]] = {}
+        name = ""
+        for line in text.splitlines():
+            head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+            if head is not None:
+                name = head[2]
+                self.entry = name if head[1] else self.entry
+                self.computations[name] = {}
+            elif name and (instruction := _parse(line)) is not None:
+                self.computations[name][instruction.name] = instruction
+
+    def collectives(self, chunks: int) -> dict[str, dict[str, float]]:
+        """Operations and gigabytes received by a device in one run, by kind and group size.
+
+        The body of a loop counts as often as it runs; a loop without a fixed count (that over chunks of the loss) runs
+        `chunks` times.
+        """
+        found: dict[str, dict[str, float]] = collections.defaultdict(lambda: {"operations": 0, "gigabytes": 0.0})
+
+        def visit(name: str, times: int) -> None:
+            for instruction in self.computations[name].values():
+                kind = instruction.opcode.removesuffix("-start")
+                if kind in KINDS:
+                    group = self._group(instruction)
+                    if group == 1:
+                        continue
+                    kind = self._meaning(kind, name, instruction, group)
+                    total = found[f"{kind} over {group}"]
+                    total["operations"] += times
+                    total["gigabytes"] += _received(kind, instruction, group) * times / 1e9
+                    continue
+                for role, called in _called(instruction):
+                    often = times * (self._trips(instruction) or chunks) if role == "body" else times
+                    if called in self.computations and role != "condition":
+                        visit(called, often)
+
+        visit(self.entry, 1)
+        return {key: found[key] for key in sorted(found)}
+
+    def _trips(self, loop: Instruction) -> int | None:
+        """How often a loop runs, if its condition compares with a constant."""
+        known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.line)
+        if known is not None:
+            return int(known[1])
+        condition = next(called for role, called in _called(loop) if role == "condition")
+        limits = [re.search(r" s32\[\]\S* constant\((\d+)\)", x.line) for x in self.computations[condition].values()]
+        found = [int(limit[1]) for limit in limits if limit is not None]
+        return found[0] if len(found) == 1 else None
+
+    def _group(self, instruction: Instruction) -> int:
+        """Devices that take part in one instance of the operation."""
+        axes = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", instruction.line)
+        if axes is not None:
+            sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", axes[1])}
+            return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", axes[2]))
+        listed = re.search(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})", instruction.line)
+        if listed is None:
+            return self.num_devices
+        return int(listed[1]) if listed[1] else len(listed[2].split(","))
+
+    def _meaning(self, kind: str, computation: str, instruction: Instruction, group: int) -> str:
+        if kind != "all-reduce" or max(_sizes(instruction.type)) < 4 * group:
+            return kind
+        if all("dynamic-update-slice" in name for name in instruction.operands):
+            return "all-gather"
+        return "reduce-scatter" if self._only_sliced(computation, instruction.name) else kind
+
+    def _only_sliced(self, computation: str, name: str) -> bool:
+        """Whether nothing uses more than a slice of a result."""
+        users = self._users(computation).get(name, [])
+        return bool(users) and all(self._slices(computation, user, name) for user in users)
+
+    def _slices(self, computation: str, user: Instruction, name: str) -> bool:
+        if user.opcode in PASSED_ON:
+            small = max(_sizes(user.type), default=0) < 1e6  # norms travel in the same operation as large gradients
+            return (small and user.opcode == "get-tuple-element") or self._only_sliced(computation, user.name)
+        if user.opcode == "fusion":
+            inside = next(called for role, called in _called(user) if role == "calls")
+            places = [i for i, operand in enumerate(user.operands) if operand == name]
+            wanted = {f"parameter({i})" for i in places}
+            inner = [x.name for x in self.computations[inside].values() if any(text in x.line for text in wanted)]
+            return all(self._only_sliced(inside, parameter) for parameter in inner)
+        return user.opcode == "dynamic-slice"
+
+    def _users(self, computation: str) -> dict[str, list[Instruction]]:
+        if computation not in self._known_users:
+            users = self._known_users[computation] = collections.defaultdict(list)
+            for instruction in self.computations[computation].values():
+                for operand in set(instruction.operands):
+                    users[operand].append(instruction)
+        return self._known_users[computation]
+
+
+def _parse(line: str) -> Instruction | None:
+    match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((.*)$", line)
+    if match is None:
+        return None
+    depth, end = 1, 0
+    while depth and end < len(match[4]):
+        depth += {"(": 1, ")": -1}.get(match[4][end], 0)
+        end += 1
+    operands = re.findall(r"%([\w.\-]+)", match[4][:end])
+    return Instruction(match[1], match[2], match[3], tuple(operands), line)
+
+
+def _called(instruction: Instruction) -> list[tuple[str, str]]:
+    roles = re.findall(r"\b(body|condition|calls|to_apply|branch_computations)=(\{[^}]*\}|%[\w.\-]+)", instruction.line)
+    return [(role, name) for role, names in roles for name in re.findall(r"%([\w.\-]+)", names)]
+
+
+def _sizes(text: str) -> list[int]:
+    """Bytes of every array in a type."""
+    arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text)
+    return [WIDTHS[kind] * math.prod(int(n) for n in filter(None, dims.split(","))) for kind, dims in arrays]
+
+
+def _received(kind: str, instruction: Instruction, group: int) -> float:
+    """Bytes that a device receives, by ring algorithms."""
+    sizes = _sizes(instruction.type)
+    if instruction.opcode == "all-gather-start":  # its type holds operands, then results
+        sizes = sizes[len(sizes) // 2 :]
+    elif instruction.opcode == "collective-permute-start":
+        sizes = sizes[1:2]
+    whole, others = sum(sizes), (group - 1) / group
+    match kind:
+        case "all-reduce":
+            return 2 * whole * others
+        case "reduce-scatter" if instruction.opcode.startswith("reduce-scatter"):
+            return whole * (group - 1)
+        case "collective-permute":
+            return whole
+    return whole * others
