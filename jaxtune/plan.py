@@ -6,6 +6,7 @@ is found by computing its own window again, so every step costs the same to reac
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import threading
@@ -134,19 +135,27 @@ class Plan:
 
         Raises IndexError for a row that no step has.
         """
-        if not 0 <= number < self.num_steps * self.rows_per_step:
-            raise IndexError(f"row {number} is in none of the {self.num_steps} steps of {self.rows_per_step} rows")
-        if number >= self.num_rows:
-            return []
-        w = int(np.searchsorted(self._first_rows, number, side="right")) - 1
-        window = self.window(w)
-        first, last = np.searchsorted(window.row, [number - self._first_rows[w], number - self._first_rows[w] + 1])
-        return [self._placement(window, i) for i in range(first, last)]
+        return self._rows(number, number + 1)[0]
 
     def rows(self, step: int) -> list[list[Placement]]:
         """The rows of one step."""
-        first = step * self.rows_per_step
-        return [self.row(number) for number in range(first, first + self.rows_per_step)]
+        return self._rows(step * self.rows_per_step, (step + 1) * self.rows_per_step)
+
+    def _rows(self, start: int, stop: int) -> list[list[Placement]]:
+        if not 0 <= start < stop <= self.num_steps * self.rows_per_step:
+            count = f"the {self.num_steps} steps of {self.rows_per_step} rows"
+            raise IndexError(f"row {start if start < 0 else stop - 1} is in none of {count}")
+        out: list[list[Placement]] = []
+        while start + len(out) < min(stop, self.num_rows):
+            number = start + len(out)
+            w = int(np.searchsorted(self._first_rows, number, side="right")) - 1
+            before, after = (int(n) for n in self._first_rows[w : w + 2])
+            window = self.window(w)
+            ends = np.searchsorted(window.row, np.arange(number, min(stop, after) + 1) - before)
+            found = self._placements(window, slice(int(ends[0]), int(ends[-1])))
+            ends = (ends - ends[0]).tolist()
+            out += [found[first:last] for first, last in itertools.pairwise(ends)]
+        return out + [[] for _ in range(stop - start - len(out))]
 
     def window(self, number: int) -> Window:
         """One window, computed from nothing but the plan's inputs."""
@@ -287,18 +296,17 @@ class Plan:
             response_tokens=summed(window.response_length),
         )
 
-    def _placement(self, window: Window, i: int) -> Placement:
-        task_id = int(window.task[i])
-        return Placement(
-            task=self.tasks[task_id],
-            task_id=task_id,
-            example=int(window.example[i]),
-            template=int(window.template[i]),
-            epoch=int(window.epoch[i]),
-            use=int(window.use[i]),
-            offset=int(window.offset[i]),
-            length=int(window.length[i]),
-        )
+    def _placements(self, window: Window, part: slice) -> list[Placement]:
+        columns = (window.task, window.example, window.template, window.epoch, window.use, window.offset, window.length)
+        return [
+            Placement(
+                task=self.tasks[task_id], task_id=task_id, example=example, template=template, epoch=epoch, use=use,
+                offset=offset, length=length,
+            )
+            for task_id, example, template, epoch, use, offset, length in zip(
+                *(column[part].tolist() for column in columns), strict=True
+            )
+        ]  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_recent")}

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import config as configs
-from jaxtune import experiment, hf, model, placed
+from jaxtune import compiling, experiment, hf, model, placed
 from jaxtune.config import ExperimentConfig
 from jaxtune.experiment import Experiment
 from jaxtune.packing import Batch, PackPolicy
@@ -34,7 +34,7 @@ PACKINGS = (PackPolicy.PADDED, PackPolicy.BEST_FIT)
 def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
     """Best float32 FLOP/s of a square matrix product in this process."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((size, size)), jnp.float32)
-    product = jax.jit(lambda x: x @ x)
+    product = compiling.jit(lambda x: x @ x, platform="cpu", dtype="float32")
     jax.block_until_ready(product(x))
     times = []
     for _ in range(repeats):
