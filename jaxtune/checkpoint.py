@@ -28,8 +28,9 @@ from jaxtune.errors import UserError
 DOCUMENT = "checkpoint.json"
 ITEMS = ("params", "rest")
 SET_ASIDE = "set-aside"
-BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}
+BUCKETS = {"gs": "gcsfs"}
 """Object stores that can hold checkpoints, and the package that reaches each."""
+NO_BUCKETS = {"s3": "Orbax writes arrays to folders and to gs:// only; mount the bucket as a folder"}
 _WRITTEN_AT_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")  # at the top level of a step, after the digests
 _CHUNK = 1 << 22
 _MESSAGE_BYTES = 4096
@@ -57,7 +58,7 @@ class CheckpointConfig:
     mode: Direction = Direction.MIN
     """Whether the smallest or the largest metric is best."""
     directory: str | None = None
-    """Folder of this run's checkpoints, e.g. gs://bucket/my-run or s3://bucket/my-run; None: in the run folder."""
+    """Folder of this run's checkpoints, e.g. gs://bucket/my-run; None: in the run folder."""
 
     def folder(self, run_dir: str | os.PathLike[str]) -> str:
         """Where the checkpoints of a run folder are."""
@@ -325,7 +326,8 @@ def _open_folder(name: str) -> epath.Path:
         return epath.Path(os.path.abspath(name))  # Orbax refuses relative paths
     package = BUCKETS.get(scheme)
     if package is None:
-        raise UserError(f"checkpoints cannot be kept at {name}; give a folder, or one of {', '.join(BUCKETS)}://")
+        why = NO_BUCKETS.get(scheme, f"give a folder, or one of {', '.join(BUCKETS)}://")
+        raise UserError(f"checkpoints cannot be kept at {name}: {why}")
     if importlib.util.find_spec(package) is None:
         raise UserError(f"checkpoints at {scheme}:// need the package {package}: pip install {package}")
     return epath.Path(name)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import losses
+from jaxtune import compiling, losses
 
 CASES = {"262k vocabulary": (262_144, 256), "128k vocabulary": (128_256, 256), "49k vocabulary": (49_152, 576)}
 """Vocabulary size, width of the hidden states."""
@@ -52,7 +52,7 @@ def gathered(hidden, head, targets, weights):
 
 
 def compile_gradient(function, inputs: dict):
-    gradient = jax.jit(jax.value_and_grad(function, argnums=(0, 1)))
+    gradient = compiling.jit(jax.value_and_grad(function, argnums=(0, 1)), platform="cpu", dtype="float32")
     return gradient.lower(*inputs.values()).compile()
 
 

@@ -74,6 +74,17 @@ def bounds(config: str, mode: str) -> Bounds:
     return Bounds(capacity=up(most(real - prompts), slots // 8), tokens=up(most(real), slots // 32))
 
 
+def drawn(shapes: dict) -> dict:
+    """Random weights, as from a file: a run imports its base model and compiles no initialiser."""
+    draws = np.random.default_rng(common.SEED)
+    draw = lambda path, leaf: (
+        np.ones(leaf.shape, np.float32)
+        if "scale" in jax.tree_util.keystr(path)
+        else (0.02 * draws.standard_normal(leaf.shape)).astype(np.float32)
+    )
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 def main() -> None:
     batches = common.batches(ARGUMENTS)
     config = model_config(ARGUMENTS.config)
@@ -86,7 +97,7 @@ def main() -> None:
     )  # fmt: skip
     program = programs.build(spec, model.abstract_params(config)[1])
     with jax.set_mesh(mesh):
-        params = jax.jit(lambda: model.init_params(config, 0)[1], out_shardings=program.state_shardings.params)()
+        params = jax.device_put(drawn(model.abstract_params(config)[1]), program.state_shardings.params)
         state = program.init(params)
         del params
         numbers = hparams(common.LR, common.WD)

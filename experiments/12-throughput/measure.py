@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import config as configs
 from jaxtune import compiling, experiment, hf, model, placed
+from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
 from jaxtune.experiment import Experiment
 from jaxtune.packing import Batch, PackPolicy
