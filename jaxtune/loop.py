@@ -94,6 +94,8 @@ class Loop:
         self.placed, self.job, self.config = placed, placed.job, placed.config
         self.checkpoints, self.tracker, self.memory = checkpoints, tracker, memory
         self.run_dir, self.memo = run_dir, memo
+        self.validated: tuple[int, LossResult | None] | None = None
+        """Step of the last validation in this process, and its result."""
         self.after: LossResult | None = None
         self.seen: LossResult | None = None
         self.after_score: ScoreResult | None = None
@@ -254,6 +256,7 @@ class Loop:
 
     def record(self, result: LossResult | None, step: int) -> float | None:
         """A validation into the metrics; returns the watched number."""
+        self.validated = step, result
         if result is None:
             return None
         self.tracker.log(
@@ -304,7 +307,10 @@ class Loop:
     def finish(self, state: TrainState) -> None:
         """Score and export the parameters of the best checkpoint (of the last step where nothing was validated)."""
         state = self.best_state(state)
-        self.export(state, self.placed.validation_loss(state.measured))
+        if self.validated is not None and self.validated[0] == int(state.step):
+            self.export(state, self.validated[1])
+        else:
+            self.export(state, self.placed.validation_loss(state.measured))
 
     def best_state(self, state: TrainState) -> TrainState:
         """The state of the best checkpoint; `state` where nothing was validated."""

@@ -145,29 +145,36 @@ class Plan:
         if not 0 <= start < stop <= self.num_steps * self.rows_per_step:
             count = f"the {self.num_steps} steps of {self.rows_per_step} rows"
             raise IndexError(f"row {start if start < 0 else stop - 1} is in none of {count}")
+        last = min(stop, self.num_rows)
+        if start >= last:
+            return [[] for _ in range(start, stop)]
         out: list[list[Placement]] = []
-        while start + len(out) < min(stop, self.num_rows):
-            number = start + len(out)
-            w = int(np.searchsorted(self._first_rows, number, side="right")) - 1
-            before, after = (int(n) for n in self._first_rows[w : w + 2])
-            window = self.window(w)
-            ends = np.searchsorted(window.row, np.arange(number, min(stop, after) + 1) - before)
+        first_window, last_window = (np.searchsorted(self._first_rows, [start, last - 1], side="right") - 1).tolist()
+        for number, window in enumerate(self._recall(first_window, last_window + 1), start=first_window):
+            before, after = (int(n) for n in self._first_rows[number : number + 2])
+            rows = np.arange(max(start, before), min(last, after) + 1) - before
+            ends = np.searchsorted(window.row, rows)
             found = self._placements(window, slice(int(ends[0]), int(ends[-1])))
-            ends = (ends - ends[0]).tolist()
-            out += [found[first:last] for first, last in itertools.pairwise(ends)]
-        return out + [[] for _ in range(stop - start - len(out))]
+            out += [found[i:j] for i, j in itertools.pairwise((ends - ends[0]).tolist())]
+        return out + [[] for _ in range(last, stop)]
 
     def window(self, number: int) -> Window:
         """One window, computed from nothing but the plan's inputs."""
+        return self._recall(number, number + 1)[0]
+
+    def _recall(self, start: int, stop: int) -> list[Window]:
+        """Consecutive windows; those that are not at hand are computed together."""
         with self._lock:
-            if number in self._recent:
+            missing = [number for number in range(start, stop) if number not in self._recent]
+            if missing:
+                first, last = missing[0], missing[-1] + 1
+                self._recent |= zip(range(first, last), self._windows(first, last), strict=True)
+            for number in range(start, stop):
                 self._recent.move_to_end(number)
-                return self._recent[number]
-            (window,) = self._windows(number, number + 1)
-            self._recent[number] = window
-            if len(self._recent) > 8:
+            windows = [self._recent[number] for number in range(start, stop)]
+            while len(self._recent) > 8:
                 self._recent.popitem(last=False)
-            return window
+            return windows
 
     def ledger(self, upto_step: int | None = None) -> Ledger:
         """What the steps before `upto_step` draw (all steps by default)."""
