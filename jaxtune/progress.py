@@ -16,7 +16,8 @@ Clock = Callable[[], float]
 MOST_SHOWN = 6
 """Runs of a group whose losses are shown one by one."""
 WINDOW = 60.0
-"""Seconds of history that a rate is taken from."""
+LEAST_REPORTS = 20
+"""Seconds of history that a rate is taken from, and the fewest reports: a pause (a validation) is not taken for the pace."""
 
 
 def duration(seconds: float | int) -> str:
@@ -39,7 +40,7 @@ def quantity(value: float | int) -> str:
 
 
 class Pace:
-    """Items per second over the last minute, and the seconds left.
+    """Items per second over the last minute or the last twenty reports, and the seconds left.
 
     The clock starts at the first report, not at the start of the job, so compiling the first step is not counted.
     """
@@ -54,7 +55,7 @@ class Pace:
         """`done` items of the total are finished now."""
         self.done = done
         self._seen.append((self._clock(), done))
-        while self._seen[-1][0] - self._seen[0][0] > WINDOW and len(self._seen) > 2:
+        while self._seen[-1][0] - self._seen[0][0] > WINDOW and len(self._seen) > LEAST_REPORTS:
             self._seen.popleft()
 
     @property

@@ -68,6 +68,15 @@ def test_pace_forgets_what_is_older_than_its_window():
     assert pace.rate == pytest.approx(1.0)
 
 
+def test_pace_outlives_a_pause():
+    clock = Clock()
+    pace = Pace(60, clock)
+    for step in range(1, 32):
+        clock.now += 100.0 if step == 31 else 8.0  # a validation before the last of them
+        pace.report(step)
+    assert 29 * 8.0 <= pace.seconds_left < 2 * 29 * 8.0
+
+
 def test_without_a_terminal_training_prints_one_line_per_interval_and_the_last_step():
     console, clock = plain_console(), Clock()
     with TrainProgress(100, console=console, interval=10.0, clock=clock) as progress:
