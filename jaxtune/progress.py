@@ -17,7 +17,7 @@ MOST_SHOWN = 6
 """Runs of a group whose losses are shown one by one."""
 WINDOW = 60.0
 LEAST_REPORTS = 20
-"""Seconds of history that a rate is taken from, and the fewest reports: a pause (a validation) is not taken for the pace."""
+"""Seconds of history that a rate is taken from, and the fewest reports: a validation is not taken for the pace."""
 
 
 def duration(seconds: float | int) -> str:
