@@ -4,6 +4,7 @@ Run:    python experiments/08-smollm2-compact/check_export.py runs/smollm2/model
 Needs the `parity` extra. One validation chat of each task; float32 on the CPU, here and there.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 
-from jaxtune import hf, model
+from jaxtune import compiling, hf, model
 
 
 def chats(data: pathlib.Path) -> dict[str, list[dict]]:
@@ -30,7 +31,7 @@ def main() -> None:
     shape, params = hf.import_model(folder)
     graphdef = model.abstract_params(shape)[0]
 
-    @jax.jit
+    @functools.partial(compiling.jit, platform=jax.default_backend(), dtype="float32")
     def logits(params, tokens):
         places = np.arange(tokens.shape[1])[None]
         hidden = model.apply(graphdef, params, tokens, places, np.ones_like(places))
