@@ -1,7 +1,7 @@
 """Tune the built-in base model on the seven built-in tasks: temperature 2, each example at most four times.
 
 Run:     make quickstart      (jaxtune train configs/quickstart.py --run-dir runs/quickstart)
-Takes:   about three minutes on two CPU cores.
+Takes:   one and a half minutes on two CPU cores.
 Reaches: macro exact match 0.0 % before, 78.1 % after, over seven test sets of 60; the lowest is summarization, 33.3 %.
 """
 
