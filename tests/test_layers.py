@@ -139,3 +139,8 @@ def test_imports_point_down():
 
 def test_no_module_imports_itself_through_the_package_front():
     assert not [(user, used) for user, used in internal_imports() if used not in LAYER]
+
+
+def test_no_two_test_files_share_a_name():
+    names = [path.name for path in pathlib.Path(__file__).parent.rglob("*.py")]
+    assert len(names) == len(set(names)), "pytest imports test files by name: the second of two cannot be collected"
