@@ -68,6 +68,8 @@ class CheckpointConfig:
         for name, least in (("save_every", 1), ("keep_latest", 1), ("keep_best", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"checkpoint.{name} must be at least {least}, got {getattr(self, name)}")
+        if self.directory is not None:
+            _open_folder(self.directory)  # refuses what cannot hold checkpoints before anything else is done
 
 
 class DamagedCheckpoint(UserError):

@@ -212,9 +212,11 @@ def load(path: str | pathlib.Path) -> ExperimentConfig:
     """Run `config()` of a config file."""
     path = pathlib.Path(path)
     if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        there = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(str(path), there, n=8, cutoff=0)
+        more = f" and {len(there) - len(near)} more" if len(there) > len(near) else ""
         raise UserError(
-            f"no config file at {path}" + (f"; in that folder there are: {', '.join(near)}" if near else "")
+            f"no config file at {path}" + (f"; in that folder there are: {', '.join(near)}{more}" if near else "")
         )
     spec = importlib.util.spec_from_file_location(f"jaxtune_config_{path.stem}", path)
     if spec is None or spec.loader is None:
