@@ -30,7 +30,6 @@ ITEMS = ("params", "rest")
 SET_ASIDE = "set-aside"
 BUCKETS = {"gs": "gcsfs"}
 """Object stores that can hold checkpoints, and the package that reaches each."""
-NO_BUCKETS = {"s3": "Orbax writes arrays to folders and to gs:// only; mount the bucket as a folder"}
 _WRITTEN_AT_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")  # at the top level of a step, after the digests
 _CHUNK = 1 << 22
 _MESSAGE_BYTES = 4096
@@ -328,8 +327,11 @@ def _open_folder(name: str) -> epath.Path:
         return epath.Path(os.path.abspath(name))  # Orbax refuses relative paths
     package = BUCKETS.get(scheme)
     if package is None:
-        why = NO_BUCKETS.get(scheme, f"give a folder, or one of {', '.join(BUCKETS)}://")
-        raise UserError(f"checkpoints cannot be kept at {name}: {why}")
+        stores = ", ".join(f"{known}://" for known in BUCKETS)
+        raise UserError(
+            f"checkpoints cannot be kept at {name}: Orbax writes to folders and {stores} only; "
+            "mount other stores as a folder"
+        )
     if importlib.util.find_spec(package) is None:
         raise UserError(f"checkpoints at {scheme}:// need the package {package}: pip install {package}")
     return epath.Path(name)

@@ -245,14 +245,14 @@ def seen_examples(job: Experiment, steps: int) -> dict[str, Chosen]:
 
 def identity(job: Experiment) -> dict[str, Any]:
     """The manifest of a run: what it is bound to."""
-    sources = {name: job.train[name].fingerprint for name in job.tasks}
-    sources |= {f"{name} ({VALIDATION})": part.store.fingerprint for name, part in job.validation.items()}
-    # What was trained on, and what it was made from: a file may change without changing a token.
-    sources |= {f"{name} (source)": job.tasks[name].source(TRAIN).fingerprint for name in job.tasks}
-    everything = {**job.tasks, **job.held}
-    sources |= {
-        f"{name} ({VALIDATION} source)": everything[name].source(VALIDATION).fingerprint for name in job.validation
-    }
+    stores = {(name, TRAIN): job.train[name] for name in job.tasks}
+    stores |= {(name, VALIDATION): part.store for name, part in job.validation.items()}
+    sources = {}
+    for (name, split), store in stores.items():
+        label = name if split == TRAIN else f"{name} ({split})"
+        sources[label] = store.fingerprint
+        # A file may change without changing a token.
+        sources[f"{label}, its source"] = {**job.tasks, **job.held}[name].source(split).fingerprint
     weights = sorted(
         path for path in job.folder.iterdir() if path.suffix in (".safetensors", ".json") and "token" not in path.name
     )

@@ -12,6 +12,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from jaxtune.compiling import on_one_device
+
 PRODUCT = "product"
 """Name of a linear layer's matmul result, for rematerialisation policies."""
 
@@ -70,18 +72,13 @@ def _backward(spec, out_dtype, operands, cotangent):
         f"{output},{second}->{first}", cotangent, right.astype(left.dtype), preferred_element_type=jnp.float32
     )
     kept = len(os.path.commonprefix((first, output)))
-    if kept > 1 and left.dtype == jnp.float32 and _on_one_device():
+    if kept > 1 and left.dtype == jnp.float32 and on_one_device():
         # Summed over one axis, neither operand is transposed; over two, XLA copies the first with its axes exchanged.
+        # On a mesh, two axes that are split cannot be joined without moving the operand.
         first, output = first[kept - 1 :], output[kept - 1 :]
         left, cotangent = (x.reshape(-1, *x.shape[kept:]) for x in (left, cotangent))
     to_right = jnp.einsum(f"{first},{output}->{second}", left, cotangent, preferred_element_type=jnp.float32)
     return to_left.astype(left.dtype), to_right.astype(right.dtype)
-
-
-def _on_one_device() -> bool:
-    # On a mesh, two axes that are split over devices cannot be joined without moving the operand.
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.empty or mesh.size == 1
 
 
 _product.defvjp(_forward, _backward)

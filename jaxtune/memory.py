@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 from jaxtyping import PyTree
 
-from jaxtune import compiling, experiment, hf, lora, losses, model, optim, programs, sharding
+from jaxtune import experiment, hf, lora, losses, model, optim, programs, sharding
 from jaxtune.attention import Backend, plain
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
@@ -160,8 +160,7 @@ def lower(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     def step(state, frozen, batch, numbers):
         return program.update(state, frozen, Batch(**batch), Hparams(**numbers))
 
-    settings = {"donate_argnums": 0, "out_shardings": (program.state_shardings, whole)}
-    jitted = compiling.jit(step, platform=mesh.devices.flat[0].platform, dtype=work.compute_dtype, **settings)
+    jitted = program.jit(step, donate_argnums=0, out_shardings=(program.state_shardings, whole))
     with jax.set_mesh(mesh):
         return jitted.lower(
             jax.tree.map(place, state, program.state_shardings), frozen, ids | {"loss_weights": weights},

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxtune.attention import Backend, attention, cached_attention, plain
 from jaxtune.blockwise import RESIDUAL
+from jaxtune.compiling import on_one_device
 from jaxtune.errors import UserError
 from jaxtune.linear import PRODUCT, Linear, RMSNorm, normal, product
 from jaxtune.moe import Moe, MoeConfig
@@ -439,7 +440,7 @@ def _on_each_device(attend, config: ModelConfig):
     The reference is left to the compiler, which can also split the tokens of a row.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    alone = mesh.empty or mesh.size == 1
+    alone = on_one_device()
     backend = Backend.REFERENCE if not alone and mesh.shape["sequence"] > 1 else config.attention
 
     def run(query, key, value, segment_ids):

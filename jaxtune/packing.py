@@ -61,9 +61,8 @@ def best_fit(lengths: Int[np.ndarray, " n"], seq_len: int) -> Int[np.ndarray, " 
     room: dict[int, list[int]] = {}  # rows by the room left in them
     rooms = 0  # bit r is set where room[r] is not empty
     opened = 0
-    histogram = np.bincount(lengths)
-    values = np.flatnonzero(histogram)[::-1]
-    for length, count in zip(values.tolist(), histogram[values].tolist(), strict=True):
+    values, counts = np.unique(lengths, return_counts=True)
+    for length, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
         while count:
             if fitting := rooms >> length:
                 left = length + (fitting & -fitting).bit_length() - 1
@@ -89,10 +88,7 @@ def best_fit(lengths: Int[np.ndarray, " n"], seq_len: int) -> Int[np.ndarray, " 
                     room.setdefault(after, []).extend(group)
                     rooms |= 1 << after
     out = np.empty(len(lengths), np.int64)
-    room_left = seq_len - lengths
-    if seq_len < 2**16:
-        room_left = room_left.astype(np.uint16)  # NumPy sorts small integers by radix
-    out[np.argsort(room_left, kind="stable")] = rows
+    out[np.argsort(-lengths, kind="stable")] = rows
     return out
 
 

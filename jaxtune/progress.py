@@ -16,8 +16,9 @@ Clock = Callable[[], float]
 MOST_SHOWN = 6
 """Runs of a group whose losses are shown one by one."""
 WINDOW = 60.0
+"""Seconds of history that a rate is taken from."""
 LEAST_REPORTS = 20
-"""Seconds of history that a rate is taken from, and the fewest reports: a validation is not taken for the pace."""
+"""Reports that it is taken from at least, so that a validation is not taken for the pace."""
 
 
 def duration(seconds: float | int) -> str:

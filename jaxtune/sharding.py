@@ -18,6 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree, Shaped
 
+from jaxtune.compiling import on_one_device
 from jaxtune.errors import UserError
 
 AXES = ("trial", "data", "fsdp", "tensor", "sequence")
@@ -244,9 +245,9 @@ def constrain(x: Shaped[Array, "..."], layout: Layout) -> Shaped[Array, "..."]:
 
     Axes that do not divide their dimension are left out: with 2 key/value heads over tensor=4 every device has both.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if on_one_device():
         return x
+    mesh = jax.sharding.get_abstract_mesh()
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*_divisible(mesh, x.shape, layout.value)))
 
 
@@ -256,9 +257,9 @@ def gathered(weights: PyTree, prefix: str) -> PyTree:
     Inside `jax.set_mesh(mesh)` this is an all-gather, and a reduce-scatter of the gradients: neither whole weights nor
     whole gradients outlive the layer. Without a mesh it does nothing.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if on_one_device():
         return weights
+    mesh = jax.sharding.get_abstract_mesh()
 
     def gather(path: tuple[Any, ...], weight: Array) -> Array:
         rule = _rule(f"{prefix}.{path_name(path)}".rstrip("."), weight.ndim)

@@ -312,10 +312,8 @@ def test_options_out_of_range_and_a_missing_folder_are_user_errors(tmp_path):
         CheckpointConfig(keep_best=-1)
     with pytest.raises(UserError, match="need the package gcsfs"):
         Checkpoints("gs://bucket/run")
-    with pytest.raises(UserError, match="one of gs://"):
-        Checkpoints("ftp://server/run")
-    with pytest.raises(UserError, match="mount the bucket as a folder"):
-        Checkpoints("s3://bucket/run")
+    with pytest.raises(UserError, match="folders and gs:// only"):
+        CheckpointConfig(directory="s3://bucket/run")
     with pytest.raises(UserError, match="no checkpoints here"):
         Checkpoints(tmp_path / "none", read_only=True)
 

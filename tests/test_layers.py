@@ -5,10 +5,10 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "jaxtune"
 LAYERS = (
+    ("compiling",),
     (
         "apportion",
         "blockwise",
-        "compiling",
         "duplicates",
         "errors",
         "figures",

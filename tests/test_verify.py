@@ -70,7 +70,7 @@ def test_a_changed_data_line_is_found_and_named(original):
         path.write_text("\n".join(rows) + "\n")
         outcome = check(original)
     line, source = lines(outcome, "data")
-    assert source.startswith("data middle (source): content changed")
+    assert source.startswith("data middle, its source: content changed")
     assert line.startswith("data middle: content changed")
     assert "(examples 17 to 17 of 40" in line and "middle-train.jsonl:17" in line
     assert any("because of the change in: data" in text for text in lines(outcome, "batches"))
@@ -83,7 +83,7 @@ def test_a_change_that_reaches_no_token_is_found_too(original):
         path.write_text(text.rstrip("\n") + "\n\n")
         outcome = check(original)
     (line,) = lines(outcome, "data")
-    assert line.startswith("data middle (source): content changed")
+    assert line.startswith("data middle, its source: content changed")
     assert not outcome.ok
 
 

@@ -10,6 +10,7 @@ differs.
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -206,7 +207,7 @@ def main() -> int:
 
 
 def campaign(options: argparse.Namespace, folder: pathlib.Path) -> int:
-    import jaxtune.train  # noqa: F401 - imported once, for all children
+    importlib.import_module("jaxtune.train")  # once, for all children
 
     lines: list[dict[str, Any]] = []
 

@@ -5,12 +5,22 @@ BENCH=<folder of the peers' scripts> PEERS=<folder of their venvs and data> \\
 """
 
 import dataclasses
+import importlib
 import os
 import sys
 
-sys.path.insert(0, os.environ["BENCH"])
-import common
+import jax
+import numpy as np
 
+from jaxtune import model, programs, sharding
+from jaxtune.model import ModelConfig
+from jaxtune.optim import OptimConfig
+from jaxtune.packing import Batch
+from jaxtune.rope import RopeConfig
+from jaxtune.step import LossConfig, hparams
+
+sys.path.insert(0, os.environ["BENCH"])
+common = importlib.import_module("common")
 ARGUMENTS = common.args(
     lambda parser: parser.add_argument("--batch1", action="store_true", help="16 micro-batches of one row")
 )
@@ -18,19 +28,9 @@ MICRO = 1 if ARGUMENTS.batch1 else common.BATCH
 """Rows of a micro-batch."""
 if ARGUMENTS.mode == "padded" and ARGUMENTS.pad == "longest":
     ARGUMENTS.pad = "bucket"
-if ARGUMENTS.threads == 1:
+if ARGUMENTS.threads == 1:  # read when JAX's first device starts
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-os.environ["JAX_PLATFORMS"] = "cpu"
-
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-from jaxtune import model, programs, sharding  # noqa: E402
-from jaxtune.model import ModelConfig  # noqa: E402
-from jaxtune.optim import OptimConfig  # noqa: E402
-from jaxtune.packing import Batch  # noqa: E402
-from jaxtune.rope import RopeConfig  # noqa: E402
-from jaxtune.step import LossConfig, hparams  # noqa: E402
+jax.config.update("jax_platforms", "cpu")
 
 
 def model_config(name: str) -> ModelConfig:
