@@ -11,9 +11,9 @@ import jax.numpy as jnp
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 """Which operations XLA gives to the YNN library on a CPU.
 
-On x86 its float32 products took 1.3 times the time of XLA's own and its sum of [1, 8192, 256] over the middle axis thirty
-times as long; its products are also a little further from float64 (`experiments/10-step-speed`). In bfloat16 it is the
-faster one.
+On x86 its float32 products took 1.3 times the time of XLA's own and its sum of [1, 8192, 256] over the middle axis
+thirty times as long; its products are also a little further from float64 (`experiments/10-step-speed`). In bfloat16 it
+is the faster one.
 """
 
 
