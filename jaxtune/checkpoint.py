@@ -6,15 +6,16 @@ That document is written after the arrays and before the commit (an atomic renam
 object store), so a committed checkpoint always has one and a half-written checkpoint is never listed.
 """
 
-import concurrent.futures
 import dataclasses
 import enum
-import hashlib
 import importlib.util
 import json
 import math
 import os
+import pathlib
 import re
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,16 +24,21 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from jaxtune.bucket import Bucket
+from jaxtune.digests import file_digests, files_below, read_document, write_document
+from jaxtune.distributed import barrier
 from jaxtune.errors import UserError
 
 DOCUMENT = "checkpoint.json"
 ITEMS = ("params", "rest")
 SET_ASIDE = "set-aside"
 BUCKETS = {"gs": "gcsfs"}
-"""Object stores that can hold checkpoints, and the package that reaches each."""
-_WRITTEN_AT_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")  # at the top level of a step, after the digests
-_CHUNK = 1 << 22
+"""Object stores that Orbax writes to, and the package that reaches each. Others get copies."""
+_UNDIGESTED = (DOCUMENT, "_CHECKPOINT_METADATA", "commit_success.txt")  # the last two are written at the commit
 _MESSAGE_BYTES = 4096
+_SAVE_SECONDS = (
+    3600  # how long the processes of a job wait for one another's arrays, for the digests and for the copies
+)
 
 
 class Direction(enum.Enum):
@@ -57,18 +63,38 @@ class CheckpointConfig:
     mode: Direction = Direction.MIN
     """Whether the smallest or the largest metric is best."""
     directory: str | None = None
-    """Folder of this run's checkpoints, e.g. gs://bucket/my-run; None: in the run folder."""
+    """Folder of this run's checkpoints, e.g. gs://bucket/my-run; None: in the run folder.
+
+    Where Orbax cannot write (s3://, az:// and what else fsspec reaches) they are written in the run folder and copied.
+    """
 
     def folder(self, run_dir: str | os.PathLike[str]) -> str:
-        """Where the checkpoints of a run folder are."""
-        return self.directory or os.path.join(run_dir, "checkpoints")
+        """Where the checkpoints of a run folder are written."""
+        copied = self.directory is None or self.bucket() is not None
+        return os.path.join(run_dir, "checkpoints") if copied else str(self.directory)
+
+    def can_resume(self, run_dir: str | os.PathLike[str]) -> bool:
+        """Whether there is a committed checkpoint of a run folder, here or in the bucket."""
+        return has_checkpoint(self.folder(run_dir)) or self.in_use()
+
+    def in_use(self) -> bool:
+        """Whether `directory`, a place outside the run folder, holds a committed checkpoint."""
+        if self.directory is None:
+            return False
+        bucket = self.bucket()
+        return has_checkpoint(self.directory) if bucket is None else bool(bucket.steps())
+
+    def bucket(self) -> Bucket | None:
+        """The store that gets a copy of each checkpoint, if Orbax cannot write to `directory`."""
+        scheme, separator, _ = (self.directory or "").partition("://")
+        return Bucket(str(self.directory), DOCUMENT) if separator and scheme not in BUCKETS else None
 
     def __post_init__(self):
         for name, least in (("save_every", 1), ("keep_latest", 1), ("keep_best", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"checkpoint.{name} must be at least {least}, got {getattr(self, name)}")
-        if self.directory is not None:
-            _open_folder(self.directory)  # refuses what cannot hold checkpoints before anything else is done
+        if self.directory is not None and self.bucket() is None:
+            _open_folder(self.directory)  # both refuse what cannot hold checkpoints before anything else is done
 
 
 class DamagedCheckpoint(UserError):
@@ -90,7 +116,9 @@ class Checkpoints:
     """The checkpoints of one run folder; a context manager.
 
     Every process of a job must make the same calls in the same order. With `read_only` nothing is created, cleaned up
-    or deleted, so a live run can be read.
+    or deleted, so a live run can be read. Where `config.directory` is a store that Orbax cannot write to, every
+    checkpoint is copied there before it is committed; a copy that fails is tried again with the next checkpoint and
+    when the checkpoints are closed, which then is an error.
     """
 
     def __init__(
@@ -99,10 +127,17 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.directory = _open_folder(os.fspath(directory))
-        if read_only and not self.directory.exists():
-            raise UserError(f"no checkpoints here: {self.directory} does not exist")
         self.config = config or CheckpointConfig()
+        if read_only and not self.directory.exists():
+            copies = self.config.bucket()
+            hint = f"; `jaxtune train --resume` brings them from {copies.url}" if copies else ""
+            raise UserError(f"no checkpoints here: {self.directory} does not exist{hint}")
         self.read_only = read_only
+        self._had: set[str] = set()
+        self._bucket = None if read_only or jax.process_index() else self.config.bucket()
+        if self._bucket is not None:
+            self._bucket.check()
+            self._had = {path.name for path in self.directory.iterdir()} if self.directory.exists() else set()
         self._saving: tuple[int, dict[str, Any]] | None = None
         self._verified: set[int] = set()
         self._metrics: dict[int, dict[str, float]] = {}
@@ -115,20 +150,23 @@ class Checkpoints:
                 step_format_fixed_length=8,
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
-                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_document),
+                async_options=ocp.options.AsyncOptions(
+                    post_finalization_callback=self._write_document,
+                    timeout_secs=_SAVE_SECONDS,
+                ),
             ),
         )
-        for step in self._manager.all_steps():
-            document = self._document(step)
-            if isinstance(document, dict):
-                self._metrics[step] = document["metrics"]
+        self._read_metrics()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or jax.process_count() == 1:
-            self.close()  # after an error in a job of several processes, waiting for the others would not end
+        if kind is None:
+            self.close()
+        elif jax.process_count() == 1:  # in a job of several processes, waiting for the others would not end
+            self._manager.close()
+            self._copy_out(last=False)  # what went wrong here shall not hide what went wrong before
 
     def save(
         self, step: int, state: Any, extra: Mapping[str, Any] | None = None, metrics: Mapping[str, float] | None = None
@@ -164,8 +202,25 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait for the running save and release the threads."""
+        """Wait for the running save and the copies, and release the threads."""
         self._manager.close()
+        self._copy_out(last=True)
+
+    def copies(self) -> list[int]:
+        """Steps in the bucket, ascending; none where no bucket gets copies, and on the processes that do not copy."""
+        return [int(name) for name in self._bucket.steps()] if self._bucket is not None else []
+
+    def fetch(self) -> None:
+        """Bring the copies from the bucket, if there is one and the folder has no checkpoint."""
+        if self.steps():
+            return
+        if self._bucket is not None:
+            for name in self._bucket.steps():
+                print(f"fetching checkpoint {name} from {self._bucket.url}", file=sys.stderr)
+                self._bucket.fetch(name, pathlib.Path(self.directory / name))
+        barrier("jaxtune: copies of checkpoints fetched")
+        self._manager.reload()
+        self._read_metrics()
 
     def steps(self) -> list[int]:
         """Committed steps, ascending, once a running save is done."""
@@ -190,9 +245,8 @@ class Checkpoints:
         document = self._good_document(step)
         document["metrics"] = {name: float(value) for name, value in metrics.items()}
         if jax.process_index() == 0:
-            _write_json(self._folder(step) / DOCUMENT, document)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("jaxtune: metrics of a checkpoint")
+            write_document(self._folder(step) / DOCUMENT, document)
+        barrier("jaxtune: metrics of a checkpoint")
         self._metrics[step] = document["metrics"]
 
     def extra(self, step: int) -> dict[str, Any]:
@@ -229,13 +283,13 @@ class Checkpoints:
         if isinstance(document, str):
             return _agree([document])
         folder = self._folder(step)
-        found = _files(folder)
+        found = files_below(folder, _UNDIGESTED)
         recorded = document["files"]
         listed = [f"{name}: missing" for name in sorted(set(recorded) - set(found))]
-        listed += [f"{name}: not part of the checkpoint" for name in sorted(set(found) - set(recorded) - {DOCUMENT})]
+        listed += [f"{name}: not part of the checkpoint" for name in sorted(set(found) - set(recorded))]
         mine = sorted(set(recorded) & set(found))[jax.process_index() :: jax.process_count()]
         listed = listed if jax.process_index() == 0 else []
-        for name, (size, digest) in zip(mine, _digests(folder, mine), strict=True):
+        for name, (size, digest) in zip(mine, file_digests(folder, mine), strict=True):
             if size != recorded[name]["bytes"]:
                 listed.append(f"{name}: {size} bytes, {recorded[name]['bytes']} were written")
             elif digest != recorded[name]["sha256"]:
@@ -254,8 +308,7 @@ class Checkpoints:
                 if target.exists():
                     target.rmtree()
                 self._folder(s).rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("jaxtune: checkpoints set aside")
+        barrier("jaxtune: checkpoints set aside")
         self._manager.reload()
         for s in newer:
             self._metrics.pop(s, None)
@@ -289,15 +342,7 @@ class Checkpoints:
 
     def _document(self, step: int) -> dict[str, Any] | str:
         """`checkpoint.json` of a step, or what is wrong with it."""
-        path = self._folder(step) / DOCUMENT
-        if not path.exists():
-            return f"{DOCUMENT}: missing"
-        try:
-            document = json.loads(path.read_bytes())
-            recorded = document.pop("digest")
-        except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, no digest, no object
-            return f"{DOCUMENT}: not readable"
-        return document if recorded == _json_digest(document) else f"{DOCUMENT}: content changed"
+        return read_document(self._folder(step) / DOCUMENT)
 
     def _write_document(self) -> None:
         """Digest the files of the checkpoint being written. Orbax calls this on process 0, just before the commit."""
@@ -305,10 +350,35 @@ class Checkpoints:
         step, document = self._saving
         name = self._folder(step).name
         folder = next(path for path in self.directory.iterdir() if path.name.startswith(name))
-        names = _files(folder)
-        digests = zip(names, _digests(folder, names), strict=True)
+        names = files_below(folder, _UNDIGESTED)
+        digests = zip(names, file_digests(folder, names), strict=True)
         document = document | {"files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests}}
-        _write_json(folder / DOCUMENT, document)
+        write_document(folder / DOCUMENT, document)
+        self._copy_out({name: folder}, last=False)
+
+    def _copy_out(self, unfinished: Mapping[str, epath.Path] | None = None, *, last: bool) -> None:
+        """Make the bucket hold the checkpoints that are here, and the one that is about to be committed."""
+        if self._bucket is None:
+            return
+        try:
+            here = {path.name: path for path in self.directory.iterdir() if _is_step(path)} | dict(unfinished or {})
+            for name, folder in sorted(here.items()):
+                if (folder / DOCUMENT).exists():  # else it is damaged, and a good copy may be there
+                    self._bucket.send(pathlib.Path(folder), name)
+            self._had |= set(here)
+            for name in self._had & set(self._bucket.steps()) - set(here):  # never what was not here before
+                self._bucket.remove(name)
+        except Exception as error:  # every store has errors of its own
+            message = f"not all checkpoints could be copied to {self._bucket.url}: {type(error).__name__}: {error}"
+            if last:
+                raise UserError(f"{message}\nThey are whole in {self.directory}.") from error
+            warnings.warn(f"{message}; this is tried again with the next one", RuntimeWarning, stacklevel=2)
+
+    def _read_metrics(self) -> None:
+        for step in self._manager.all_steps():
+            document = self._document(step)
+            if isinstance(document, dict):
+                self._metrics[step] = document["metrics"]
 
     def _folder(self, step: int) -> epath.Path:
         return self.directory / f"{step:08d}"
@@ -327,11 +397,7 @@ def _open_folder(name: str) -> epath.Path:
         return epath.Path(os.path.abspath(name))  # Orbax refuses relative paths
     package = BUCKETS.get(scheme)
     if package is None:
-        stores = ", ".join(f"{known}://" for known in BUCKETS)
-        raise UserError(
-            f"checkpoints cannot be kept at {name}: Orbax writes to folders and {stores} only; "
-            "mount other stores as a folder"
-        )
+        raise UserError(f"Orbax cannot write to {name}; with checkpoint.directory it gets copies of a folder")
     if importlib.util.find_spec(package) is None:
         raise UserError(f"checkpoints at {scheme}:// need the package {package}: pip install {package}")
     return epath.Path(name)
@@ -416,50 +482,15 @@ def _placed(tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
-def _files(folder: epath.Path, prefix: str = "") -> list[str]:
-    """Relative names of the files below `folder` that carry a digest, sorted."""
-    names = []
-    for path in folder.iterdir():
-        if path.is_dir():
-            names += _files(path, f"{prefix}{path.name}/")
-        elif prefix or path.name not in (*_WRITTEN_AT_COMMIT, DOCUMENT):
-            names.append(prefix + path.name)
-    return sorted(names)
-
-
-def _digests(folder: epath.Path, names: Sequence[str]) -> list[tuple[int, str]]:
-    """(bytes, SHA-256) of each file; hashing releases the interpreter lock, so threads share the work."""
-
-    def digest(name: str) -> tuple[int, str]:
-        sha, size = hashlib.sha256(), 0
-        with (folder / name).open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                sha.update(chunk)
-                size += len(chunk)
-        return size, sha.hexdigest()
-
-    with concurrent.futures.ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        return list(pool.map(digest, names))
-
-
-def _write_json(path: epath.Path, document: dict[str, Any]) -> None:
-    """Write a document with its own digest, as a whole or not at all."""
-    unfinished = path.parent / f".{path.name}"
-    unfinished.write_text(json.dumps(document | {"digest": _json_digest(document)}))
-    unfinished.replace(path)
-
-
 def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a committed checkpoint, damaged or not. Opens nothing."""
     path = _open_folder(os.fspath(folder))
-    if not path.exists():
-        return False
-    steps = [step for step in path.iterdir() if re.fullmatch(r"\d{8,}", step.name)]
+    steps = [step for step in path.iterdir() if _is_step(step)] if path.exists() else []
     return any((step / DOCUMENT).exists() or (step / "commit_success.txt").exists() for step in steps)
 
 
-def _json_digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _is_step(folder: epath.Path) -> bool:
+    return re.fullmatch(r"\d{8,}", folder.name) is not None
 
 
 def _agree(lines: list[str]) -> list[str]:

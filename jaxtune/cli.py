@@ -308,12 +308,11 @@ def continue_or_start(config: Any, arguments: argparse.Namespace) -> tuple[bool,
     A run that was ended before its first checkpoint starts anew; one with a checkpoint continues, and if that
     checkpoint cannot be used, it is an error.
     """
-    from jaxtune.checkpoint import has_checkpoint
     from jaxtune.distributed import from_main, is_main
 
     if arguments.resume or arguments.resume_step is not None or arguments.overwrite:
         raise UserError("--restartable decides between resuming and starting; leave --resume and --overwrite away")
-    resume = bool(from_main(has_checkpoint(config.checkpoint.folder(arguments.run_dir))))
+    resume = bool(from_main(config.checkpoint.can_resume(arguments.run_dir)))
     begun = bool(from_main((arguments.run_dir / "config.json").exists()))
     if is_main():
         print("resuming the run" if resume else "no checkpoint yet: starting the run", file=sys.stderr)

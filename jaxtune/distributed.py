@@ -111,10 +111,10 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def from_main(value: float) -> float:
+def from_main(value: float | bool) -> float:
     """Process 0's number, on every process: one decision for the whole job."""
     if jax.process_count() == 1:
-        return value
+        return float(value)
     halves = np.array([value], np.float64).view(np.uint32)  # devices may not hold 64-bit numbers
     return float(np.asarray(multihost_utils.broadcast_one_to_all(halves)).view(np.float64)[0])
 

@@ -22,7 +22,7 @@ from jaxtune.placed import Placed
 from jaxtune.progress import RunProgress, TrainProgress
 from jaxtune.step import StepMetrics, TrainState
 from jaxtune.trace import StepTrace
-from jaxtune.tracking import Tracker, write_json
+from jaxtune.tracking import Tracker, read_json, write_json
 
 
 class Status(enum.Enum):
@@ -32,6 +32,12 @@ class Status(enum.Enum):
     EARLY_STOPPED = "early_stopped"
     STOPPED = "stopped"
     FAILED = "failed"
+
+
+def is_finished(run_dir: pathlib.Path) -> bool:
+    """Whether a run went to its end."""
+    summary = run_dir / "summary.json"
+    return summary.is_file() and read_json(summary)["status"] in (Status.FINISHED.value, Status.EARLY_STOPPED.value)
 
 
 class NotFinite(UserError):
@@ -322,7 +328,7 @@ class Loop:
         self.exported_step, self.after = int(state.step), after
         self.seen = self.placed.seen_loss(state.measured, self.exported_step)
         self.after_score = self.score(state, self.exported_step, "after")
-        self.placed.export(state.measured, self.run_dir / "model")
+        self.placed.export(state.measured, self.run_dir / "model", overwrite=True)  # of a run that ended while ending
 
     def conclude(self, status: Status, step: int, seconds: float) -> dict[str, Any]:
         """Write summary and report; returns the summary."""

@@ -112,13 +112,15 @@ class Placed:
         metric_of = {task.name: task.metric for task in (*job.tasks.values(), *job.held.values())}
         return evaluate.generation_scores(answer, job.questions, job.tokenizer, metric_of, stop_ids=job.stop_ids)
 
-    def export(self, params: Params, folder: pathlib.Path, dtype: str | None = None) -> None:
+    def export(
+        self, params: Params, folder: pathlib.Path, dtype: str | None = None, *, overwrite: bool = False
+    ) -> None:
         """Write a Hugging Face folder whose end-of-sequence token is the one that was trained."""
         job = self.job
         hf.export_model(
             folder, job.model, self.full_params(params), eos_token_id=chat.terminator_id(job.template, job.tokenizer),
             bos_token_id=job.tokenizer.bos_id, pad_token_id=job.tokenizer.pad_id, tokenizer_files=job.tokenizer.files,
-            chat_template=job.template.source, dtype=dtype or self.config.model.param_dtype.value,
+            chat_template=job.template.source, dtype=dtype or self.config.model.param_dtype.value, overwrite=overwrite,
         )  # fmt: skip
 
     def flops_per_step(self, tokens: int) -> float:

@@ -44,6 +44,11 @@ def prepare(run_dir: pathlib.Path, *, overwrite: bool) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
 
 
+def reopen(run_dir: pathlib.Path) -> None:
+    """Remove the summary, which says how a run ended: it is going on."""
+    (run_dir / "summary.json").unlink(missing_ok=True)
+
+
 def write_facts(
     run_dir: pathlib.Path, *, config: Any, identity: Mapping[str, Any], mixture: Any, samples: Any,
     command: Mapping[str, Any],

@@ -31,7 +31,7 @@ from jaxtune.programs import Programs
 from jaxtune.progress import GroupProgress
 from jaxtune.step import Hparams, StepMetrics, TrainState
 from jaxtune.tracking import Json, plain
-from jaxtune.train import enable_compilation_cache, open_loop, write_folder
+from jaxtune.train import enable_compilation_cache, open_loop, refuse_used, write_folder
 from jaxtune.trials import TrialPrograms
 
 
@@ -60,6 +60,8 @@ def plan_run(
     identity = experiment.identity(job)
     if resume:
         runfolder.check_same(run_dir, identity)
+    else:
+        refuse_used(config)
     return Planned(
         name=run_dir.name, run_dir=run_dir, job=job, identity=identity, command=command, resume=resume,
         overwrite=overwrite, shape=shape(job),
@@ -132,7 +134,9 @@ def train_stacked(runs: Sequence[Planned], programs: Programs) -> GroupOutcome:
         state, arms = compiled.blank(), []
         display = GroupProgress([run.name for run in runs], runs[0].job.total_steps)
         for number, (run, where) in enumerate(zip(runs, placed, strict=True)):
-            if not run.resume:
+            if run.resume:
+                runfolder.reopen(run.run_dir)
+            else:
                 write_folder(run.job, run.run_dir, run.identity, run.command, overwrite=run.overwrite)
             loop, own = open_loop(stack, where, where.initial_state(), run.run_dir, programs, resume=run.resume)
             loop.display, loop.trained_with = display.of(run.name), [r.name for r in runs if r is not run]

@@ -20,7 +20,7 @@ from jaxtune import stacked as together
 from jaxtune.ablation import sweep_table, write_sweep_report
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
-from jaxtune.loop import NotFinite, Status
+from jaxtune.loop import NotFinite, Status, is_finished
 from jaxtune.programs import Programs
 from jaxtune.tracking import read_json, write_json
 from jaxtune.train import train
@@ -181,7 +181,7 @@ def run_stacked(
     by_name = {run.folder.name: run for run in waiting}
     planned = []
     for run in waiting:
-        resume, overwrite = continuation(run.folder)
+        resume, overwrite = continuation(run)
         planned.append(
             together.plan_run(run.settings, run.folder, command=run.command, resume=resume, overwrite=overwrite)
         )
@@ -219,24 +219,20 @@ def prepare(sweep_dir: pathlib.Path, record: Mapping[str, Any], *, overwrite: bo
     write_json(path, record)
 
 
-def is_finished(folder: pathlib.Path) -> bool:
-    """Whether a run went to its end."""
-    summary = folder / "summary.json"
-    return summary.is_file() and read_json(summary)["status"] in (Status.FINISHED.value, Status.EARLY_STOPPED.value)
-
-
-def continuation(folder: pathlib.Path) -> tuple[bool, bool]:
+def continuation(run: Waiting) -> tuple[bool, bool]:
     """(resume, overwrite): a run that was interrupted goes on from its checkpoint; without one it starts again."""
-    started = (folder / "config.json").is_file()
-    saved = started and any((folder / "checkpoints").glob("[0-9]*"))
+    started = (run.folder / "config.json").is_file()
+    saved = started and run.settings.checkpoint.can_resume(run.folder)
     if started:
-        print(f"{folder.name}: {'goes on from its last checkpoint' if saved else 'has no checkpoint, starts again'}")
+        print(
+            f"{run.folder.name}: {'goes on from its last checkpoint' if saved else 'has no checkpoint, starts again'}"
+        )
     return saved, started and not saved
 
 
 def run_one(run: Waiting, programs: Programs, failures: dict[str, str]) -> Status:
     """A fresh run, or the rest of one that was interrupted; what ends it for its numbers goes into `failures`."""
-    resume, overwrite = continuation(run.folder)
+    resume, overwrite = continuation(run)
     try:
         outcome = train(
             run.settings, run.folder, command=run.command, resume=resume, overwrite=overwrite, programs=programs

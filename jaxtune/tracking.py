@@ -103,7 +103,8 @@ class JsonlTracker:
     """Appends rows to `metrics.jsonl`, each flushed at once, so that a killed process loses at most a torn last line.
 
     A new run starts an empty file and refuses one that holds rows. `resume_step=n` keeps the rows up to step n,
-    drops those of steps that will be trained again, and removes a torn last line.
+    drops those of steps that will be trained again and the scores of an end that will be reached again, and removes
+    a torn last line.
     """
 
     def __init__(self, run_dir: Path | str, *, resume_step: int | None = None):
@@ -117,7 +118,11 @@ class JsonlTracker:
 
     def _keep_up_to(self, step: int) -> None:
         if self.path.exists():
-            kept = [row for row in read_rows(self.path) if row["step"] <= step]
+            kept = [
+                row
+                for row in read_rows(self.path)
+                if row["step"] <= step and not (row["kind"] == "score" and row["step"])
+            ]
             replace_file(self.path, b"".join(orjson.dumps(row) + b"\n" for row in kept))
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -155,6 +160,8 @@ def read_rows(path: Path) -> list[Json]:
 
 
 def _rows(path: Path) -> Iterator[Json]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     lines = path.read_bytes().split(b"\n")
     if lines[-1]:
         lines[-1] = b""  # no newline at the end: the writer was killed inside this line

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,15 +14,15 @@ from jaxtune import config as configs
 from jaxtune import experiment, runfolder
 from jaxtune.checkpoint import Checkpoints, abstract
 from jaxtune.config import ExperimentConfig
-from jaxtune.distributed import Guard, StopSignal, barrier, is_main
+from jaxtune.distributed import Guard, StopSignal, barrier, from_main, is_main
 from jaxtune.errors import UserError
 from jaxtune.experiment import Experiment
-from jaxtune.loop import Loop, Progressing, Status
+from jaxtune.loop import Loop, Progressing, Status, is_finished
 from jaxtune.mirrors import make_mirror
 from jaxtune.placed import Placed, place
 from jaxtune.programs import Programs
 from jaxtune.step import TrainState
-from jaxtune.tracking import JsonlTracker, Tracker, Trackers
+from jaxtune.tracking import JsonlTracker, Tracker, Trackers, read_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,10 @@ def train(
     identity = experiment.identity(job)
     if resume:
         runfolder.check_same(run_dir, identity)
+        if resume_step is None and from_main(is_finished(run_dir)):
+            return finished_before(run_dir)
+    else:
+        refuse_used(config)
 
     # 3. Devices: mesh, base model, programs, state.
     programs = programs or Programs()
@@ -67,6 +72,8 @@ def train(
     barrier("jaxtune: input checked by all")
     if not resume:
         write_folder(job, run_dir, identity, command, overwrite=overwrite)
+    elif is_main():
+        runfolder.reopen(run_dir)
     barrier("jaxtune: run folder")
 
     with contextlib.ExitStack() as stack:
@@ -91,6 +98,20 @@ def train(
     return Outcome(status=status, exit_code=exit_code, run_dir=run_dir, summary=summary)
 
 
+def finished_before(run_dir: pathlib.Path) -> Outcome:
+    """How a run ended that has nothing left to do."""
+    if is_main():
+        print(f"{run_dir} is finished; there is nothing to resume", file=sys.stderr)
+    summary = read_json(run_dir / "summary.json")
+    return Outcome(status=Status(summary["status"]), exit_code=0, run_dir=run_dir, summary=summary)
+
+
+def refuse_used(config: ExperimentConfig) -> None:
+    """Refuse to start a run whose folder of checkpoints, outside its run folder, holds some."""
+    if from_main(config.checkpoint.in_use()):
+        raise UserError(f"{config.checkpoint.directory} holds checkpoints of another run; set checkpoint.directory")
+
+
 def write_folder(
     job: Experiment, run_dir: pathlib.Path, identity: Mapping[str, Any], command: Mapping[str, Any] | None, *,
     overwrite: bool,
@@ -111,8 +132,8 @@ def open_loop(
     """Checkpoints, tracker and counters of a run, and the state to go on from; `stack` closes them."""
     config = placed.config
     checkpoints = stack.enter_context(Checkpoints(config.checkpoint.folder(run_dir), config.checkpoint))
-    if not resume and checkpoints.latest() is not None:
-        raise UserError(f"{checkpoints.directory} holds checkpoints of another run; set checkpoint.directory")
+    if resume:
+        checkpoints.fetch()
     memory = Progressing()
     if resume:
         state, memory = restore(checkpoints, state, resume_step, placed.job)

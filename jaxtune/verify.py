@@ -18,7 +18,7 @@ from jaxtune.packing import Batch
 from jaxtune.placed import Placed, place
 from jaxtune.programs import Programs
 from jaxtune.step import StepMetrics, TrainState
-from jaxtune.tracking import read_json, read_rows
+from jaxtune.tracking import METRICS, read_json, read_rows
 
 BOUND = ("data", "tokenizer", "template", "base_model", "plan", "seeds", "batches", "config")
 """Parts of a manifest that must be equal: what is trained, on what, and how."""
@@ -130,7 +130,9 @@ def place_of_change(line: str, recorded: Mapping[str, Any], job: Experiment) -> 
 
 def check_log(run_dir: pathlib.Path, job: Experiment) -> Check:
     """Whether the logged steps are those of the plan: trained tokens by task of steps drawn at random, and the sums."""
-    rows = {row["step"]: row for row in read_rows(run_dir / "metrics.jsonl") if row["kind"] == "train"}
+    if not (run_dir / METRICS).is_file():
+        return Check(name="log", ok=False, lines=(f"{METRICS} is missing",))
+    rows = training_rows(run_dir)
     if not rows:
         return Check(name="log", ok=True, lines=("no step was trained",))
     lines = []
@@ -150,6 +152,11 @@ def check_log(run_dir: pathlib.Path, job: Experiment) -> Check:
     return Check(name="log", ok=not lines, lines=tuple(lines) or (f"agrees with the plan (steps looked at: {seen})",))
 
 
+def training_rows(run_dir: pathlib.Path) -> dict[int, dict[str, Any]]:
+    """The logged steps by number."""
+    return {row["step"]: row for row in read_rows(run_dir / METRICS) if row["kind"] == "train"}
+
+
 def trained_tokens(job: Experiment, step: int) -> dict[str, int]:
     """Targets with weight in a step's batch, by task, counted in the batch itself."""
     batch = experiment.global_batch(job, step)
@@ -164,7 +171,7 @@ def check_checkpoints(run_dir: pathlib.Path, config: ExperimentConfig) -> Check:
     """Every file of every checkpoint against its digest."""
     folder = config.checkpoint.folder(run_dir)
     if not has_checkpoint(folder):
-        return Check(name="checkpoints", ok=True, lines=("there are none",))
+        return Check(name="checkpoints", ok=True, lines=(f"there are none in {folder}",))
     with Checkpoints(folder, config.checkpoint, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         lines = [f"step {step}: {problem}" for step in steps for problem in checkpoints.problems(step)]
@@ -195,7 +202,7 @@ def _relevant(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_replay(run_dir: pathlib.Path, config: ExperimentConfig, job: Experiment, steps: int, *, exact: bool) -> Check:
     """Train steps again, from a checkpoint or from the base model, and compare losses, gradient norms and the state."""
-    rows = {row["step"]: row for row in read_rows(run_dir / "metrics.jsonl") if row["kind"] == "train"}
+    rows = training_rows(run_dir) if (run_dir / METRICS).is_file() else {}
     if not rows:
         return Check(name="replay", ok=False, lines=("metrics.jsonl holds no step to compare with",))
     placed = place(job, Programs())

@@ -9,6 +9,7 @@ LAYERS = (
     (
         "apportion",
         "blockwise",
+        "digests",
         "duplicates",
         "errors",
         "figures",
@@ -25,8 +26,8 @@ LAYERS = (
     ),
     (
         "attention",
+        "bucket",
         "chat_templates",
-        "checkpoint",
         "distributed",
         "heatmap",
         "jinja",
@@ -46,6 +47,7 @@ LAYERS = (
         "tracking",
     ),
     (
+        "checkpoint",
         "curves",
         "hf_fields",
         "ledger",

@@ -16,9 +16,9 @@ from jaxtune import experiment, runfolder, train
 from jaxtune.checkpoint import Checkpoints
 from jaxtune.config import EarlyStoppingConfig, HealthConfig
 from jaxtune.errors import UserError
-from jaxtune.loop import Status, peak_memory_mb
+from jaxtune.loop import Loop, Status, peak_memory_mb
 from jaxtune.programs import Programs
-from jaxtune.tracking import read_run
+from jaxtune.tracking import read_rows, read_run
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +95,8 @@ def traces(folder):
     return list((folder / "profile" / "process_0").rglob("*.xplane.pb"))
 
 
-def test_a_stopped_run_resumes_to_the_same_end(finished, place, programs, monkeypatch):
-    folder = fresh(place / "stopped")
-    stop_after = 3
-    config = dataclasses.replace(tiny_config(place), health=HealthConfig(profile_steps=(2, 5)))
+def train_until_stopped(config, folder, programs, monkeypatch, *, stop_after):
+    """A run that gets SIGTERM after a step."""
 
     def after(self, step):
         self.received = signal.SIGTERM if step == stop_after else None
@@ -106,7 +104,13 @@ def test_a_stopped_run_resumes_to_the_same_end(finished, place, programs, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(train.StopSignal, "after", after)
-        stopped = train.train(config, folder, programs=programs)
+        return train.train(config, folder, programs=programs)
+
+
+def test_a_stopped_run_resumes_to_the_same_end(finished, place, programs, monkeypatch):
+    folder = fresh(place / "stopped")
+    config = dataclasses.replace(tiny_config(place), health=HealthConfig(profile_steps=(2, 5)))
+    stopped = train_until_stopped(config, folder, programs, monkeypatch, stop_after=3)
     assert stopped.status is Status.STOPPED and stopped.exit_code not in (0, 1, 2)
     assert len(traces(folder)) == 1  # of steps 2 and 3
     shutil.rmtree(folder / "profile")
@@ -117,6 +121,60 @@ def test_a_stopped_run_resumes_to_the_same_end(finished, place, programs, monkey
     assert final_params(folder, place) == final_params(finished.run_dir, place)
     ledger = lambda outcome: outcome.summary["ledger"]
     assert ledger(resumed) == ledger(finished)
+
+
+def test_a_run_goes_on_from_copies_in_a_bucket_and_another_run_may_not_use_them(finished, place, programs, monkeypatch):
+    folder, bucket = fresh(place / "copied"), f"memory://{place.name}/checkpoints"
+    config = tiny_config(place)
+    config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, directory=bucket))
+    assert train_until_stopped(config, folder, programs, monkeypatch, stop_after=3).status is Status.STOPPED
+    shutil.rmtree(folder / "checkpoints")
+    for run_dir in (place / "another", folder):
+        with pytest.raises(UserError, match=f"{bucket} holds checkpoints of another run; set checkpoint.directory"):
+            train.train(config, run_dir, overwrite=True, programs=programs)
+    assert not (place / "another").exists() and (folder / "metrics.jsonl").exists()
+    assert train.train(config, folder, resume=True, programs=programs).status is Status.FINISHED
+    assert training_rows(folder) == training_rows(finished.run_dir)
+    assert final_params(folder, place) == final_params(finished.run_dir, place)
+
+
+@pytest.mark.parametrize("killed_in", ["conclude", "score"])
+def test_a_run_that_was_killed_at_its_end_ends_again(finished, place, programs, monkeypatch, killed_in):
+    folder = fresh(place / "ending")
+    real = getattr(Loop, killed_in)
+
+    def killed(self, *arguments):
+        if killed_in == "conclude" or "after" in arguments:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Loop, killed_in, killed)
+        train.train(tiny_config(place), folder, programs=programs)
+    assert (folder / "model").exists() == (killed_in == "conclude") and not (folder / "summary.json").exists()
+    assert train.train(tiny_config(place), folder, resume=True, programs=programs).status is Status.FINISHED
+    rows = lambda run_dir: [row for row in read_rows(run_dir / "metrics.jsonl") if row["kind"] != "train"]
+    assert rows(folder) == rows(finished.run_dir)
+    assert final_params(folder, place) == final_params(finished.run_dir, place)
+
+
+def test_a_finished_run_has_nothing_to_resume(finished, place, programs, capfd):
+    before = {path: path.stat().st_mtime_ns for path in finished.run_dir.rglob("*")}
+    again = train.train(tiny_config(place), finished.run_dir, resume=True, programs=programs)
+    assert again.summary == json.loads((finished.run_dir / "summary.json").read_text()) and again.exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.run_dir.rglob("*")} == before
+    assert "is finished; there is nothing to resume" in capfd.readouterr().err
+
+
+def test_a_finished_run_that_goes_on_from_an_earlier_step_is_not_finished(finished, place, programs, monkeypatch):
+    folder = fresh(place / "earlier")
+    shutil.copytree(finished.run_dir, folder)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Loop, "steps", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train.train(tiny_config(place), folder, resume=True, resume_step=4, programs=programs)
+    assert not (folder / "summary.json").exists()
+    assert train.train(tiny_config(place), folder, resume=True, programs=programs).status is Status.FINISHED
+    assert training_rows(folder) == training_rows(finished.run_dir)
 
 
 def test_an_existing_run_is_never_written_over_unasked(finished, place):

@@ -137,6 +137,14 @@ def test_a_changed_log_does_not_pass(original):
     assert "trained tokens were logged in all" in found[-1]
 
 
+def test_a_lost_log_does_not_pass(original):
+    with Restored(original / "run" / "metrics.jsonl") as log:
+        log.unlink()
+        outcome = check(original, replay=2)
+        assert lines(outcome, "log") == ["metrics.jsonl is missing"]
+        assert lines(outcome, "replay") == ["metrics.jsonl holds no step to compare with"]
+
+
 def test_a_changed_manifest_ends_the_verification(original):
     with Restored(original / "run" / "manifest.json") as path:
         path.write_text(path.read_text().replace('"peak_lr": 0.01', '"peak_lr": 0.02'))
