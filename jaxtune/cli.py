@@ -15,7 +15,8 @@ from jaxtune.errors import UserError
 from jaxtune.mixture import MixtureConfig, OnCap, Strategy, mix_table
 
 EPILOG = (
-    "Options after the config change it: `jaxtune train configs/quickstart.py --run-dir runs/a --optim.peak-lr 1e-3`."
+    "Options after the config change it: `jaxtune train configs/quickstart.py --run-dir runs/a --optim.peak-lr 1e-3`. "
+    "`jaxtune options CONFIG` lists them."
 )
 
 
@@ -83,6 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--heartbeat-seconds", type=int, default=30, help="silence after which a process of the job counts as dead"
     )
 
+    options = add(
+        "options", run_options, "Every option of a config: type, meaning, and its value there.", overrides=True
+    )
+    options.add_argument("config")
+
     mix = add("mix", run_mix, "Probabilities and counts of a mixture, from sizes or a config.", overrides=True)
     mix.add_argument("config", nargs="?", help="take tasks and mixture from this config")
     mix.add_argument("--sizes", nargs="+", metavar="TASK=N", help="task sizes, e.g. qa=120000 math=8000")
@@ -127,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = add(
         "evaluate", run_evaluate, "Validation loss and exact match by task, of a run or a model folder.", overrides=True
     )
-    evaluate.add_argument("config")
+    evaluate.add_argument("config", nargs="?", help="tasks and settings (default: those of --run-dir)")
     evaluate.add_argument("--model", type=pathlib.Path, help="model folder (default: the config's)")
     evaluate.add_argument("--run-dir", type=pathlib.Path, help="evaluate the exported model of this run")
     add_json(evaluate)
@@ -180,11 +186,15 @@ def build_parser() -> argparse.ArgumentParser:
     importer.add_argument("folder")
     add_json(importer)
 
-    exporter = add("export-hf", run_export, "Write a checkpoint of a run as a Hugging Face model folder.")
+    exporter = add(
+        "export-hf", run_export, "Write a checkpoint of a run as a Hugging Face model folder, or its adapter."
+    )
     exporter.add_argument("run_dir", type=pathlib.Path)
     exporter.add_argument("out", type=pathlib.Path)
     exporter.add_argument("--step", help="checkpoint step, `best` (default) or `latest`", default="best")
     exporter.add_argument("--dtype", choices=["float32", "bfloat16"], default=None)
+    exporter.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, as a folder that PEFT loads")
+    exporter.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
     return parser
 
 
@@ -274,6 +284,20 @@ def load_config(arguments: argparse.Namespace):
     return config.override(config.load(arguments.config), arguments.rest)
 
 
+def config_of_run(run_dir: pathlib.Path):
+    """The config that a run was started with."""
+    from jaxtune import config, runfolder
+
+    path, overrides = runfolder.read_command(run_dir)
+    return config.override(config.load(path), overrides)
+
+
+def run_options(arguments: argparse.Namespace) -> None:
+    from jaxtune import config
+
+    print(config.describe(load_config(arguments)))
+
+
 def run_train(arguments: argparse.Namespace) -> int:
     from jaxtune import distributed
     from jaxtune.terminal import print_summary
@@ -361,11 +385,17 @@ def run_plan_memory(arguments: argparse.Namespace) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
+    from jaxtune import config as configs
     from jaxtune import runfolder, terminal, train
 
-    config = load_config(arguments)
     if arguments.model is not None and arguments.run_dir is not None:
         raise UserError("give --model or --run-dir, not both")
+    if arguments.config is not None:
+        config = load_config(arguments)
+    elif arguments.run_dir is not None:
+        config = configs.override(config_of_run(arguments.run_dir), arguments.rest)
+    else:
+        raise UserError("jaxtune evaluate takes a config, or --run-dir with a run folder")
     folder = arguments.model or arguments.run_dir
     if folder is not None:
         path = str(runfolder.resolve_model_folder(folder))
@@ -456,11 +486,12 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    from jaxtune import config, runfolder, train
+    from jaxtune import train
 
-    path, overrides = runfolder.read_command(arguments.run_dir)
-    settings = config.override(config.load(path), overrides)
-    train.export_checkpoint(settings, arguments.run_dir, arguments.out, arguments.step, arguments.dtype)
+    train.export_checkpoint(
+        config_of_run(arguments.run_dir), arguments.run_dir, arguments.out, arguments.step, arguments.dtype,
+        overwrite=arguments.overwrite, adapter=arguments.adapter,
+    )  # fmt: skip
     print(arguments.out)
 
 

@@ -255,23 +255,50 @@ _CONFIGS: list[Any] = [
 ]
 
 
-AS_WRITTEN = (tyro.conf.EnumChoicesFromValues,)
-"""Choices on the command line are spelled as in config.json."""
+AS_WRITTEN = (tyro.conf.EnumChoicesFromValues, tyro.conf.AvoidSubcommands)
+"""Choices on the command line are spelled as in config.json; no part of the config is a command of its own."""
 
 
 def override(config: ExperimentConfig, arguments: Sequence[str]) -> ExperimentConfig:
-    """Apply strict command-line overrides such as `--optim.peak-lr 1e-5`; an unknown one raises with the nearest."""
+    """Apply strict command-line overrides such as `--optim.peak-lr 1e-5`; an unknown one raises with the nearest.
+
+    `--lora` or any `--lora.OPTION` turns adapters on, `--no-lora` turns them off.
+    """
     if not arguments:
         return config
+    changed, printed = _parse(config, arguments)
+    if changed is not None:
+        return changed
+    lines = [line.strip() for line in printed.splitlines()]  # the first that is not blank is a heading
+    said = [f"  {line}" for line in lines if line.strip(" -") and not line.startswith(_BESIDE_THE_POINT)]
+    raise UserError("\n".join(["options after the config:", *said[1:], "`jaxtune options CONFIG` lists them all"]))
+
+
+def describe(config: ExperimentConfig) -> str:
+    """Every option of the command line: its type, its meaning, and its value in this config."""
+    state = "off here" if config.lora is None else "on here"
+    adapters = f"Adapters are {state}: --lora or any --lora.OPTION turns them on, --no-lora off.\n"
+    return _parse(config, ["--lora", "--help"])[1] + adapters
+
+
+_BESIDE_THE_POINT = ("For full helptext", "in jaxtune --help")
+"""How lines of an error begin that speak of a help text which our command line shows elsewhere."""
+
+
+def _parse(config: ExperimentConfig, arguments: Sequence[str]) -> tuple[ExperimentConfig | None, str]:
+    """The config with the options applied, or None; and what was printed."""
+    if "--no-lora" in arguments:
+        config = dataclasses.replace(config, lora=None)
+    elif config.lora is None and any(argument.split(".")[0] == "--lora" for argument in arguments):
+        config = dataclasses.replace(config, lora=LoraConfig())
+    arguments = [argument for argument in arguments if argument not in ("--lora", "--no-lora")]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return tyro.cli(ExperimentConfig, default=config, args=list(arguments), prog="jaxtune", config=AS_WRITTEN)
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            print(printed.getvalue())
-            raise
-        raise UserError("the options after the config do not fit:\n" + printed.getvalue().rstrip()) from None
+            changed = tyro.cli(ExperimentConfig, default=config, args=arguments, prog="jaxtune", config=AS_WRITTEN)
+    except SystemExit:
+        return None, printed.getvalue()
+    return changed, printed.getvalue()
 
 
 def to_json(value: Any) -> Any:

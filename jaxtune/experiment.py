@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxtune import chat, evaluate, hf, manifest, masks, order, tokenizer
+from jaxtune import chat, evaluate, hf, manifest, masks, order, peft, tokenizer
 from jaxtune.cache import Encoding, tokenize
 from jaxtune.chat_templates import TEMPLATES, ChatTemplate, load_template
 from jaxtune.config import ExperimentConfig, to_json
@@ -127,6 +127,8 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
         raise UserError(
             f"data.seq_len={config.data.seq_len} is longer than the model's context of {shape.max_seq_len} tokens"
         )
+    if config.lora is not None and config.lora.start is not None:
+        peft.starting_adapters(shape, config.lora)
     parted = hold_out(config.tasks, config.held_out)
     if not parted.kept:
         raise UserError(f"held_out={list(config.held_out)} leaves no task to train on")
@@ -263,10 +265,17 @@ def identity(job: Experiment) -> dict[str, Any]:
         plan={"hash": job.plan.hash, "steps": job.plan.num_steps, "examples": job.plan.num_examples},
         config=to_json(job.config),
         seeds={"run": job.config.seed},
-        base_model={path.name: manifest.file_fingerprint(path) for path in weights},
+        base_model={path.name: manifest.file_fingerprint(path) for path in (*weights, *adapter_files(job.config))},
         blocks={name: job.train[name].block_fingerprints() for name in job.tasks},
         batches={str(step): batch_fingerprint(job, step) for step in pinned_steps(job)},
     )
+
+
+def adapter_files(config: ExperimentConfig) -> list[pathlib.Path]:
+    """Files of the adapters that a run starts from, if it starts from some."""
+    if config.lora is None or config.lora.start is None:
+        return []
+    return [pathlib.Path(config.lora.start) / name for name in ("adapter_config.json", "adapter_model.safetensors")]
 
 
 def pinned_steps(job: Experiment) -> list[int]:

@@ -117,7 +117,7 @@ def export_model(
     """
     folder = Path(folder)
     if folder.exists() and not overwrite:
-        raise UserError(f"{folder}: already there; nothing was written. Choose another folder, or allow overwriting.")
+        raise UserError(f"{folder}: already there; nothing was written. Choose another folder, or overwrite it.")
     outgoing = _outgoing(config, params, dtype)
     ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
     ids = {name: number for name, number in ids.items() if number is not None}
@@ -133,7 +133,7 @@ def export_model(
             _copy_tokenizer(aside, tokenizer_files, chat_template)
         _write_weights(aside, outgoing, params, shard_bytes, writing=writing)
         if writing:
-            _put_in_place(aside, folder)
+            put_in_place(aside, folder)
     finally:
         if writing:
             shutil.rmtree(aside, ignore_errors=True)
@@ -387,7 +387,7 @@ def _copy_tokenizer(folder: Path, files: Iterable[Path], chat_template: str | No
             _write_json(settings, fields)
 
 
-def _put_in_place(aside: Path, folder: Path):
+def put_in_place(aside: Path, folder: Path):
     """Rename; an older folder makes way first, and is removed when the new one stands."""
     if not folder.exists():
         aside.rename(folder)

@@ -1,5 +1,6 @@
 """Adapters as PEFT folders (adapter_config.json, adapter_model.safetensors), strict both ways."""
 
+import enum
 import hashlib
 import json
 import os
@@ -18,8 +19,8 @@ from jaxtyping import Array, PyTree
 from jaxtune import safetensors_io
 from jaxtune.errors import UserError
 from jaxtune.families import tensors
-from jaxtune.hf import read_json
-from jaxtune.lora import ADAPTABLE, LoraConfig, Scaling, Variant, adapter_shapes
+from jaxtune.hf import put_in_place, read_json
+from jaxtune.lora import ADAPTABLE, LoraConfig, Scaling, Variant, adapter_shapes, init_lora
 from jaxtune.model import ModelConfig, abstract_params
 
 PREFIX = "base_model.model."
@@ -44,16 +45,18 @@ def export_peft(
     *,
     base_name: str,
     fingerprint: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write adapters as a folder that `peft.PeftModel.from_pretrained` loads over the same base.
 
     `base_name` is what PEFT records as the base model; `fingerprint` (see `base_fingerprint`) lets `import_peft` refuse
     another base of equal shape. Everything is written to a folder aside and renamed. Raises UserError if the folder
-    exists, or for adapters that PEFT has no module for (experts, and kernels that the family stores fused).
+    exists and is not to be overwritten, or for adapters that PEFT has no module for (experts, and kernels that the
+    family stores fused).
     """
     folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder}: already there; nothing was written. Choose another folder")
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder}: already there; nothing was written. Choose another folder, or overwrite it.")
     modules = dict(_modules(config))
     found = {path: parts for path, parts in _adapters(adapters)}
     homeless = sorted(set(found) - set(modules))
@@ -89,7 +92,7 @@ def _write(folder: Path, fields: dict[str, Any], stored: dict[str, np.ndarray], 
             (aside / BASE_FILE).write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
         header = {name: (value.dtype, value.shape) for name, value in stored.items()}
         safetensors_io.write_file(aside / "adapter_model.safetensors", header, stored.__getitem__)
-        aside.rename(folder)
+        put_in_place(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -135,6 +138,29 @@ def import_peft(
         targets=tuple(re.escape(path) for path in paths), rank=lora.rank, alpha=lora.alpha, scaling=lora.scaling,
         variant=lora.variant,
     ), tree  # fmt: skip
+
+
+def starting_adapters(config: ModelConfig, lora: LoraConfig, *, fingerprint: str | None = None) -> dict[str, Any]:
+    """The adapters of `lora.start`, which must be those that `lora` describes; errors as in `import_peft`."""
+    assert lora.start is not None
+    stored, tree = import_peft(lora.start, config, fingerprint=fingerprint)
+    names = ("rank", "alpha", "scaling", "variant")
+    said = [
+        f"{name} is {_plain(getattr(stored, name))} there and {_plain(getattr(lora, name))} in the config"
+        for name in names
+        if getattr(stored, name) != getattr(lora, name)
+    ]
+    fresh = jax.eval_shape(lambda params: init_lora(params, lora, 0), abstract_params(config)[1])
+    there, wanted = {path for path, _ in _adapters(tree)}, {path for path, _ in _adapters(fresh)}
+    if there != wanted:
+        said.append(f"it adapts {', '.join(sorted(there))}, and lora.targets are {', '.join(sorted(wanted))}")
+    if said:
+        raise UserError(f"lora.start {lora.start}: {'; '.join(said)}")
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _read_config(file: Path) -> LoraConfig:

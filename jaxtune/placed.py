@@ -9,7 +9,7 @@ from collections.abc import Generator, Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxtune import backends, chat, data, evaluate, experiment, hf, lora, model, sharding
+from jaxtune import backends, chat, data, evaluate, experiment, hf, lora, model, peft, sharding
 from jaxtune.attention import Backend
 from jaxtune.config import ExperimentConfig
 from jaxtune.data import StepBatches
@@ -123,6 +123,16 @@ class Placed:
             chat_template=job.template.source, dtype=dtype or self.config.model.param_dtype.value, overwrite=overwrite,
         )  # fmt: skip
 
+    def export_adapter(self, params: Params, folder: pathlib.Path, *, overwrite: bool = False) -> None:
+        """Write a PEFT folder of the adapters. A quantised base is not the one they will lie over: no fingerprint."""
+        settings = self.config.lora
+        assert settings is not None, "no adapter was trained"
+        fingerprint = peft.base_fingerprint(self.base.frozen) if settings.base is None else None
+        peft.export_peft(
+            folder, self.job.model, params, settings, base_name=self.config.model.path, fingerprint=fingerprint,
+            overwrite=overwrite,
+        )  # fmt: skip
+
     def flops_per_step(self, tokens: int) -> float:
         """6 x parameters in matrix products x tokens (PaLM's estimate, attention left out), for the share of peak."""
         leaves = jax.tree_util.tree_leaves_with_path(self.base.frozen or self.base.trainable)
@@ -145,7 +155,7 @@ def place_beside(first: Placed, job: Experiment) -> Placed:
     """An experiment whose program is that of `first`, on the same devices; the base model is shared."""
     config = job.config
     base = first.base
-    if config.lora is not None:
+    if config.lora is not None and config.lora.start is None:  # else all arms start from the same adapters
         base = dataclasses.replace(base, trainable=lora.init_lora(base.frozen, config.lora, config.seed))
     numbers = hparams(config.optim.peak_lr, config.optim.weight_decay, config.seed)
     return dataclasses.replace(first, job=dataclasses.replace(job, model=first.job.model), base=base, numbers=numbers)
@@ -171,6 +181,11 @@ def load_base(job: Experiment, mesh: jax.sharding.Mesh, seed: int) -> Base:
     params = hf.import_model(job.folder, dtype=dtype, sharding=by_path.__getitem__)[1]
     if config.lora is None:
         return Base(trainable=params, frozen=None)
+    if config.lora.start is not None:
+        here = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params))  # else no host can read the base
+        fingerprint = peft.base_fingerprint(params) if here else None
+        adapters = peft.starting_adapters(job.model, config.lora, fingerprint=fingerprint)
+        return Base(trainable=adapters, frozen=lora.freeze_base(params, config.lora))
     frozen = lora.freeze_base(params, config.lora)
     return Base(trainable=lora.init_lora(frozen, config.lora, seed), frozen=frozen)
 

@@ -197,8 +197,15 @@ def evaluate_only(config: ExperimentConfig) -> dict[str, Any]:
     return numbers
 
 
-def export_checkpoint(config: ExperimentConfig, run_dir: pathlib.Path, out: pathlib.Path, step: str, dtype: str | None):
-    """Write a checkpoint of a run (`best`, `latest` or a step) as a Hugging Face folder."""
+def export_checkpoint(
+    config: ExperimentConfig, run_dir: pathlib.Path, out: pathlib.Path, step: str, dtype: str | None, *,
+    overwrite: bool = False, adapter: bool = False,
+) -> None:  # fmt: skip
+    """Write a checkpoint of a run (`best`, `latest` or a step) as a Hugging Face folder, or its `adapter` for PEFT."""
+    if adapter and config.lora is None:
+        raise UserError(f"{run_dir} trained all parameters and has no adapter; leave --adapter away")
+    if adapter and dtype is not None:
+        raise UserError("adapters are written in float32; leave --dtype away")
     job = experiment.resolve(config, questions=False)
     runfolder.check_same(run_dir, experiment.identity(job))
     placed = place(job, Programs())
@@ -209,7 +216,10 @@ def export_checkpoint(config: ExperimentConfig, run_dir: pathlib.Path, out: path
         if number is None:
             raise UserError(f"{run_dir} holds no checkpoint")
         params = checkpoints.restore_params(number, abstract(placed.base.trainable))
-    placed.export(params, out, dtype)
+    if adapter:
+        placed.export_adapter(params, out, overwrite=overwrite)
+    else:
+        placed.export(params, out, dtype, overwrite=overwrite)
 
 
 def checkpoint_number(text: str) -> int:

@@ -5,8 +5,10 @@ import math
 import pathlib
 import textwrap
 
+import numpy as np
 import pytest
 from helpers import tiny_model
+from safetensors.numpy import load_file
 
 from jaxtune import cli
 
@@ -171,6 +173,40 @@ def test_train_report_and_generate_in_a_row(capsys, place):
     assert (place / "out" / "model.safetensors").exists()
     code, _, err = run(capsys, "export-hf", run_dir, str(place / "out"))
     assert code == 1 and "out" in err
+    code, _, err = run(capsys, "export-hf", run_dir, str(place / "out"), "--overwrite", "--dtype", "bfloat16")
+    assert code == 0, err
+    code, _, err = run(capsys, "export-hf", run_dir, str(place / "adapter"), "--adapter")
+    assert code == 1 and "trained all parameters" in err
+    code, out, err = run(capsys, "evaluate", "--run-dir", run_dir, "--json")
+    assert code == 0 and json.loads(out)["model"] == f"{run_dir}/model", err
+    code, _, err = run(capsys, "evaluate")
+    assert code == 1 and "takes a config, or --run-dir" in err
+
+
+def test_adapters_go_out_and_training_starts_from_them(capsys, place):
+    train = ["train", str(place / "config.py"), "--lora.rank", "2", "--lora.targets", "layers.attn.[qv].kernel"]
+    code, _, err = run(capsys, *train, "--run-dir", str(place / "adapted"), "--optim.peak-lr", "0.1")
+    assert code == 0, err
+    code, _, err = run(capsys, "export-hf", str(place / "adapted"), str(place / "adapter"), "--adapter")
+    assert code == 0, err
+    again = [*train, "--run-dir", str(place / "again"), "--lora.start", str(place / "adapter")]
+    code, _, err = run(capsys, *again, "--lora.rank", "3")
+    assert code == 1 and "rank is 2 there and 3 in the config" in err and not (place / "again").exists()
+    code, _, err = run(capsys, *again, "--optim.peak-lr", "1e-9")
+    assert code == 0, err
+    exported = [(place / name / "model" / "model.safetensors") for name in ("adapted", "again")]
+    left, right = (load_file(path) for path in exported)
+    base = load_file(place / "base" / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    np.testing.assert_allclose(left[name], right[name], atol=1e-6)
+    assert np.abs(left[name] - base[name]).max() > 1e-3
+    recorded = json.loads((place / "again" / "manifest.json").read_text())["base_model"]
+    assert "adapter_model.safetensors" in recorded
+
+
+def test_options_lists_what_a_config_can_change(capsys, place):
+    code, out, _ = run(capsys, "options", str(place / "config.py"), "--batch.rows", "2")
+    assert code == 0 and "--mixture.temperature" in out and "(default: 2)" in out
 
 
 def test_a_missing_or_misshapen_tensor_is_named(capsys, place, tmp_path):

@@ -10,6 +10,7 @@ from helpers import tiny_config
 
 from jaxtune import config
 from jaxtune.errors import UserError
+from jaxtune.lora import LoraConfig, Variant
 from jaxtune.mixture import Budget
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -30,6 +31,39 @@ def test_underscores_and_dashes_both_work(tmp_path):
 def test_an_unknown_override_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"(?s)peak-lrr.*peak-lr"):
         config.override(tiny_config(tmp_path), ["--optim.peak-lrr", "1"])
+
+
+def test_adapters_are_turned_on_and_off_by_options(tmp_path):
+    base = tiny_config(tmp_path)
+    adapted = config.override(base, ["--lora.rank", "4", "--lora.variant", "dora"])
+    assert base.lora is None and adapted.lora is not None
+    assert (adapted.lora.rank, adapted.lora.variant) == (4, Variant.DORA)
+    assert config.override(base, ["--lora"]).lora == LoraConfig()
+    assert config.override(adapted, ["--lora.alpha=8"]).lora == dataclasses.replace(adapted.lora, alpha=8)
+    assert config.override(adapted, ["--no-lora"]) == base
+    with pytest.raises(UserError, match="--lora.rank"):
+        config.override(base, ["--lora.rank", "0.5"])
+
+
+def test_every_option_is_described_with_its_value(tmp_path):
+    described = config.describe(tiny_config(tmp_path))
+    names = {f"--{name.replace('_', '-')}" for name in config.flatten(config.to_json(tiny_config(tmp_path)))}
+    absent = {name for name in names - {"--lora"} if name not in described}
+    assert absent == {"--tasks", "--mixture.groups"}  # these are written in the config file
+    assert "--lora.rank" in described and "Adapters are off here" in described
+
+
+def test_an_error_of_an_option_is_plain_text(tmp_path):
+    with pytest.raises(UserError) as error:
+        config.override(tiny_config(tmp_path), ["--optim.peak-lr", "fast"])
+    assert str(error.value).splitlines() == [
+        "options after the config:",
+        "  Error parsing --optim.peak-lr: could not convert string to float: 'fast'",
+        "  Argument helptext:",
+        "  --optim.peak-lr FLOAT",
+        "  Learning rate at the end of the warmup; above 0. (default: 0.01)",
+        "`jaxtune options CONFIG` lists them all",
+    ]
 
 
 @pytest.mark.parametrize(

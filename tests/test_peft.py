@@ -93,6 +93,35 @@ def test_an_existing_folder_is_left_alone(written):
         peft.export_peft(written[0], CONFIG, written[1], SETTINGS, base_name="x")
 
 
+def test_an_existing_folder_is_overwritten_when_asked(copied, written):
+    peft.export_peft(copied, CONFIG, random_adapters(CONFIG, SETTINGS), SETTINGS, base_name="y", overwrite=True)
+    assert json.loads((copied / "adapter_config.json").read_text())["base_model_name_or_path"] == "y"
+    assert [path.name for path in copied.parent.iterdir()] == ["copy"]
+
+
+def test_training_can_start_from_adapters_of_the_same_description(written):
+    starting = dataclasses.replace(SETTINGS, start=str(written[0]), targets=(r".*\.kernel",))
+    tree = peft.starting_adapters(CONFIG, starting, fingerprint=peft.base_fingerprint(BASE))
+    assert jax.tree.all(jax.tree.map(np.array_equal, tree, written[1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 4}, "rank is 3 there and 4 in the config"),
+        (
+            {"alpha": 1.0, "variant": Variant.LORA},
+            "alpha is 5.0 there and 1.0 in the config; variant is dora there and",
+        ),
+        ({"targets": (r"layers\.attn\.q\.kernel",)}, "lora.targets are layers.attn.q.kernel"),
+    ],
+)
+def test_adapters_of_another_description_are_refused(written, changes, message):
+    starting = dataclasses.replace(SETTINGS, start=str(written[0]), **changes)
+    with pytest.raises(UserError, match=message):
+        peft.starting_adapters(CONFIG, starting)
+
+
 def test_a_failed_export_leaves_nothing(tmp_path):
     broken = {"layers": {"attn": {"q": {"a": np.zeros((2, 12, 3)), "b": np.zeros((1, 3, 4, 6))}}}}
     with pytest.raises(IndexError):
