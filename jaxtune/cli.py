@@ -88,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
         "options", run_options, "Every option of a config: type, meaning, and its value there.", overrides=True
     )
     options.add_argument("config")
+    add_json(options)
 
     mix = add("mix", run_mix, "Probabilities and counts of a mixture, from sizes or a config.", overrides=True)
     mix.add_argument("config", nargs="?", help="take tasks and mixture from this config")
@@ -295,7 +296,11 @@ def config_of_run(run_dir: pathlib.Path):
 def run_options(arguments: argparse.Namespace) -> None:
     from jaxtune import config
 
-    print(config.describe(load_config(arguments)))
+    settings = load_config(arguments)
+    if arguments.json:
+        print_json(config.to_json(settings))
+    else:
+        print(config.describe(settings))
 
 
 def run_train(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,8 @@
 """Mixture-of-experts feed-forward that drops no token: tokens sorted by expert, one grouped matmul per projection."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,8 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxtune.compiling import on_one_device
 from jaxtune.errors import UserError
+from jaxtune.grouped import grouped_product
 from jaxtune.linear import Linear
+from jaxtune.sharding import ROWS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,9 +60,34 @@ class Moe(nnx.Module):
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         tokens = x.reshape(-1, x.shape[-1])
-        weights, experts = route(self.router(tokens), self.config)
+        weights, experts = (part.reshape(*x.shape[:2], -1) for part in route(self.router(tokens), self.config))
         kernels = (linear.kernel[...].astype(x.dtype) for linear in (self.gate, self.up, self.down))
-        return mix_experts(tokens, weights, experts, *kernels, activation=self.activation).reshape(x.shape)
+        mix = functools.partial(_mix_rows, activation=self.activation)
+        if on_one_device():
+            return mix(x, weights, experts, *kernels)
+        return _on_each_device(mix, x, weights, experts, *kernels)
+
+
+def _mix_rows(x, weights, experts, *kernels, activation):
+    flat = (part.reshape(-1, part.shape[-1]) for part in (x, weights, experts))
+    return mix_experts(*flat, *kernels, activation=activation).reshape(x.shape)
+
+
+def _on_each_device(mix, x, weights, experts, gate, up, down):
+    """`mix` inside a mesh: each device sorts its own tokens and computes its share of every expert's hidden units."""
+    mesh = jax.sharding.get_abstract_mesh()
+    divides = lambda n, *axes: n % math.prod(mesh.shape[axis] for axis in axes) == 0
+    rows = ROWS if divides(x.shape[0], *ROWS) else None
+    hidden = "tensor" if divides(gate.shape[-1], "tensor") else None
+    tokens = jax.P(rows, "sequence" if divides(x.shape[1], "sequence") else None, None)
+    into, out_of = jax.P(None, None, hidden), jax.P(None, hidden, None)
+
+    def local(*parts):
+        mixed = mix(*parts)
+        return mixed if hidden is None else jax.lax.psum(mixed, hidden)
+
+    specs = (tokens, tokens, tokens, into, into, out_of)
+    return jax.shard_map(local, in_specs=specs, out_specs=tokens, check_vma=False)(x, weights, experts, gate, up, down)
 
 
 def route(router_logits: Float[Array, "t e"], config: MoeConfig) -> tuple[Float[Array, "t k"], Int[Array, "t k"]]:
@@ -83,8 +113,8 @@ def mix_experts(
     sizes = jnp.bincount(assigned, length=gate.shape[0]).astype(jnp.int32)
     source = order // per_token
     sent = tokens[source]
-    hidden = activation(jax.lax.ragged_dot(sent, gate, sizes)) * jax.lax.ragged_dot(sent, up, sizes)
-    returned = jax.lax.ragged_dot(hidden, down, sizes).astype(jnp.float32)
+    hidden = activation(grouped_product(sent, gate, sizes)) * grouped_product(sent, up, sizes)
+    returned = grouped_product(hidden, down, sizes).astype(jnp.float32)
     weighted = returned * weights.reshape(-1)[order][:, None]
     summed = jnp.zeros((num_tokens, tokens.shape[1]), jnp.float32).at[source].add(weighted)
     return summed.astype(tokens.dtype)

@@ -207,6 +207,8 @@ def test_adapters_go_out_and_training_starts_from_them(capsys, place):
 def test_options_lists_what_a_config_can_change(capsys, place):
     code, out, _ = run(capsys, "options", str(place / "config.py"), "--batch.rows", "2")
     assert code == 0 and "--mixture.temperature" in out and "(default: 2)" in out
+    code, out, _ = run(capsys, "options", str(place / "config.py"), "--batch.rows", "6", "--json")
+    assert code == 0 and json.loads(out)["batch"]["rows"] == 6
 
 
 def test_a_missing_or_misshapen_tensor_is_named(capsys, place, tmp_path):

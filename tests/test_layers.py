@@ -13,6 +13,7 @@ LAYERS = (
         "duplicates",
         "errors",
         "figures",
+        "grouped",
         "intervals",
         "kernels",
         "linear",
@@ -35,7 +36,6 @@ LAYERS = (
         "manifest",
         "metrics",
         "mirrors",
-        "moe",
         "optim",
         "packing",
         "quantize",
@@ -46,6 +46,7 @@ LAYERS = (
         "tokenizer",
         "tracking",
     ),
+    ("moe",),
     (
         "checkpoint",
         "curves",

@@ -15,6 +15,7 @@ from jaxtune.errors import UserError
 from jaxtune.lora import LoraConfig
 from jaxtune.memory import Work
 from jaxtune.model import ModelConfig, Remat
+from jaxtune.moe import MoeConfig
 from jaxtune.optim import OptimConfig
 from jaxtune.quantize import Bits
 from jaxtune.sharding import MeshConfig
@@ -38,6 +39,10 @@ WORKS = {
         seq_len=512,
     ),
     "parameters over four devices, heads over two": SPLIT,
+    "eight experts, two a token": Work(
+        model=dataclasses.replace(AGAIN, moe=MoeConfig(num_experts=8, experts_per_token=2, d_ff=352)),
+        optim=OptimConfig(), axes=ONE, micro_rows=8, micro_batches=1, seq_len=512,
+    ),
     "adapters in bfloat16 over a base on four devices": Work(
         model=dataclasses.replace(AGAIN, attention=Backend.BLOCKWISE, tie_embeddings=False), optim=OptimConfig(),
         axes=ONE | {"fsdp": 4}, micro_rows=16, micro_batches=1, seq_len=512, param_dtype="bfloat16",
