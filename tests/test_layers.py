@@ -1,7 +1,12 @@
 """The import structure: every module has a layer and imports only from lower ones."""
 
 import ast
+import importlib.metadata
+import itertools
 import pathlib
+import re
+import sys
+import tomllib
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "jaxtune"
 LAYERS = (
@@ -147,3 +152,25 @@ def test_no_module_imports_itself_through_the_package_front():
 def test_no_two_test_files_share_a_name():
     names = [path.name for path in pathlib.Path(__file__).parent.rglob("*.py")]
     assert len(names) == len(set(names)), "pytest imports test files by name: the second of two cannot be collected"
+
+
+def test_every_package_that_is_imported_is_declared():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = itertools.chain.from_iterable(project["optional-dependencies"].values())
+    declared = {distribution_name(line) for line in (*project["dependencies"], *extras)}
+    provided = importlib.metadata.packages_distributions()
+    imported = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.split(".")[0])
+    outside = imported - set(sys.stdlib_module_names) - {"jaxtune"}
+    undeclared = {name for name in outside if not {distribution_name(d) for d in provided.get(name, [name])} & declared}
+    assert not undeclared
+
+
+def distribution_name(requirement: str) -> str:
+    """`orbax-checkpoint>=0.12` -> `orbax-checkpoint`."""
+    return re.split(r"[\[<>=~; ]", requirement, maxsplit=1)[0].lower().replace("_", "-")
