@@ -180,7 +180,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("run_dir", type=pathlib.Path)
     verify.add_argument("--config", help="config file (default: the one the run recorded)")
-    verify.add_argument("--replay", type=int, metavar="N", default=0, help="re-train N steps from a checkpoint")
+    verify.add_argument(
+        "--replay",
+        type=int,
+        metavar="N",
+        default=0,
+        help="re-train up to N steps, up to a checkpoint where one is near enough",
+    )
     add_json(verify)
 
     importer = add("import-hf", run_import, "Check that a Hugging Face model folder can be tuned; says what is in it.")
