@@ -35,7 +35,7 @@ class EvalConfig:
     every: int = 50
     """Steps between validations (the last step always validates). 0: only before and after."""
     rows: int = 32
-    """Rows per evaluation batch; no result depends on it."""
+    """Most rows per evaluation batch, rounded up to what the devices divide; no result depends on it."""
     max_examples: int | None = 200
     """Validation examples per task, the first of a seeded permutation; None: all."""
     generate: bool = True

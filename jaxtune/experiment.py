@@ -219,15 +219,17 @@ def make_training_plan(config: ExperimentConfig, stores: Mapping[str, TaskTokens
     )
 
 
-def make_validation_plan(config: ExperimentConfig, chosen: Mapping[str, Chosen]) -> Plan | None:
-    """Every chosen validation example once."""
+def make_validation_plan(
+    config: ExperimentConfig, chosen: Mapping[str, Chosen], rows: int | None = None
+) -> Plan | None:
+    """Every chosen validation example once, in batches of `rows`, by default those of the config."""
     if not chosen:
         return None
     return make_eval_plan(
         {name: part.lengths for name, part in chosen.items()},
         {name: part.loss_lengths for name, part in chosen.items()},
         seq_len=config.data.seq_len,
-        rows_per_step=config.eval.rows,
+        rows_per_step=rows or config.eval.rows,
         packing=PackPolicy.BEST_FIT,
     )
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Generator, Mapping
 
@@ -74,7 +75,8 @@ class Placed:
     def seen_loss(self, params: Params, steps: int) -> LossResult | None:
         """Per-task loss of training examples that the first `steps` steps met; None where nothing is validated."""
         chosen = experiment.seen_examples(self.job, steps)
-        plan = experiment.make_validation_plan(self.config, chosen)
+        like = self.job.eval_plan  # a batch of its shape needs no other program
+        plan = experiment.make_validation_plan(self.config, chosen, None if like is None else like.rows_per_step)
         return None if plan is None else self.loss_of(params, plan, chosen)
 
     def loss_of(self, params: Params, plan: Plan, chosen: Mapping[str, Chosen]) -> LossResult:
@@ -85,7 +87,7 @@ class Placed:
 
     def evaluation_batches(self, plan: Plan, chosen: Mapping[str, Chosen]) -> Generator[Batch, None, None]:
         """Device batches [rows, seq] of an evaluation plan; close it when done."""
-        rows = self.config.eval.rows
+        rows = plan.rows_per_step
         source = StepBatches(plan, chosen, local_rows=sharding.local_rows(self.mesh, rows))  # pyright: ignore[reportArgumentType]
         with contextlib.closing(data.batches(source)) as stream:
             for batch in stream:
@@ -168,7 +170,17 @@ def on_mesh(job: Experiment) -> tuple[Experiment, jax.sharding.Mesh, backends.Re
     dtype = jnp.dtype(config.model.compute_dtype.value)
     shape, attention = backends.resolve(job.model, config.data.seq_len, dtype, sequence_shards=mesh.shape["sequence"])
     sharding.local_rows(mesh, job.micro_rows)  # refuses rows that do not divide
-    return dataclasses.replace(job, model=shape), mesh, attention
+    return dataclasses.replace(job, model=shape, eval_plan=even_plan(job, mesh)), mesh, attention
+
+
+def even_plan(job: Experiment, mesh: jax.sharding.Mesh) -> Plan | None:
+    """The validation plan with its rows spread evenly over its batches: as many batches, and few empty rows."""
+    plan = job.eval_plan
+    if plan is None:
+        return None
+    shards = sharding.row_shards(mesh)
+    rows = shards * math.ceil(plan.num_rows / plan.num_steps / shards)
+    return experiment.make_validation_plan(job.config, job.validation, rows)
 
 
 def load_base(job: Experiment, mesh: jax.sharding.Mesh, seed: int) -> Base:

@@ -275,6 +275,22 @@ def test_seen_examples_are_those_of_the_first_steps(place):
         assert len(set(part.numbers.tolist())) == len(part.numbers) <= len(job.validation[task].numbers)
 
 
+def test_validation_has_no_more_rows_than_its_examples_need(place, programs):
+    def validated(rows):
+        config = dataclasses.replace(tiny_config(place), eval=dataclasses.replace(tiny_config(place).eval, rows=rows))
+        placed = train.place(experiment.resolve(config, questions=False), programs)
+        with jax.set_mesh(placed.mesh):
+            loss = placed.validation_loss(placed.base.trainable)
+        assert loss is not None and placed.job.eval_plan is not None
+        return placed.job.eval_plan, loss.macro_loss
+
+    wide, loss = validated(64)
+    assert wide.num_steps == 1 and wide.rows_per_step == wide.num_rows < 64
+    narrow, again = validated(wide.num_rows - 1)
+    assert narrow.num_steps == 2 and narrow.rows_per_step == -(-wide.num_rows // 2)
+    assert again == pytest.approx(loss, rel=1e-6)
+
+
 def test_no_second_copy_of_the_parameters_is_kept(place, programs):
     placed = train.place(experiment.resolve(tiny_config(place), questions=False), programs)
     size = placed.flops_per_step(1)
