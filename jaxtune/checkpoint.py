@@ -7,16 +7,12 @@ object store), so a committed checkpoint always has one and a half-written check
 """
 
 import dataclasses
-import enum
-import importlib.util
 import json
-import math
 import os
 import pathlib
-import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,77 +20,17 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxtune.bucket import Bucket
+from jaxtune.bucket import StoreError
 from jaxtune.digests import file_digests, files_below, read_document, write_document
 from jaxtune.distributed import barrier
 from jaxtune.errors import UserError
+from jaxtune.retention import DOCUMENT, CheckpointConfig, Keep, is_step, open_folder, ranked
 
-DOCUMENT = "checkpoint.json"
 ITEMS = ("params", "rest")
 SET_ASIDE = "set-aside"
-BUCKETS = {"gs": "gcsfs"}
-"""Object stores that Orbax writes to, and the package that reaches each. Others get copies."""
 _UNDIGESTED = (DOCUMENT, "_CHECKPOINT_METADATA", "commit_success.txt")  # the last two are written at the commit
 _MESSAGE_BYTES = 4096
-_SAVE_SECONDS = (
-    3600  # how long the processes of a job wait for one another's arrays, for the digests and for the copies
-)
-
-
-class Direction(enum.Enum):
-    """Which values of the checkpoint metric are better."""
-
-    MIN = "min"
-    MAX = "max"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When checkpoints are written and which of them stay."""
-
-    save_every: int = 500
-    """Steps between two checkpoints, at least 1. The last step and a stop signal save as well."""
-    keep_latest: int = 2
-    """How many of the newest checkpoints stay, at least 1; 2 leaves one to resume from if the newest is damaged."""
-    keep_best: int = 1
-    """How many of the checkpoints with the best metric stay besides the newest, at least 0."""
-    metric: str = "loss"
-    """Name of the evaluation metric that ranks checkpoints."""
-    mode: Direction = Direction.MIN
-    """Whether the smallest or the largest metric is best."""
-    directory: str | None = None
-    """Folder of this run's checkpoints, e.g. gs://bucket/my-run; None: in the run folder.
-
-    Where Orbax cannot write (s3://, az:// and what else fsspec reaches) they are written in the run folder and copied.
-    """
-
-    def folder(self, run_dir: str | os.PathLike[str]) -> str:
-        """Where the checkpoints of a run folder are written."""
-        copied = self.directory is None or self.bucket() is not None
-        return os.path.join(run_dir, "checkpoints") if copied else str(self.directory)
-
-    def can_resume(self, run_dir: str | os.PathLike[str]) -> bool:
-        """Whether there is a committed checkpoint of a run folder, here or in the bucket."""
-        return has_checkpoint(self.folder(run_dir)) or self.in_use()
-
-    def in_use(self) -> bool:
-        """Whether `directory`, a place outside the run folder, holds a committed checkpoint."""
-        if self.directory is None:
-            return False
-        bucket = self.bucket()
-        return has_checkpoint(self.directory) if bucket is None else bool(bucket.steps())
-
-    def bucket(self) -> Bucket | None:
-        """The store that gets a copy of each checkpoint, if Orbax cannot write to `directory`."""
-        scheme, separator, _ = (self.directory or "").partition("://")
-        return Bucket(str(self.directory), DOCUMENT) if separator and scheme not in BUCKETS else None
-
-    def __post_init__(self):
-        for name, least in (("save_every", 1), ("keep_latest", 1), ("keep_best", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"checkpoint.{name} must be at least {least}, got {getattr(self, name)}")
-        if self.directory is not None and self.bucket() is None:
-            _open_folder(self.directory)  # both refuse what cannot hold checkpoints before anything else is done
+_SAVE_SECONDS = 3600  # how long the processes of a job wait for one another's arrays, the digests and the copies
 
 
 class DamagedCheckpoint(UserError):
@@ -126,7 +62,7 @@ class Checkpoints:
     ):
         import orbax.checkpoint as ocp
 
-        self.directory = _open_folder(os.fspath(directory))
+        self.directory = open_folder(os.fspath(directory))
         self.config = config or CheckpointConfig()
         if read_only and not self.directory.exists():
             copies = self.config.bucket()
@@ -146,7 +82,7 @@ class Checkpoints:
             # Compressing takes as much memory as the state and twice the time, and weights shrink by a tenth at most.
             item_handlers={item: ocp.PyTreeCheckpointHandler(use_compression=False) for item in ITEMS},
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_Keep(self.config, self._metrics.get),
+                preservation_policy=Keep(self.config, self._metrics.get),
                 step_format_fixed_length=8,
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
@@ -206,10 +142,6 @@ class Checkpoints:
         self._manager.close()
         self._copy_out(last=True)
 
-    def copies(self) -> list[int]:
-        """Steps in the bucket, ascending; none where no bucket gets copies, and on the processes that do not copy."""
-        return [int(name) for name in self._bucket.steps()] if self._bucket is not None else []
-
     def fetch(self) -> None:
         """Bring the copies from the bucket, if there is one and the folder has no checkpoint."""
         if self.steps():
@@ -233,8 +165,8 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best finite `config.metric` (the earliest among equals), or None if no step has one."""
-        ranked = _ranked(self.config, {step: self._metrics.get(step) for step in self.steps()})
-        return ranked[0] if ranked else None
+        best_first = ranked(self.config, {step: self._metrics.get(step) for step in self.steps()})
+        return best_first[0] if best_first else None
 
     def metrics(self, step: int) -> dict[str, float]:
         """The metrics that were saved with `step`; empty if there were none."""
@@ -361,15 +293,15 @@ class Checkpoints:
         if self._bucket is None:
             return
         try:
-            here = {path.name: path for path in self.directory.iterdir() if _is_step(path)} | dict(unfinished or {})
+            here = {path.name: path for path in self.directory.iterdir() if is_step(path)} | dict(unfinished or {})
             for name, folder in sorted(here.items()):
                 if (folder / DOCUMENT).exists():  # else it is damaged, and a good copy may be there
                     self._bucket.send(pathlib.Path(folder), name)
             self._had |= set(here)
             for name in self._had & set(self._bucket.steps()) - set(here):  # never what was not here before
                 self._bucket.remove(name)
-        except Exception as error:  # every store has errors of its own
-            message = f"not all checkpoints could be copied to {self._bucket.url}: {type(error).__name__}: {error}"
+        except StoreError as error:
+            message = f"not all checkpoints could be copied to {self._bucket.url}: {error}"
             if last:
                 raise UserError(f"{message}\nThey are whole in {self.directory}.") from error
             warnings.warn(f"{message}; this is tried again with the next one", RuntimeWarning, stacklevel=2)
@@ -391,18 +323,6 @@ class Checkpoints:
         return step
 
 
-def _open_folder(name: str) -> epath.Path:
-    scheme, separator, _ = name.partition("://")
-    if not separator:
-        return epath.Path(os.path.abspath(name))  # Orbax refuses relative paths
-    package = BUCKETS.get(scheme)
-    if package is None:
-        raise UserError(f"Orbax cannot write to {name}; with checkpoint.directory it gets copies of a folder")
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"checkpoints at {scheme}:// need the package {package}: pip install {package}")
-    return epath.Path(name)
-
-
 def abstract(state: Any, shardings: Any = None) -> Any:
     """Shapes, dtypes and places of a state: what `restore` needs.
 
@@ -414,28 +334,6 @@ def abstract(state: Any, shardings: Any = None) -> Any:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), state
         )
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-
-
-class _Keep:
-    """Orbax preservation policy: the newest `keep_latest` and the best `keep_best` checkpoints stay."""
-
-    def __init__(self, config: CheckpointConfig, metrics_of: Callable[[int], dict[str, float] | None]):
-        self.config, self.metrics_of = config, metrics_of
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        steps = sorted(info.step for info in checkpoints)
-        best = _ranked(self.config, {step: self.metrics_of(step) for step in steps})
-        kept = {*steps[-self.config.keep_latest :], *best[: self.config.keep_best]}
-        return [info.step in kept for info in checkpoints]
-
-
-def _ranked(config: CheckpointConfig, metrics: Mapping[int, Mapping[str, float] | None]) -> list[int]:
-    """Steps that have a finite metric, best first, the earlier first among equals."""
-    sign = 1 if config.mode is Direction.MIN else -1
-    values = {
-        step: m[config.metric] for step, m in metrics.items() if m and math.isfinite(m.get(config.metric, math.nan))
-    }
-    return sorted(values, key=lambda step: (sign * values[step], step))
 
 
 def _parts(state: Any) -> tuple[Any, dict[str, Any]]:
@@ -480,17 +378,6 @@ def _placed(tree: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree)
-
-
-def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a committed checkpoint, damaged or not. Opens nothing."""
-    path = _open_folder(os.fspath(folder))
-    steps = [step for step in path.iterdir() if _is_step(step)] if path.exists() else []
-    return any((step / DOCUMENT).exists() or (step / "commit_success.txt").exists() for step in steps)
-
-
-def _is_step(folder: epath.Path) -> bool:
-    return re.fullmatch(r"\d{8,}", folder.name) is not None
 
 
 def _agree(lines: list[str]) -> list[str]:

@@ -291,14 +291,6 @@ def load_config(arguments: argparse.Namespace):
     return config.override(config.load(arguments.config), arguments.rest)
 
 
-def config_of_run(run_dir: pathlib.Path):
-    """The config that a run was started with."""
-    from jaxtune import config, runfolder
-
-    path, overrides = runfolder.read_command(run_dir)
-    return config.override(config.load(path), overrides)
-
-
 def run_options(arguments: argparse.Namespace) -> None:
     from jaxtune import config
 
@@ -404,7 +396,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     if arguments.config is not None:
         config = load_config(arguments)
     elif arguments.run_dir is not None:
-        config = configs.override(config_of_run(arguments.run_dir), arguments.rest)
+        config = configs.override(configs.of_run(arguments.run_dir), arguments.rest)
     else:
         raise UserError("jaxtune evaluate takes a config, or --run-dir with a run folder")
     folder = arguments.model or arguments.run_dir
@@ -497,10 +489,10 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    from jaxtune import train
+    from jaxtune import config, train
 
     train.export_checkpoint(
-        config_of_run(arguments.run_dir), arguments.run_dir, arguments.out, arguments.step, arguments.dtype,
+        config.of_run(arguments.run_dir), arguments.run_dir, arguments.out, arguments.step, arguments.dtype,
         overwrite=arguments.overwrite, adapter=arguments.adapter,
     )  # fmt: skip
     print(arguments.out)

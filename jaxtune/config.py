@@ -15,9 +15,9 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from jaxtune import runfolder
 from jaxtune.attention import Backend
 from jaxtune.chat import LengthPolicy, MaskPolicy
-from jaxtune.checkpoint import CheckpointConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluate import Aggregate, EvalConfig
 from jaxtune.lora import LoraConfig
@@ -26,6 +26,7 @@ from jaxtune.mixture import Budget, MixtureConfig
 from jaxtune.model import Remat
 from jaxtune.optim import OptimConfig
 from jaxtune.packing import PackPolicy
+from jaxtune.retention import CheckpointConfig
 from jaxtune.sharding import MeshConfig
 from jaxtune.step import LossConfig
 from jaxtune.tasks import Task
@@ -272,6 +273,12 @@ def override(config: ExperimentConfig, arguments: Sequence[str]) -> ExperimentCo
     lines = [line.strip() for line in printed.splitlines()]  # the first that is not blank is a heading
     said = [f"  {line}" for line in lines if line.strip(" -") and not line.startswith(_BESIDE_THE_POINT)]
     raise UserError("\n".join(["options after the config:", *said[1:], "`jaxtune options CONFIG` lists them all"]))
+
+
+def of_run(run_dir: pathlib.Path) -> ExperimentConfig:
+    """The config that a run was started with, from its config file as that is now."""
+    path, overrides = runfolder.read_command(run_dir)
+    return override(load(path), overrides)
 
 
 def describe(config: ExperimentConfig) -> str:

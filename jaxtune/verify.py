@@ -9,14 +9,15 @@ import jax
 import numpy as np
 
 from jaxtune import config as configs
-from jaxtune import experiment, manifest, runfolder
-from jaxtune.checkpoint import Checkpoints, abstract, has_checkpoint
+from jaxtune import experiment, manifest
+from jaxtune.checkpoint import Checkpoints, abstract
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
 from jaxtune.experiment import TRAIN, Experiment
 from jaxtune.packing import Batch
 from jaxtune.placed import Placed, place
 from jaxtune.programs import Programs
+from jaxtune.retention import has_checkpoint
 from jaxtune.step import StepMetrics, TrainState
 from jaxtune.tracking import METRICS, read_json, read_rows
 
@@ -71,8 +72,7 @@ def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, repla
         recorded = manifest.read_manifest(run_dir / "manifest.json")
     except UserError as error:
         return Verification(run_dir=run_dir, checks=(Check(name="manifest", ok=False, lines=(str(error),)),))
-    path, overrides = runfolder.read_command(run_dir) if config_path is None else (config_path, [])
-    config = configs.override(configs.load(path), overrides)
+    config = configs.of_run(run_dir) if config_path is None else configs.load(config_path)
     job = experiment.resolve(config, questions=False, show_progress=False)
     now = experiment.identity(job)
     checks = [

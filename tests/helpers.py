@@ -5,11 +5,11 @@ import pathlib
 import shutil
 
 from jaxtune import hf, model
-from jaxtune.checkpoint import CheckpointConfig
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
 from jaxtune.evaluate import EvalConfig
 from jaxtune.mixture import Budget, MixtureConfig
 from jaxtune.optim import OptimConfig
+from jaxtune.retention import CheckpointConfig
 from jaxtune.sharding import MeshConfig
 from jaxtune.tasks import Task, from_list
 

@@ -8,8 +8,9 @@ import pytest
 from test_checkpoint import make_state, same
 
 from jaxtune.bucket import Bucket
-from jaxtune.checkpoint import DOCUMENT, CheckpointConfig, Checkpoints, abstract
+from jaxtune.checkpoint import Checkpoints, abstract
 from jaxtune.errors import UserError
+from jaxtune.retention import DOCUMENT, CheckpointConfig
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_run_whose_folder_is_lost_goes_on_from_the_copies(tmp_path, url, capfd
     shutil.rmtree(tmp_path / "checkpoints")
     assert config.can_resume(tmp_path)
     with Checkpoints(tmp_path / "checkpoints", config) as checkpoints:
-        assert checkpoints.copies() == [20, 30]
+        assert Bucket(url, DOCUMENT).steps() == ["00000020", "00000030"]
         checkpoints.fetch()
         assert (checkpoints.steps(), checkpoints.best(), checkpoints.extra(30)) == ([20, 30], 20, {"step": 30})
         assert same(checkpoints.restore(30, abstract(make_state())), make_state(30))
@@ -74,7 +75,7 @@ def test_a_copy_that_was_cut_off_is_no_checkpoint_and_is_sent_again(tmp_path, ur
     store.rm_file(f"{url}/00000020/{DOCUMENT}")
     store.pipe_file(f"{url}/00000020/stale", b"of the attempt before")
     with Checkpoints(tmp_path / "elsewhere", config) as checkpoints:
-        assert checkpoints.copies() == [10]
+        assert Bucket(url, DOCUMENT).steps() == ["00000010"]
         checkpoints.fetch()
         assert checkpoints.steps() == [10]
     with Checkpoints(tmp_path / "checkpoints", config) as checkpoints:
@@ -102,8 +103,8 @@ def test_what_else_lies_there_is_neither_fetched_nor_removed(tmp_path, url, stor
     save_steps(tmp_path / "checkpoints", config, (10,))
     store.pipe_file(f"{url}/notes/{DOCUMENT}", b"of someone else")
     for folder in ("checkpoints", "elsewhere"):
-        with Checkpoints(tmp_path / folder, config) as checkpoints:
-            assert checkpoints.copies() == [10]
+        with Checkpoints(tmp_path / folder, config):
+            assert Bucket(url, DOCUMENT).steps() == ["00000010"]
     assert Bucket(url, DOCUMENT).steps() == ["00000010"]
     assert store.cat_file(f"{url}/notes/{DOCUMENT}") == b"of someone else"
 
@@ -117,10 +118,10 @@ def test_a_store_that_fails_for_a_while_stops_nothing_and_gets_what_it_missed(tm
             outage.setattr(type(store), "put_file", down)
             checkpoints.save(10, make_state(10))
             checkpoints.wait()
-        assert (checkpoints.steps(), checkpoints.copies()) == ([10], [])
+        assert (checkpoints.steps(), Bucket(url, DOCUMENT).steps()) == ([10], [])
         checkpoints.save(20, make_state(20))
         checkpoints.wait()
-        assert checkpoints.copies() == [10, 20]
+        assert Bucket(url, DOCUMENT).steps() == ["00000010", "00000020"]
 
 
 def test_a_store_that_still_fails_at_the_end_is_an_error_that_says_where_the_checkpoints_are(
@@ -138,6 +139,16 @@ def test_a_store_that_still_fails_at_the_end_is_an_error_that_says_where_the_che
         checkpoints.close()
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as left:
         assert left.problems(10) == []
+
+
+def test_a_fault_of_the_program_is_not_taken_for_an_outage(tmp_path, url, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", config_of(url))
+    with monkeypatch.context() as faulty:
+        faulty.setattr(Bucket, "send", lambda self, folder: None)  # called with more arguments
+        checkpoints.save(10, make_state(10))
+        with pytest.raises(TypeError):
+            checkpoints.wait()
+    checkpoints.close()
 
 
 def test_a_damaged_checkpoint_does_not_replace_its_good_copy(tmp_path, url, store):

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +29,8 @@ WORDINGS = (
 
 
 def encoding(**changes):
-    return Encoding(
-        **(dict(template=TEMPLATES["chatml"], tokenizer=ByteTokenizer(), max_length=160) | changes)  # type: ignore
-    )
+    settings: dict[str, Any] = {"template": TEMPLATES["chatml"], "tokenizer": ByteTokenizer(), "max_length": 160}
+    return Encoding(**(settings | changes))
 
 
 def sums(n=10, name="sums", **changes):

@@ -19,8 +19,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune import sharding
-from jaxtune.checkpoint import CheckpointConfig, Checkpoints, DamagedCheckpoint, Direction, abstract
+from jaxtune.checkpoint import Checkpoints, DamagedCheckpoint, abstract
 from jaxtune.errors import UserError
+from jaxtune.retention import CheckpointConfig, Direction
 from jaxtune.sharding import MeshConfig
 
 
@@ -319,7 +320,8 @@ def test_options_out_of_range_and_a_missing_folder_are_user_errors(tmp_path):
 SAVER = """
 import dataclasses, sys
 import jax, jax.numpy as jnp
-from jaxtune.checkpoint import Checkpoints, CheckpointConfig
+from jaxtune.checkpoint import Checkpoints
+from jaxtune.retention import CheckpointConfig
 
 @dataclasses.dataclass(frozen=True)
 class State:

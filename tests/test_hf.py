@@ -87,7 +87,7 @@ def test_packed_logits_of_every_family_equal_those_of_transformers(family):
 
 EXPLANATION = (
     "The model no longer computes what transformers computes for this family. If family_cases.py changed, write the "
-    "goldens anew: .venv-parity/bin/python tests/parity/make_family_goldens.py"
+    "goldens anew: PYTHONPATH=tests python tests/parity/make_family_goldens.py"
 )
 
 

@@ -51,7 +51,7 @@ LAYERS = (
         "tokenizer",
         "tracking",
     ),
-    ("moe",),
+    ("moe", "retention"),
     (
         "checkpoint",
         "curves",

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import pathlib
 import re
@@ -19,7 +20,6 @@ from helpers import tiny_config, tiny_model
 
 from jaxtune import cli, experiment, sharding, stacked, sweep, trials, verify
 from jaxtune import config as configs
-from jaxtune.checkpoint import CheckpointConfig, Direction
 from jaxtune.config import EarlyStoppingConfig
 from jaxtune.distributed import StopSignal
 from jaxtune.errors import UserError
@@ -27,6 +27,7 @@ from jaxtune.loop import Status
 from jaxtune.lora import LoraConfig
 from jaxtune.placed import place
 from jaxtune.programs import Programs
+from jaxtune.retention import CheckpointConfig, Direction
 from jaxtune.sharding import MeshConfig
 
 AXES = {"optim.peak_lr": ["1e-2", "3e-3"], "mixture.temperature": ["1", "inf"]}
@@ -217,7 +218,7 @@ def test_no_number_crosses_from_trial_to_trial(place_of):
     compiled = trials.build(placed.program, placed.base.trainable, placed.mesh, 4)
     leaves, tree = jax.tree.flatten(step_arguments(placed, compiled))  # lowering calls dataclasses with placeholders
     with jax.set_mesh(placed.mesh):
-        step = jax.jit(lambda leaves: compiled.jitted_train_step.__wrapped__(*tree.unflatten(leaves)))  # type: ignore
+        step = jax.jit(lambda leaves: inspect.unwrap(compiled.jitted_train_step)(*tree.unflatten(leaves)))
         options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # leave collectives alone
         text = step.lower(leaves).compile(options).as_text() or ""
     found = re.findall(r" (?:all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(.*", text)

@@ -1,24 +1,20 @@
 """How far every model family is from transformers, and whether its checkpoints survive the way in and out.
 
-.venv-parity/bin/python experiments/04-family-parity/measure.py [case ...] > experiments/04-family-parity/table.md
+PYTHONPATH=tests:tests/parity python experiments/04-family-parity/measure.py [case ...]
 """
 
 import pathlib
 import sys
 import tempfile
 
+import family_cases
+import family_pairs as pairs
 import jax
 import numpy as np
 import torch
 import transformers
 
-PARITY = pathlib.Path(__file__).parents[2] / "tests" / "parity"
-sys.path[:0] = [str(PARITY), str(PARITY.parent)]
-
-import family_cases  # noqa: E402
-import family_pairs as pairs  # noqa: E402
-
-from jaxtune import hf  # noqa: E402
+from jaxtune import hf
 
 SEEDS = (0, 1)
 COLUMNS = ("family", "shape", "padded", "packed", "cached", "loss", "gradient", "round trip", "transformers loads")

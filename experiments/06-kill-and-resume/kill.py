@@ -25,7 +25,7 @@ from typing import Any
 CONFIG = """
 import pathlib
 
-from jaxtune.checkpoint import CheckpointConfig
+from jaxtune.retention import CheckpointConfig
 from jaxtune.config import BatchConfig, DataConfig, EarlyStoppingConfig, ExperimentConfig, ModelSource
 from jaxtune.evaluate import EvalConfig
 from jaxtune.mixture import Budget, MixtureConfig

@@ -146,7 +146,7 @@ class TfdsSource(RecordSource):
 
     @functools.cached_property
     def _pins(self) -> list[PinnedFile]:
-        self._data  # noqa: B018 says what is wrong with the split before its files are looked up
+        _ = self._data  # says what is wrong with the split before its files are looked up
         files = self._builder.info.splits[self.split].filepaths
         return [PinnedFile(Path(file), shown_as=str(file)) for file in files]
 

@@ -1,6 +1,6 @@
 """Write tests/golden/families/<case>.npz: what transformers computes for the small models of `family_cases`.
 
-Run:  .venv-parity/bin/python tests/parity/make_family_goldens.py [case ...]     (needs torch and transformers)
+Run:  PYTHONPATH=tests python tests/parity/make_family_goldens.py [case ...]     (needs torch and transformers)
 
 A golden holds the config.json that transformers saves, names and shapes of the tensors that it saves (their values
 follow from the names), and every seventh column of the logits of the two sequences, padded to one batch. The default
@@ -12,16 +12,14 @@ import pathlib
 import sys
 import tempfile
 
+import family_cases
 import numpy as np
 import torch
 import transformers
 
+from jaxtune import safetensors_io
+
 TESTS = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(TESTS))
-
-import family_cases  # noqa: E402
-
-from jaxtune import safetensors_io  # noqa: E402
 
 
 def golden(case: str, folder: pathlib.Path) -> dict[str, np.ndarray]:

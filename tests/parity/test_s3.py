@@ -5,8 +5,10 @@ import shutil
 import pytest
 from test_checkpoint import make_state, same
 
-from jaxtune.checkpoint import CheckpointConfig, Checkpoints, abstract
+from jaxtune.bucket import Bucket
+from jaxtune.checkpoint import Checkpoints, abstract
 from jaxtune.errors import UserError
+from jaxtune.retention import DOCUMENT, CheckpointConfig
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]  # the server's own warnings are not ours
 
@@ -38,7 +40,7 @@ def test_checkpoints_come_back_from_s3_bit_for_bit(tmp_path, bucket):
     shutil.rmtree(tmp_path / "checkpoints")
     assert config.can_resume(tmp_path)
     with Checkpoints(config.folder(tmp_path), config) as checkpoints:
-        assert checkpoints.copies() == [10, 30]
+        assert Bucket(config.directory, DOCUMENT).steps() == ["00000010", "00000030"]
         checkpoints.fetch()
         assert (checkpoints.best(), checkpoints.problems(10), checkpoints.problems(30)) == (10, [], [])
         assert same(checkpoints.restore(30, abstract(make_state())), make_state(30))
