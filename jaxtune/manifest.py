@@ -93,9 +93,14 @@ def environment() -> dict[str, Any]:
             "processes": jax.process_count(),
         },
         "cpu": _cpu_model(),
-        "cpus": os.cpu_count(),
+        "cpus": usable_cpus(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use; XLA splits sums over as many threads on CPUs, and rounding follows."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build_manifest(

@@ -196,8 +196,11 @@ def describe_circumstances(recorded: Mapping[str, Any], now: Mapping[str, Any]) 
 
 
 def _relevant(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what cannot change a number: the commit of equal sources, and the sum of the listed ones."""
-    return {key: value for key, value in part.items() if key not in ("commit", "dirty", "sha256", "cpus")}
+    """Without what cannot change a number: the commit of equal sources, the sum of those listed, CPUs beside a GPU."""
+    aside = {"commit", "dirty", "sha256"}
+    if part.get("devices", {}).get("platform") != "cpu":
+        aside.add("cpus")
+    return {key: value for key, value in part.items() if key not in aside}
 
 
 def check_replay(run_dir: pathlib.Path, config: ExperimentConfig, job: Experiment, steps: int, *, exact: bool) -> Check:
