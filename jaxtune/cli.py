@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxtune.errors import UserError
-from jaxtune.mixture import MixtureConfig, OnCap, Strategy, mix_table
+from jaxtune.mixture.allocation import MixtureConfig, OnCap, Strategy, mix_table
 
 EPILOG = (
     "Options after the config change it: `jaxtune train configs/quickstart.py --run-dir runs/a --optim.peak-lr 1e-3`. "
@@ -279,7 +279,7 @@ def run_mix(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(rows)
         return
-    from jaxtune.terminal import print_mixture
+    from jaxtune.terminal.tables import print_mixture
 
     print_mixture(rows)
 
@@ -302,9 +302,9 @@ def run_options(arguments: argparse.Namespace) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from jaxtune import distributed
-    from jaxtune.terminal import print_summary
-    from jaxtune.train import train
+    from jaxtune.parallel import job as distributed
+    from jaxtune.terminal.tables import print_summary
+    from jaxtune.train.run import train
 
     place = distributed.detect(
         os.environ, coordinator=arguments.coordinator, processes=arguments.processes, process=arguments.process
@@ -335,7 +335,7 @@ def continue_or_start(config: Any, arguments: argparse.Namespace) -> tuple[bool,
     A run that was ended before its first checkpoint starts anew; one with a checkpoint continues, and if that
     checkpoint cannot be used, it is an error.
     """
-    from jaxtune.distributed import from_main, is_main
+    from jaxtune.parallel.job import from_main, is_main
 
     if arguments.resume or arguments.resume_step is not None or arguments.overwrite:
         raise UserError("--restartable decides between resuming and starting; leave --resume and --overwrite away")
@@ -347,7 +347,7 @@ def continue_or_start(config: Any, arguments: argparse.Namespace) -> tuple[bool,
 
 
 def run_validate(arguments: argparse.Namespace) -> int:
-    from jaxtune import validate
+    from jaxtune.validate import validation as validate
 
     if len(arguments.paths) == 1 and arguments.paths[0].endswith(".py"):
         arguments.config = arguments.paths[0]
@@ -373,7 +373,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
 
 
 def run_plan_memory(arguments: argparse.Namespace) -> None:
-    from jaxtune import memory
+    from jaxtune.train import memory
 
     if not arguments.device_gib > 0 or (arguments.devices is not None and arguments.devices < 1):
         raise UserError("--device-gib must be above 0, and --devices at least 1")
@@ -389,7 +389,9 @@ def run_plan_memory(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     from jaxtune import config as configs
-    from jaxtune import runfolder, terminal, train
+    from jaxtune.runs import folder as runfolder
+    from jaxtune.terminal import tables as terminal
+    from jaxtune.train import run as train
 
     if arguments.model is not None and arguments.run_dir is not None:
         raise UserError("give --model or --run-dir, not both")
@@ -411,9 +413,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
-    from jaxtune import runfolder
-    from jaxtune.conversing import answer, converse
-    from jaxtune.generate import SamplingConfig
+    from jaxtune.evaluate.decoding import SamplingConfig
+    from jaxtune.evaluate.dialogue import answer, converse
+    from jaxtune.runs import folder as runfolder
 
     folder = runfolder.resolve_model_folder(arguments.model)
     sampling = SamplingConfig(
@@ -435,8 +437,8 @@ def run_generate(arguments: argparse.Namespace) -> None:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    from jaxtune import sweep
-    from jaxtune.loop import Status
+    from jaxtune.sweep import run as sweep
+    from jaxtune.train.loop import Status
 
     config = load_config(arguments)
     status = sweep.sweep(
@@ -448,7 +450,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
 
 def run_report(arguments: argparse.Namespace) -> None:
-    from jaxtune import ablation, compare, report, tracking
+    from jaxtune.reports import comparison as compare
+    from jaxtune.reports import run as report
+    from jaxtune.reports import sweep as ablation
+    from jaxtune.runs import history as tracking
 
     folders, out = arguments.folders, arguments.out
     if len(folders) > 1:
@@ -479,7 +484,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_import(arguments: argparse.Namespace) -> None:
-    from jaxtune import hf, terminal
+    from jaxtune.hf import folder as hf
+    from jaxtune.terminal import tables as terminal
 
     facts = hf.inspect(arguments.folder)
     if arguments.json:
@@ -489,7 +495,8 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    from jaxtune import config, train
+    from jaxtune import config
+    from jaxtune.train import run as train
 
     train.export_checkpoint(
         config.of_run(arguments.run_dir), arguments.run_dir, arguments.out, arguments.step, arguments.dtype,

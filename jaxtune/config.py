@@ -15,20 +15,21 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from jaxtune import runfolder
-from jaxtune.attention import Backend
-from jaxtune.chat import LengthPolicy, MaskPolicy
+from jaxtune.batch import PackPolicy
+from jaxtune.chat.rendering import MaskPolicy
+from jaxtune.data.fit import LengthPolicy
 from jaxtune.errors import UserError
-from jaxtune.evaluate import Aggregate, EvalConfig
-from jaxtune.lora import LoraConfig
-from jaxtune.mirrors import MirrorKind
-from jaxtune.mixture import Budget, MixtureConfig
-from jaxtune.model import Remat
+from jaxtune.evaluate.loss import Aggregate, EvalConfig
+from jaxtune.mixture.allocation import Budget, MixtureConfig
+from jaxtune.model.attention.core import Backend
+from jaxtune.model.lora import LoraConfig
+from jaxtune.model.transformer import Remat
 from jaxtune.optim import OptimConfig
-from jaxtune.packing import PackPolicy
-from jaxtune.retention import CheckpointConfig
-from jaxtune.sharding import MeshConfig
-from jaxtune.step import LossConfig
+from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.runs import folder as runfolder
+from jaxtune.runs.mirrors import MirrorKind
+from jaxtune.runs.retention import CheckpointConfig
+from jaxtune.step.update import LossConfig
 from jaxtune.tasks import Task
 
 

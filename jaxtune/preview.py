@@ -12,16 +12,19 @@ from jaxtyping import Int
 from rich.console import Console
 from rich.text import Text
 
-from jaxtune import experiment, masks, order, terminal
+from jaxtune.batch import Example
+from jaxtune.chat import mask_view as masks
 from jaxtune.config import ExperimentConfig, to_json
 from jaxtune.errors import UserError
-from jaxtune.experiment import TRAIN, Experiment
-from jaxtune.mixture import Budget
-from jaxtune.packing import Example
-from jaxtune.plan import unit_totals
-from jaxtune.preview_page import render
-from jaxtune.shares import Alternative, alternatives, parse_alternatives
-from jaxtune.tracking import Json, plain, replace_file
+from jaxtune.experiment import resolution as experiment
+from jaxtune.experiment.resolution import TRAIN, Experiment
+from jaxtune.mixture.allocation import Budget
+from jaxtune.plan import order
+from jaxtune.plan.planning import unit_totals
+from jaxtune.reports.mixture import Alternative, alternatives, parse_alternatives
+from jaxtune.reports.preview import render
+from jaxtune.runs.history import Json, plain, replace_file
+from jaxtune.terminal import tables as terminal
 
 BINS = 24
 TASKS_SHOWN = 24

@@ -9,17 +9,18 @@ import jax
 import numpy as np
 
 from jaxtune import config as configs
-from jaxtune import experiment, manifest
-from jaxtune.checkpoint import Checkpoints, abstract
+from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
-from jaxtune.experiment import TRAIN, Experiment
-from jaxtune.packing import Batch
-from jaxtune.placed import Placed, place
-from jaxtune.programs import Programs
-from jaxtune.retention import has_checkpoint
-from jaxtune.step import StepMetrics, TrainState
-from jaxtune.tracking import METRICS, read_json, read_rows
+from jaxtune.experiment import resolution as experiment
+from jaxtune.experiment.resolution import TRAIN, Experiment
+from jaxtune.runs import manifest
+from jaxtune.runs.checkpoints import Checkpoints, abstract
+from jaxtune.runs.history import METRICS, read_json, read_rows
+from jaxtune.runs.retention import has_checkpoint
+from jaxtune.step.programs import Programs
+from jaxtune.step.update import StepMetrics, TrainState
+from jaxtune.train.session import Placed, place
 
 BOUND = ("data", "tokenizer", "template", "base_model", "plan", "seeds", "batches", "config")
 """Parts of a manifest that must be equal: what is trained, on what, and how."""

@@ -2,8 +2,8 @@
 
 import functools
 
-from jaxtune.chat import Conversation, Message
-from jaxtune.tokenizer import ByteTokenizer
+from jaxtune.chat.rendering import Conversation, Message
+from jaxtune.chat.tokenizer import ByteTokenizer
 
 CONTROLS = (
     *("<pad>", "<bos>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>"),

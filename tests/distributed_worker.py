@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import distributed, sharding
-from jaxtune.checkpoint import Checkpoints, abstract
 from jaxtune.errors import UserError
-from jaxtune.sharding import MeshConfig
+from jaxtune.parallel import job as distributed
+from jaxtune.parallel import sharding
+from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.runs.checkpoints import Checkpoints, abstract
 
 ROWS, SEQ = 8, 16
 

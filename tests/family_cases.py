@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune import safetensors_io
+from jaxtune.hf import safetensors as safetensors_io
 
 Fields = dict[str, Any]
 

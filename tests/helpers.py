@@ -4,16 +4,18 @@ import dataclasses
 import pathlib
 import shutil
 
-from jaxtune import hf, model
+import jaxtune
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
-from jaxtune.evaluate import EvalConfig
-from jaxtune.mixture import Budget, MixtureConfig
+from jaxtune.evaluate.loss import EvalConfig
+from jaxtune.hf import folder as hf
+from jaxtune.mixture.allocation import Budget, MixtureConfig
+from jaxtune.model import transformer as model
 from jaxtune.optim import OptimConfig
-from jaxtune.retention import CheckpointConfig
-from jaxtune.sharding import MeshConfig
+from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.runs.retention import CheckpointConfig
 from jaxtune.tasks import Task, from_list
 
-ASSETS = pathlib.Path(hf.__file__).parent / "assets" / "base"
+ASSETS = pathlib.Path(jaxtune.__file__).parent / "assets" / "base"
 TINY = model.ModelConfig(
     vocab_size=1536, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32, max_seq_len=128
 )

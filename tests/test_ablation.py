@@ -6,7 +6,8 @@ import pytest
 import toy_runs
 from test_report import assert_self_contained
 
-from jaxtune.ablation import (
+from jaxtune.errors import UserError
+from jaxtune.reports.sweep import (
     LOSS,
     MATCH,
     is_sweep,
@@ -17,8 +18,7 @@ from jaxtune.ablation import (
     sweep_table,
     write_sweep_report,
 )
-from jaxtune.errors import UserError
-from jaxtune.tracking import read_json, write_json
+from jaxtune.runs.history import read_json, write_json
 
 
 @pytest.fixture(scope="module")

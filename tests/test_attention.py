@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import backends, blockwise, kernels
-from jaxtune.attention import Backend, attention, cached_attention, plain
 from jaxtune.errors import UserError
-from jaxtune.model import ModelConfig
+from jaxtune.model.attention import blockwise, kernels
+from jaxtune.model.attention import choice as backends
+from jaxtune.model.attention.core import Backend, attention, cached_attention, plain
+from jaxtune.model.transformer import ModelConfig
 
 SCALE = 0.3
 LENGTH = 200

@@ -7,10 +7,10 @@ import fsspec
 import pytest
 from test_checkpoint import make_state, same
 
-from jaxtune.bucket import Bucket
-from jaxtune.checkpoint import Checkpoints, abstract
 from jaxtune.errors import UserError
-from jaxtune.retention import DOCUMENT, CheckpointConfig
+from jaxtune.runs.bucket import Bucket
+from jaxtune.runs.checkpoints import Checkpoints, abstract
+from jaxtune.runs.retention import DOCUMENT, CheckpointConfig
 
 
 @pytest.fixture

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxtune import cache, chat
-from jaxtune.cache import Encoding, code_fingerprint, tokenize
-from jaxtune.chat import TEMPLATES, Conversation, LengthPolicy, MaskPolicy, Message
+from jaxtune.chat import rendering as chat
+from jaxtune.chat.rendering import TEMPLATES, Conversation, MaskPolicy, Message
+from jaxtune.chat.tokenizer import ByteTokenizer
+from jaxtune.data import encoding as cache
+from jaxtune.data.encoding import Encoding, code_fingerprint, tokenize
+from jaxtune.data.fit import LengthPolicy
+from jaxtune.data.store import DamagedStore, allow_open_stores, open_store
 from jaxtune.errors import UserError
 from jaxtune.tasks import Task, Template, from_jsonl, from_list
-from jaxtune.tokenizer import ByteTokenizer
-from jaxtune.tokenstore import DamagedStore, allow_open_stores, open_store
 
 WORDINGS = (
     Template(prompt="{question}", response="{answer}"),
@@ -131,8 +133,8 @@ def test_changed_data_wordings_and_code_are_never_served_from_a_stale_cache(tmp_
 
 def test_the_code_version_covers_every_module_that_decides_tokens():
     files = {path.name for path in cache._imported(cache.Path(cache.__file__))}
-    assert {"cache.py", "chat.py", "responses.py", "tokenizer.py", "shapes.py", "jsonl.py", "lengths.py"} <= files
-    assert not {"train.py", "plan.py", "model.py"} & files
+    assert {"encoding.py", "rendering.py", "layout.py", "tokenizer.py", "shapes.py", "jsonl.py", "fit.py"} <= files
+    assert not {"loop.py", "planning.py", "transformer.py"} & files
     assert code_fingerprint() == code_fingerprint()
 
 
@@ -161,7 +163,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, encoded, monkeypa
 
 KILLED = """
     import os, signal, sys
-    from jaxtune import cache
+    from jaxtune.data import encoding as cache
     from tests.test_cache import sums, tokenized
     cache.PART = 4
     honest = cache.Part.write

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizers import write_hf, write_sentencepiece
 
-from jaxtune import jinja
-from jaxtune.chat import (
+from jaxtune.chat import sandbox as jinja
+from jaxtune.chat.rendering import (
     TEMPLATES,
     ChatTemplate,
     Conversation,
@@ -25,8 +25,8 @@ from jaxtune.chat import (
     render_text,
     terminator_id,
 )
+from jaxtune.chat.tokenizer import ByteTokenizer, load
 from jaxtune.errors import UserError
-from jaxtune.tokenizer import ByteTokenizer, load
 
 CHATML = TEMPLATES["chatml"]
 BYTES = ByteTokenizer(eos="<|im_end|>", pad="<|im_end|>")

@@ -9,7 +9,7 @@ import re
 import pytest
 from chats import chats_for, family_tokenizer, picture
 
-from jaxtune.chat import TEMPLATES, ChatTemplate, Conversation, Message, load_template, render, render_prompt
+from jaxtune.chat.rendering import TEMPLATES, ChatTemplate, Conversation, Message, load_template, render, render_prompt
 from jaxtune.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "templates"
@@ -38,7 +38,9 @@ def test_a_built_in_template_renders_as_stored(name):
 
 
 def test_every_template_file_is_in_the_table():
-    files = {path.stem for path in (pathlib.Path(__file__).parent.parent / "jaxtune" / "templates").glob("*.jinja")}
+    files = {
+        path.stem for path in (pathlib.Path(__file__).parent.parent / "jaxtune" / "chat" / "templates").glob("*.jinja")
+    }
     assert files == set(TEMPLATES)
 
 

@@ -18,11 +18,11 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxtune import sharding
-from jaxtune.checkpoint import Checkpoints, DamagedCheckpoint, abstract
 from jaxtune.errors import UserError
-from jaxtune.retention import CheckpointConfig, Direction
-from jaxtune.sharding import MeshConfig
+from jaxtune.parallel import sharding
+from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.runs.checkpoints import Checkpoints, DamagedCheckpoint, abstract
+from jaxtune.runs.retention import CheckpointConfig, Direction
 
 
 @jax.tree_util.register_dataclass
@@ -277,7 +277,7 @@ def test_later_checkpoints_are_set_aside_not_deleted(saved):
 
 
 def test_a_failed_save_is_reported_by_the_next_call(tmp_path, monkeypatch):
-    from jaxtune import checkpoint
+    from jaxtune.runs import checkpoints as checkpoint
 
     def full(folder, names):
         raise OSError("no space left on device")

@@ -4,10 +4,16 @@ import pytest
 import toy_runs
 from test_report import assert_self_contained
 
-from jaxtune.compare import compare_table, differing_options, question_differences, transfer, write_comparison
 from jaxtune.errors import UserError
-from jaxtune.outcome import reached
-from jaxtune.tracking import read_json, read_run, write_json
+from jaxtune.reports.comparison import (
+    compare_table,
+    differing_options,
+    question_differences,
+    transfer,
+    write_comparison,
+)
+from jaxtune.runs.history import read_json, read_run, write_json
+from jaxtune.runs.results import reached
 
 TASKS = {"qa": 900, "code": 300, "math": 90}
 

@@ -10,8 +10,8 @@ from helpers import tiny_config
 
 from jaxtune import config
 from jaxtune.errors import UserError
-from jaxtune.lora import LoraConfig, Variant
-from jaxtune.mixture import Budget
+from jaxtune.mixture.allocation import Budget
+from jaxtune.model.lora import LoraConfig, Variant
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtune.cache import Encoding, tokenize
-from jaxtune.chat import TEMPLATES
-from jaxtune.data import StepBatches, batches, prefetched
+from jaxtune.batch import Batch, Example, PackPolicy
+from jaxtune.chat.rendering import TEMPLATES
+from jaxtune.chat.tokenizer import ByteTokenizer
+from jaxtune.data.batches import StepBatches, batches, prefetched
+from jaxtune.data.encoding import Encoding, tokenize
 from jaxtune.errors import UserError
-from jaxtune.ledger import count_batch
-from jaxtune.mixture import Budget, MixtureConfig, Strategy
-from jaxtune.packing import Batch, Example, PackPolicy
-from jaxtune.plan import make_eval_plan, plan_for_budget
+from jaxtune.mixture.allocation import Budget, MixtureConfig, Strategy
+from jaxtune.plan.ledger import count_batch
+from jaxtune.plan.planning import make_eval_plan, plan_for_budget
 from jaxtune.tasks import Task, Template, from_list
-from jaxtune.tokenizer import ByteTokenizer
 
 SEQ_LEN, ROWS = 128, 8
 

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from local_job import finish, spawn, wait_for
 
-from jaxtune import distributed, sharding
-from jaxtune.checkpoint import Checkpoints
-from jaxtune.distributed import Place, Source
 from jaxtune.errors import UserError
-from jaxtune.sharding import MeshConfig
+from jaxtune.parallel import job as distributed
+from jaxtune.parallel import sharding
+from jaxtune.parallel.job import Place, Source
+from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.runs.checkpoints import Checkpoints
 
 
 def launch(folder: pathlib.Path, processes: int, *options: str) -> list[subprocess.Popen]:

@@ -7,10 +7,11 @@ import pytest
 from helpers import tiny_model
 from local_job import finish, spawn
 
-from jaxtune import config, train
-from jaxtune.checkpoint import Checkpoints
-from jaxtune.tracking import read_run
-from jaxtune.train import Status
+from jaxtune import config
+from jaxtune.runs.checkpoints import Checkpoints
+from jaxtune.runs.history import read_run
+from jaxtune.train import run as train
+from jaxtune.train.run import Status
 
 PROCESSES = 4
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxtune import duplicates
-from jaxtune.duplicates import DTYPE, MESSAGE, RECORD, THRESHOLD, Sketches, Words, similarity, sketch, words
+from jaxtune.validate import duplicates
+from jaxtune.validate.duplicates import DTYPE, MESSAGE, RECORD, THRESHOLD, Sketches, Words, similarity, sketch, words
 
 
 def rows_of(texts: list[str]) -> np.ndarray:

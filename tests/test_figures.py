@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtune import figures
-from jaxtune.figures import PairedBar, Series, Style, Whisker
-from jaxtune.page import PALETTE, STYLE_SHEET
+from jaxtune.reports import charts as figures
+from jaxtune.reports.charts import PairedBar, Series, Style, Whisker
+from jaxtune.reports.page import PALETTE, STYLE_SHEET
 
 
 @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-6, 1e6), count=st.integers(2, 8))

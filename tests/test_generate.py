@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import generate as generation
-from jaxtune import sharding
 from jaxtune.errors import UserError
-from jaxtune.generate import SamplingConfig, generate, stream
-from jaxtune.model import ModelConfig, abstract_params, apply
+from jaxtune.evaluate import decoding as generation
+from jaxtune.evaluate.decoding import SamplingConfig, generate, stream
+from jaxtune.model.transformer import ModelConfig, abstract_params, apply
+from jaxtune.parallel import sharding
 
 CONFIG = ModelConfig(
     vocab_size=61, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=24, max_seq_len=120

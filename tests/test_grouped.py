@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.grouped import LEAST_BLOCK, MOST_BLOCK, block_size, grouped_product
+from jaxtune.model.grouped import LEAST_BLOCK, MOST_BLOCK, block_size, grouped_product
 
 
 def random_case(sizes, inputs=5, outputs=3, dtype=jnp.float32):

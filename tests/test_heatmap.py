@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_figures import contrast, linear, themes
 
-from jaxtune.heatmap import INK_TURNS, Grid, heat_table, heatmap_png
+from jaxtune.reports.heatmap import INK_TURNS, Grid, heat_table, heatmap_png
 
 
 def grid(mean, *, higher_is_better=True):

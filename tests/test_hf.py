@@ -10,11 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxtune import hf, model, safetensors_io
 from jaxtune.errors import UserError
-from jaxtune.families import read_config, write_config
-from jaxtune.model import LayerKind, ModelConfig
-from jaxtune.rope import RopeConfig
+from jaxtune.hf import folder as hf
+from jaxtune.hf import safetensors as safetensors_io
+from jaxtune.hf.families import read_config, write_config
+from jaxtune.model import transformer as model
+from jaxtune.model.rope import RopeConfig
+from jaxtune.model.transformer import LayerKind, ModelConfig
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "families"
 CONFIG = ModelConfig(

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxtune.intervals import Estimate, independent_proportions, mean_interval, mean_of_estimates, paired_proportions
+from jaxtune.runs.intervals import (
+    Estimate,
+    independent_proportions,
+    mean_interval,
+    mean_of_estimates,
+    paired_proportions,
+)
 
 
 def test_mean_interval_is_students_t():

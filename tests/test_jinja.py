@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune import jinja
+from jaxtune.chat import sandbox as jinja
+from jaxtune.chat.traced import trace
 from jaxtune.errors import UserError
-from jaxtune.provenance import trace
 
 DAY = datetime.date(2024, 7, 26)
 MESSAGES = [

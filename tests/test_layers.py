@@ -1,4 +1,4 @@
-"""The import structure: every module has a layer and imports only from lower ones."""
+"""The import structure: every package has a layer and imports only from lower ones."""
 
 import ast
 import importlib.metadata
@@ -10,105 +10,15 @@ import tomllib
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "jaxtune"
 LAYERS = (
-    ("compiling",),
-    (
-        "apportion",
-        "blockwise",
-        "digests",
-        "duplicates",
-        "errors",
-        "figures",
-        "grouped",
-        "intervals",
-        "kernels",
-        "linear",
-        "losses",
-        "order",
-        "page",
-        "progress",
-        "provenance",
-        "strip",
-        "trace",
-    ),
-    (
-        "attention",
-        "bucket",
-        "chat_templates",
-        "distributed",
-        "heatmap",
-        "jinja",
-        "lengthtable",
-        "manifest",
-        "metrics",
-        "mirrors",
-        "optim",
-        "packing",
-        "quantize",
-        "rates",
-        "rope",
-        "safetensors_io",
-        "sharding",
-        "tokenizer",
-        "tracking",
-    ),
-    ("moe", "retention"),
-    (
-        "checkpoint",
-        "curves",
-        "hf_fields",
-        "ledger",
-        "lengths",
-        "lora",
-        "masks",
-        "mixture",
-        "model",
-        "outcome",
-        "responses",
-        "runfolder",
-        "step",
-        "terminal",
-        "tokenstore",
-    ),
-    (
-        "backends",
-        "chat",
-        "compare",
-        "families",
-        "generate",
-        "plan",
-        "programs",
-        "shares",
-    ),
-    (
-        "ablation",
-        "data",
-        "hf",
-        "preview_page",
-        "report",
-        "tasks",
-        "trials",
-    ),
-    (
-        "cache",
-        "conversing",
-        "evaluate",
-        "peft",
-        "validate",
-    ),
+    ("errors",),
+    ("batch", "metrics", "mixture", "optim", "parallel"),
+    ("chat", "model", "plan", "runs"),
+    ("hf", "step", "tasks", "terminal"),
+    ("data", "evaluate", "reports", "validate"),
     ("config",),
     ("experiment",),
-    (
-        "memory",
-        "placed",
-        "preview",
-    ),
-    ("loop",),
-    (
-        "train",
-        "verify",
-    ),
-    ("stacked",),
-    ("sweep",),
+    ("preview", "train"),
+    ("sweep", "verify"),
     ("cli",),
 )
 LAYER = {module: number for number, row in enumerate(LAYERS) for module in row}
@@ -136,7 +46,7 @@ def modules() -> set[str]:
     return {module_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__", "__main__"}
 
 
-def test_every_module_has_a_layer():
+def test_every_package_has_a_layer():
     assert modules() == set(LAYER)
 
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxtune.batch import Example
+from jaxtune.data.fit import LengthPolicy, Outcome, fit_length
 from jaxtune.errors import UserError
-from jaxtune.lengths import LengthPolicy, Outcome, fit_length
-from jaxtune.packing import Example
 
 BOS = 1
 

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import hf, lora, sharding
 from jaxtune.errors import UserError
-from jaxtune.linear import product
-from jaxtune.lora import Adapted, LoraConfig, Scaling, Variant
-from jaxtune.model import ModelConfig, abstract_params, apply
-from jaxtune.moe import MoeConfig
-from jaxtune.quantize import Bits
+from jaxtune.hf import folder as hf
+from jaxtune.model import lora
+from jaxtune.model.linear import product
+from jaxtune.model.lora import Adapted, LoraConfig, Scaling, Variant
+from jaxtune.model.moe import MoeConfig
+from jaxtune.model.quantize import Bits
+from jaxtune.model.transformer import ModelConfig, abstract_params, apply
+from jaxtune.parallel import sharding
 
 CONFIG = ModelConfig(
     vocab_size=41, d_model=12, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=16, max_seq_len=32,

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxtune import losses
+from jaxtune.step import losses
 
 ROWS, SEQ, MODEL, VOCAB, TASKS = 4, 13, 6, 40, 3
 

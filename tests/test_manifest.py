@@ -8,8 +8,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from jaxtune import manifest
 from jaxtune.errors import UserError
+from jaxtune.runs import manifest
 
 
 def build(**changes):
@@ -104,8 +104,8 @@ def test_the_code_fingerprint_covers_every_source_file_and_follows_an_edit(tmp_p
 
 def test_commit_and_dirty_state_come_from_the_repository_that_tracks_the_code(tmp_path, monkeypatch):
     package = tmp_path / "package"
-    package.mkdir()
-    (package / "manifest.py").write_text("x = 1\n")
+    (package / "runs").mkdir(parents=True)
+    (package / "runs" / "manifest.py").write_text("x = 1\n")
 
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b")
@@ -119,7 +119,7 @@ def test_commit_and_dirty_state_come_from_the_repository_that_tracks_the_code(tm
     git("commit", "-m", "first")
     clean = manifest.code()
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
-    (package / "manifest.py").write_text("x = 2\n")
+    (package / "runs" / "manifest.py").write_text("x = 2\n")
     assert manifest.code()["dirty"] is True
 
 

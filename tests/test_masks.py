@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizers import write_hf, write_sentencepiece
 
-from jaxtune.chat import TEMPLATES, Conversation, Message, render
-from jaxtune.masks import Shown, mask_html, mask_text, shown_tokens, tokens_html
-from jaxtune.packing import Example
-from jaxtune.tokenizer import ByteTokenizer, load
+from jaxtune.batch import Example
+from jaxtune.chat.mask_view import Shown, mask_html, mask_text, shown_tokens, tokens_html
+from jaxtune.chat.rendering import TEMPLATES, Conversation, Message, render
+from jaxtune.chat.tokenizer import ByteTokenizer, load
 
 BYTES = ByteTokenizer()
 CHATML = TEMPLATES["chatml"]

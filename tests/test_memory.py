@@ -9,16 +9,18 @@ import jax
 import pytest
 from helpers import tiny_config, tiny_model
 
-from jaxtune import memory, model, sharding
-from jaxtune.attention import Backend
 from jaxtune.errors import UserError
-from jaxtune.lora import LoraConfig
-from jaxtune.memory import Work
-from jaxtune.model import ModelConfig, Remat
-from jaxtune.moe import MoeConfig
+from jaxtune.model import transformer as model
+from jaxtune.model.attention.core import Backend
+from jaxtune.model.lora import LoraConfig
+from jaxtune.model.moe import MoeConfig
+from jaxtune.model.quantize import Bits
+from jaxtune.model.transformer import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
-from jaxtune.quantize import Bits
-from jaxtune.sharding import MeshConfig
+from jaxtune.parallel import sharding
+from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.train import memory
+from jaxtune.train.memory import Work
 
 QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
 SMALL = ModelConfig(

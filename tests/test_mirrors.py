@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from jaxtune.errors import UserError
-from jaxtune.mirrors import MirrorKind, make_mirror, scalars
+from jaxtune.runs.mirrors import MirrorKind, make_mirror, scalars
 
 ROWS = [
     {"kind": "train", "step": 1, "loss": 2.0, "task_loss": {"qa": 1.5, "maths, easy": 2.5}, "skipped": False},

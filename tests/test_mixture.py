@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 
 from jaxtune.errors import UserError
-from jaxtune.mixture import (
+from jaxtune.mixture.allocation import (
     Budget,
     Group,
     MixingUnit,

@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import model, moe, rope, sharding
-from jaxtune.attention import Backend
 from jaxtune.errors import UserError
-from jaxtune.model import Activation, LayerKind, ModelConfig, Remat
-from jaxtune.moe import MoeConfig
-from jaxtune.rope import RopeConfig, RopeScaling
+from jaxtune.model import moe, rope
+from jaxtune.model import transformer as model
+from jaxtune.model.attention.core import Backend
+from jaxtune.model.moe import MoeConfig
+from jaxtune.model.rope import RopeConfig, RopeScaling
+from jaxtune.model.transformer import Activation, LayerKind, ModelConfig, Remat
+from jaxtune.parallel import sharding
 
 PLAIN = ModelConfig(
     vocab_size=31, d_model=12, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=20, max_seq_len=64

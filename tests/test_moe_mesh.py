@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import model, sharding
-from jaxtune.model import ModelConfig
-from jaxtune.moe import MoeConfig
-from jaxtune.sharding import MeshConfig
+from jaxtune.model import transformer as model
+from jaxtune.model.moe import MoeConfig
+from jaxtune.model.transformer import ModelConfig
+from jaxtune.parallel import sharding
+from jaxtune.parallel.sharding import MeshConfig
 
 CONFIG = ModelConfig(
     family="qwen3_moe", vocab_size=40, d_model=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=8,

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from jaxtune.order import (
+from jaxtune.plan.order import (
     Interleaving,
     MixedOrder,
     SequentialOrder,

@@ -3,8 +3,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from jaxtune.batch import Example, assemble, best_fit, utilisation
 from jaxtune.errors import UserError
-from jaxtune.packing import Example, assemble, best_fit, utilisation
 
 
 def example(length, first=1):

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import lora, peft, safetensors_io
 from jaxtune.errors import UserError
-from jaxtune.lora import LoraConfig, Scaling, Variant
-from jaxtune.model import ModelConfig, abstract_params
-from jaxtune.moe import MoeConfig
+from jaxtune.hf import peft
+from jaxtune.hf import safetensors as safetensors_io
+from jaxtune.model import lora
+from jaxtune.model.lora import LoraConfig, Scaling, Variant
+from jaxtune.model.moe import MoeConfig
+from jaxtune.model.transformer import ModelConfig, abstract_params
 
 CONFIG = ModelConfig(
     vocab_size=41, d_model=12, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=16, max_seq_len=32,

@@ -5,12 +5,12 @@ import pickle
 import numpy as np
 import pytest
 
+from jaxtune.batch import Example, PackPolicy, assemble
 from jaxtune.errors import UserError
-from jaxtune.ledger import count_batch
-from jaxtune.mixture import Budget, MixingUnit, MixtureConfig, OnCap, Selection, Strategy, allocate
-from jaxtune.order import permutation
-from jaxtune.packing import Example, PackPolicy, assemble
-from jaxtune.plan import make_eval_plan, make_plan, plan_for_budget, unit_totals
+from jaxtune.mixture.allocation import Budget, MixingUnit, MixtureConfig, OnCap, Selection, Strategy, allocate
+from jaxtune.plan.ledger import count_batch
+from jaxtune.plan.order import permutation
+from jaxtune.plan.planning import make_eval_plan, make_plan, plan_for_budget, unit_totals
 
 SIZES = {"qa": 900, "math": 60, "code": 240}
 TEMPLATES = {"qa": 1, "math": 3, "code": 2}
@@ -329,8 +329,8 @@ def test_lengths_in_files_are_read_from_them_and_pickle_as_their_names(tmp_path)
 
 def test_tables_too_large_to_copy_are_looked_up_where_they_are(monkeypatch):
     copied = small_plan()
-    monkeypatch.setattr("jaxtune.lengthtable._SMALL_TABLE", 0)
-    monkeypatch.setattr("jaxtune.lengthtable._BYTES_PER_EXAMPLE", 0)
+    monkeypatch.setattr("jaxtune.plan.lengths._SMALL_TABLE", 0)
+    monkeypatch.setattr("jaxtune.plan.lengths._BYTES_PER_EXAMPLE", 0)
     in_place = small_plan()
     assert in_place.rows(9) == copied.rows(9)
     assert in_place.max_loss_tokens(4) == copied.max_loss_tokens(4)

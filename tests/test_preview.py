@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console
 from test_report import assert_self_contained
 
-from jaxtune import experiment, preview
-from jaxtune.chat import MaskPolicy
+from jaxtune import preview
+from jaxtune.chat.rendering import MaskPolicy
 from jaxtune.config import DataConfig, ExperimentConfig, ModelSource
 from jaxtune.errors import UserError
-from jaxtune.mixture import Budget, MixtureConfig
+from jaxtune.experiment import resolution as experiment
+from jaxtune.mixture.allocation import Budget, MixtureConfig
 from jaxtune.tasks import Task, from_list
 
 

@@ -4,7 +4,7 @@ import math
 import pytest
 from rich.console import Console
 
-from jaxtune.progress import GroupProgress, ItemProgress, Pace, TrainProgress, duration, quantity
+from jaxtune.terminal.progress import GroupProgress, ItemProgress, Pace, TrainProgress, duration, quantity
 
 
 class Clock:

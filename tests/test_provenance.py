@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.provenance import OTHER, Traced, in_block, join, pieces_of, source_of, trace, trace_all
+from jaxtune.chat.traced import OTHER, Traced, in_block, join, pieces_of, source_of, trace, trace_all
 
 SEPARATORS = st.sampled_from([" ", "<", "ab", "\n", "x"])
 TEXTS = st.text("ab <>\nxé", max_size=8)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import quantize
-from jaxtune.linear import product
-from jaxtune.quantize import Bits, Quantized
+from jaxtune.model import quantize
+from jaxtune.model.linear import product
+from jaxtune.model.quantize import Bits, Quantized
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

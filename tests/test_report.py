@@ -6,10 +6,10 @@ import pytest
 import toy_runs
 
 from jaxtune.errors import UserError
-from jaxtune.outcome import measured, overfitting, score_difference, task_results
-from jaxtune.page import signed, tokens
-from jaxtune.report import render, write_report
-from jaxtune.tracking import read_json, read_run, write_json
+from jaxtune.reports.page import signed, tokens
+from jaxtune.reports.run import render, write_report
+from jaxtune.runs.history import read_json, read_run, write_json
+from jaxtune.runs.results import measured, overfitting, score_difference, task_results
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

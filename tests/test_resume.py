@@ -11,12 +11,12 @@ import sys
 import pytest
 from helpers import tiny_config, tiny_model
 
-from jaxtune import train
 from jaxtune.config import EarlyStoppingConfig
-from jaxtune.distributed import StopSignal
-from jaxtune.loop import Status
-from jaxtune.mixture import Budget
-from jaxtune.programs import Programs
+from jaxtune.mixture.allocation import Budget
+from jaxtune.parallel.job import StopSignal
+from jaxtune.step.programs import Programs
+from jaxtune.train import run as train
+from jaxtune.train.loop import Status
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "experiments" / "06-kill-and-resume" / "kill.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent.parent)}

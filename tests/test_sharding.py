@@ -13,12 +13,14 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxtune import losses, model, sharding
+from jaxtune.batch import Batch
 from jaxtune.errors import UserError
-from jaxtune.model import ModelConfig
-from jaxtune.moe import MoeConfig
-from jaxtune.packing import Batch
-from jaxtune.sharding import Indivisible, MeshConfig
+from jaxtune.model import transformer as model
+from jaxtune.model.moe import MoeConfig
+from jaxtune.model.transformer import ModelConfig
+from jaxtune.parallel import sharding
+from jaxtune.parallel.sharding import Indivisible, MeshConfig
+from jaxtune.step import losses
 
 ROWS, SEQ = 8, 32
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}

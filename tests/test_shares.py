@@ -6,9 +6,16 @@ import pytest
 import toy_runs
 
 from jaxtune.errors import UserError
-from jaxtune.mixture import MixtureConfig, OnCap, Strategy, allocate
-from jaxtune.shares import alternatives, alternatives_section, left_out, mixture_section, parse_alternatives, share_bars
-from jaxtune.tracking import plain, task_shares
+from jaxtune.mixture.allocation import MixtureConfig, OnCap, Strategy, allocate
+from jaxtune.reports.mixture import (
+    alternatives,
+    alternatives_section,
+    left_out,
+    mixture_section,
+    parse_alternatives,
+    share_bars,
+)
+from jaxtune.runs.history import plain, task_shares
 
 SIZES = {"qa": 1000, "code": 200, "math": 50}
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from jaxtune.chat import Conversation
+from jaxtune.chat.rendering import Conversation
 from jaxtune.errors import UserError
 from jaxtune.tasks import (
     RecordError,
@@ -30,8 +30,8 @@ from jaxtune.tasks import (
     from_parquet,
     from_tfds,
 )
-from jaxtune.tasks.jsonl import JsonlSource
-from jaxtune.tasks.sources import SubsetSource
+from jaxtune.tasks.sources.jsonl import JsonlSource
+from jaxtune.tasks.sources.open import SubsetSource
 
 RECORDS = [chat(i) for i in range(20)]
 CALLS = [
@@ -209,7 +209,7 @@ def test_the_index_finds_each_line_whatever_the_size_of_blocks(lines, block, end
     path = tmp_path_factory.mktemp("index") / "a.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n" * ends)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxtune.tasks.jsonl.BLOCK", block)
+        patch.setattr("jaxtune.tasks.sources.jsonl.BLOCK", block)
         source = JsonlSource(path)
         expected = [(i + 1, line) for i, line in enumerate(lines) if line.strip()]
         assert [(source.line(i), source.raw(i)) for i in range(len(source))] == expected

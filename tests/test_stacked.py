@@ -17,17 +17,22 @@ import numpy as np
 import pytest
 from helpers import tiny_config, tiny_model
 
-from jaxtune import cli, experiment, sharding, stacked, sweep, trials, verify
+from jaxtune import cli, verify
 from jaxtune import config as configs
 from jaxtune.config import EarlyStoppingConfig
-from jaxtune.distributed import StopSignal
 from jaxtune.errors import UserError
-from jaxtune.loop import Status
-from jaxtune.lora import LoraConfig
-from jaxtune.placed import place
-from jaxtune.programs import Programs
-from jaxtune.retention import CheckpointConfig, Direction
-from jaxtune.sharding import MeshConfig
+from jaxtune.experiment import resolution as experiment
+from jaxtune.model.lora import LoraConfig
+from jaxtune.parallel import sharding
+from jaxtune.parallel.job import StopSignal
+from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.runs.retention import CheckpointConfig, Direction
+from jaxtune.step import trials
+from jaxtune.step.programs import Programs
+from jaxtune.sweep import run as sweep
+from jaxtune.train import lanes as stacked
+from jaxtune.train.loop import Status
+from jaxtune.train.session import place
 
 AXES = {"optim.peak_lr": ["1e-2", "3e-3"], "mixture.temperature": ["1", "inf"]}
 NAMES = [f"peak_lr={lr}_temperature={t}_seed=0" for lr in AXES["optim.peak_lr"] for t in AXES["mixture.temperature"]]

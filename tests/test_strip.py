@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import strip
+from jaxtune.step import unpad as strip
 
 SEGMENTS = jnp.array([[1, 1, 2, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 2, 2, 3, 0]])
 TOKENS = jnp.arange(20).reshape(4, 5)

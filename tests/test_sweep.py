@@ -7,10 +7,11 @@ import pytest
 from helpers import tiny_config, tiny_model
 
 from jaxtune import config as configs
-from jaxtune import experiment, sweep
 from jaxtune.errors import UserError
-from jaxtune.loop import NotFinite, Status
-from jaxtune.train import Outcome
+from jaxtune.experiment import resolution as experiment
+from jaxtune.sweep import run as sweep
+from jaxtune.train.loop import NotFinite, Status
+from jaxtune.train.run import Outcome
 
 
 def test_a_grid_is_every_combination_with_every_seed():

@@ -9,9 +9,9 @@ from bad_inputs import chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.chat import Conversation, Message
+from jaxtune.chat.rendering import Conversation, Message
 from jaxtune.errors import UserError
-from jaxtune.mixture import Group
+from jaxtune.mixture.allocation import Group
 from jaxtune.tasks import (
     FewShot,
     FewShotStyle,

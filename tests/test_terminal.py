@@ -1,7 +1,7 @@
 import toy_runs
 
-from jaxtune import terminal
-from jaxtune.tracking import read_json
+from jaxtune.runs.history import read_json
+from jaxtune.terminal import tables as terminal
 
 ROWS = [
     {"task": "qa", "size": 120000, "probability": 0.7948, "count": 79479, "epochs": 0.66, "capped": False},

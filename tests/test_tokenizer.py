@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizers import CONTROLS, write_hf, write_sentencepiece
 
+from jaxtune.chat.tokenizer import After, ByteTokenizer, load
 from jaxtune.errors import UserError
-from jaxtune.tokenizer import After, ByteTokenizer, load
 
 KINDS = ("bytes", "hf", "sentencepiece", "sentencepiece_prefix")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxtune.errors import UserError
-from jaxtune.tracking import JsonlTracker, number, plain, read_json, read_rows, read_run, replace_file, write_json
+from jaxtune.runs.history import JsonlTracker, number, plain, read_json, read_rows, read_run, replace_file, write_json
 
 
 def train_row(step, **more):

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from helpers import fresh, tiny_config, tiny_model
 
-from jaxtune import experiment, runfolder, train
-from jaxtune.checkpoint import Checkpoints
 from jaxtune.config import EarlyStoppingConfig, HealthConfig
 from jaxtune.errors import UserError
-from jaxtune.loop import Loop, Status, peak_memory_mb
-from jaxtune.programs import Programs
-from jaxtune.tracking import read_rows, read_run
+from jaxtune.experiment import resolution as experiment
+from jaxtune.runs import folder as runfolder
+from jaxtune.runs.checkpoints import Checkpoints
+from jaxtune.runs.history import read_rows, read_run
+from jaxtune.step.programs import Programs
+from jaxtune.train import run as train
+from jaxtune.train.loop import Loop, Status, peak_memory_mb
 
 
 @pytest.fixture(scope="module")

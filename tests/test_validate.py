@@ -10,16 +10,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from jaxtune import validate
-from jaxtune.chat_templates import TEMPLATES
+from jaxtune.chat.template import TEMPLATES
+from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.tasks import Task, Template, from_jsonl, from_list, invert
-from jaxtune.tasks import scan as scan_module
-from jaxtune.tasks.jsonl import parse_line
 from jaxtune.tasks.problems import RULES, Severity
-from jaxtune.tasks.scan import Scanner
 from jaxtune.tasks.shapes import Shape
-from jaxtune.tokenizer import ByteTokenizer
-from jaxtune.validate import Lengths
+from jaxtune.tasks.sources.jsonl import parse_line
+from jaxtune.validate import scan as scan_module
+from jaxtune.validate import validation as validate
+from jaxtune.validate.scan import Scanner
+from jaxtune.validate.validation import Lengths
 
 
 def write_lines(path: Path, records: list) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.tracking import JsonlTracker, write_json
+from jaxtune.runs.history import JsonlTracker, write_json
 
 SIZES = {
     "qa": 4200,

@@ -9,9 +9,10 @@ from pathlib import Path
 import jax.numpy as jnp
 from train_base import CONFIG, load_state, make_steps
 
-from jaxtune import hf, tokenizer
-from jaxtune.chat import terminator_id
-from jaxtune.chat_templates import load_template
+from jaxtune.chat import tokenizer
+from jaxtune.chat.rendering import terminator_id
+from jaxtune.chat.template import load_template
+from jaxtune.hf import folder as hf
 from jaxtune.optim import OptimConfig, Optimizer
 
 if __name__ == "__main__":

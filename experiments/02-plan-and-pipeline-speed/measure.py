@@ -18,13 +18,13 @@ import time
 
 import numpy as np
 
-from jaxtune.data import StepBatches, batches
-from jaxtune.ledger import count_batch
-from jaxtune.mixture import MixtureConfig, allocate
-from jaxtune.order import Interleaving, MixedOrder, stream_key
-from jaxtune.packing import best_fit
-from jaxtune.plan import Plan, make_plan
-from jaxtune.tokenstore import Part, TaskTokens, merge
+from jaxtune.batch import best_fit
+from jaxtune.data.batches import StepBatches, batches
+from jaxtune.data.store import Part, TaskTokens, merge
+from jaxtune.mixture.allocation import MixtureConfig, allocate
+from jaxtune.plan.ledger import count_batch
+from jaxtune.plan.order import Interleaving, MixedOrder, stream_key
+from jaxtune.plan.planning import Plan, make_plan
 
 SIZES = {
     "translation": 24000,
@@ -307,10 +307,10 @@ def pipeline() -> dict:
 
 def tokenise() -> dict:
     """Conversations per CPU-second, from JSON lines to tokens and loss mask: our cached pass, and TRL's preparation."""
-    from jaxtune.cache import Encoding, tokenize
-    from jaxtune.chat_templates import TEMPLATES
+    from jaxtune.chat.template import TEMPLATES
+    from jaxtune.chat.tokenizer import load
+    from jaxtune.data.encoding import Encoding, tokenize
     from jaxtune.tasks import Task, from_jsonl
-    from jaxtune.tokenizer import load
 
     extra = pathlib.Path(os.environ["JAXTUNE_EXTRA_DATA"])
     names = ("qa", "math", "translation")

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 import orjson
 
 from jaxtune.tasks import Shape, Task, from_jsonl
-from jaxtune.tasks.scan import Scanner
-from jaxtune.validate import validate_files
+from jaxtune.validate.scan import Scanner
+from jaxtune.validate.validation import validate_files
 
 
 def data_files(paths: list[str]) -> Iterator[pathlib.Path]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 
-from jaxtune import hf
+from jaxtune.hf import folder as hf
 
 SEEDS = (0, 1)
 COLUMNS = ("family", "shape", "padded", "packed", "cached", "loss", "gradient", "round trip", "transformers loads")

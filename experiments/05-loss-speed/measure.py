@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import compiling, losses
+from jaxtune.parallel import compilation as compiling
+from jaxtune.step import losses
 
 CASES = {"262k vocabulary": (262_144, 256), "128k vocabulary": (128_256, 256), "49k vocabulary": (49_152, 576)}
 """Vocabulary size, width of the hidden states."""

@@ -63,9 +63,10 @@ CLOCK = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
 
 def write_project(folder: pathlib.Path) -> pathlib.Path:
     """A config with three JSONL tasks of unequal size and a random two-layer model; returns the config file."""
-    from jaxtune import hf, model
+    from jaxtune.hf import folder as hf
+    from jaxtune.model import transformer as model
 
-    assets = pathlib.Path(hf.__file__).parent / "assets" / "base"
+    assets = pathlib.Path(hf.__file__).parent.parent / "assets" / "base"
     shipped = json.loads((assets / "config.json").read_text())
     shape = model.ModelConfig(
         vocab_size=shipped["vocab_size"], d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32,
@@ -169,10 +170,11 @@ def read_end(config_file: pathlib.Path, run_dir: pathlib.Path) -> dict[str, Any]
     import jax
     import numpy as np
 
-    from jaxtune import config, experiment
-    from jaxtune.checkpoint import Checkpoints, abstract
-    from jaxtune.placed import place
-    from jaxtune.programs import Programs
+    from jaxtune import config
+    from jaxtune.experiment import resolution as experiment
+    from jaxtune.runs.checkpoints import Checkpoints, abstract
+    from jaxtune.step.programs import Programs
+    from jaxtune.train.session import place
 
     job = experiment.resolve(config.load(config_file), show_progress=False)
     state = abstract(place(job, Programs()).initial_state())

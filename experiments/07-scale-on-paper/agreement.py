@@ -11,14 +11,15 @@ from typing import Any
 
 import jax
 
-from jaxtune import memory, sharding
-from jaxtune.attention import Backend
-from jaxtune.lora import LoraConfig
-from jaxtune.memory import Work
-from jaxtune.model import ModelConfig, Remat
-from jaxtune.moe import MoeConfig
+from jaxtune.model.attention.core import Backend
+from jaxtune.model.lora import LoraConfig
+from jaxtune.model.moe import MoeConfig
+from jaxtune.model.transformer import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
-from jaxtune.sharding import MeshConfig
+from jaxtune.parallel import sharding
+from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.train import memory
+from jaxtune.train.memory import Work
 
 QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}  # compiles in half the time, allocates the same
 SMALL = ModelConfig(

@@ -27,12 +27,14 @@ import hlo
 import jax
 from jax.experimental import topologies
 
-from jaxtune import losses, memory, sharding
-from jaxtune.attention import Backend
-from jaxtune.model import ModelConfig, Remat
+from jaxtune.model.attention.core import Backend
+from jaxtune.model.rope import RopeConfig
+from jaxtune.model.transformer import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
-from jaxtune.rope import RopeConfig
-from jaxtune.sharding import MeshConfig
+from jaxtune.parallel import sharding
+from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.step import losses
+from jaxtune.train import memory
 
 LLAMA = {
     "8b": {"d_model": 4096, "num_layers": 32, "num_heads": 32, "d_ff": 14336},

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 import transformers
 
-from jaxtune import compiling, hf, model
+from jaxtune.hf import folder as hf
+from jaxtune.model import transformer as model
+from jaxtune.parallel import compilation as compiling
 
 
 def chats(data: pathlib.Path) -> dict[str, list[dict]]:

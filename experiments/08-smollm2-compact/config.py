@@ -9,8 +9,8 @@ import os
 import pathlib
 
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
-from jaxtune.evaluate import EvalConfig
-from jaxtune.mixture import Budget, MixtureConfig
+from jaxtune.evaluate.loss import EvalConfig
+from jaxtune.mixture.allocation import Budget, MixtureConfig
 from jaxtune.optim import OptimConfig
 from jaxtune.tasks import Task, from_jsonl
 

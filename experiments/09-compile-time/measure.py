@@ -11,12 +11,14 @@ import time
 import jax
 import jax.numpy as jnp
 
-from jaxtune import model, programs, sharding
-from jaxtune.model import LayerKind, ModelConfig
+from jaxtune.batch import Batch
+from jaxtune.model import transformer as model
+from jaxtune.model.rope import RopeConfig
+from jaxtune.model.transformer import LayerKind, ModelConfig
 from jaxtune.optim import OptimConfig
-from jaxtune.packing import Batch
-from jaxtune.rope import RopeConfig
-from jaxtune.step import LossConfig, hparams
+from jaxtune.parallel import sharding
+from jaxtune.step import programs
+from jaxtune.step.update import LossConfig, hparams
 
 LLAMA = ModelConfig(
     vocab_size=8192, d_model=256, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=32, d_ff=688, max_seq_len=512,

@@ -12,12 +12,14 @@ import sys
 import jax
 import numpy as np
 
-from jaxtune import model, programs, sharding
-from jaxtune.model import ModelConfig
+from jaxtune.batch import Batch
+from jaxtune.model import transformer as model
+from jaxtune.model.rope import RopeConfig
+from jaxtune.model.transformer import ModelConfig
 from jaxtune.optim import OptimConfig
-from jaxtune.packing import Batch
-from jaxtune.rope import RopeConfig
-from jaxtune.step import LossConfig, hparams
+from jaxtune.parallel import sharding
+from jaxtune.step import programs
+from jaxtune.step.update import LossConfig, hparams
 
 sys.path.insert(0, os.environ["BENCH"])
 common = importlib.import_module("common")

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import lora, losses
-from jaxtune.lora import LoraConfig, Variant
-from jaxtune.model import ModelConfig, abstract_params, apply
-from jaxtune.quantize import Bits
+from jaxtune.model import lora
+from jaxtune.model.lora import LoraConfig, Variant
+from jaxtune.model.quantize import Bits
+from jaxtune.model.transformer import ModelConfig, abstract_params, apply
+from jaxtune.step import losses
 
 CONFIG = ModelConfig(
     vocab_size=4096, d_model=384, num_layers=8, num_heads=6, num_kv_heads=6, head_dim=64, d_ff=1024, max_seq_len=256

@@ -19,12 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import compiling, experiment, hf, model, placed
 from jaxtune import config as configs
+from jaxtune.batch import Batch, PackPolicy
 from jaxtune.config import ExperimentConfig
-from jaxtune.experiment import Experiment
-from jaxtune.packing import Batch, PackPolicy
-from jaxtune.programs import Programs
+from jaxtune.experiment import resolution as experiment
+from jaxtune.experiment.resolution import Experiment
+from jaxtune.hf import folder as hf
+from jaxtune.model import transformer as model
+from jaxtune.parallel import compilation as compiling
+from jaxtune.step.programs import Programs
+from jaxtune.train import session as placed
 
 HERE = pathlib.Path(__file__).parent
 CASES = {"10M": HERE / "ten_million.py", "SmolLM2-135M": HERE.parent / "08-smollm2-compact" / "config.py"}

@@ -3,8 +3,8 @@
 import os
 
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
-from jaxtune.evaluate import EvalConfig
-from jaxtune.mixture import Budget
+from jaxtune.evaluate.loss import EvalConfig
+from jaxtune.mixture.allocation import Budget
 from jaxtune.tasks.builtin import TASKS
 
 

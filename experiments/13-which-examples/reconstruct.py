@@ -15,12 +15,16 @@ import sys
 
 import numpy as np
 
-from jaxtune import cache, config, experiment, runfolder, tracking
-from jaxtune.cache import Encoding
+from jaxtune import config
+from jaxtune.batch import Example
+from jaxtune.data import encoding as cache
+from jaxtune.data.encoding import Encoding
 from jaxtune.errors import UserError
-from jaxtune.experiment import TRAIN, Experiment
-from jaxtune.packing import Example
-from jaxtune.plan import Placement
+from jaxtune.experiment import resolution as experiment
+from jaxtune.experiment.resolution import TRAIN, Experiment
+from jaxtune.plan.planning import Placement
+from jaxtune.runs import folder as runfolder
+from jaxtune.runs import history as tracking
 
 
 def opened(run_dir: pathlib.Path) -> Experiment:

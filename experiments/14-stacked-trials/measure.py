@@ -24,10 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import config as configs
-from jaxtune import experiment, hf, model, stacked, sweep, trials
-from jaxtune.loop import peak_memory_mb
-from jaxtune.placed import Placed, place, place_beside
-from jaxtune.programs import Programs
+from jaxtune.experiment import resolution as experiment
+from jaxtune.hf import folder as hf
+from jaxtune.model import transformer as model
+from jaxtune.step import trials
+from jaxtune.step.programs import Programs
+from jaxtune.sweep import run as sweep
+from jaxtune.train import lanes as stacked
+from jaxtune.train.loop import peak_memory_mb
+from jaxtune.train.session import Placed, place, place_beside
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 AXES = {"optim.peak_lr": ["1e-3", "3e-3"], "mixture.temperature": ["1", "4"]}
@@ -49,7 +54,7 @@ def settings(size: str, folder: pathlib.Path) -> configs.ExperimentConfig:
 def toy_model(folder: pathlib.Path) -> pathlib.Path:
     """A random model with the built-in tokenizer."""
     if not folder.exists():
-        base = pathlib.Path(hf.__file__).parent / "assets" / "base"
+        base = pathlib.Path(hf.__file__).parent.parent / "assets" / "base"
         files = [base / "tokenizer.model", base / "tokenizer_config.json"]
         params = model.init_params(TOY, 0)[1]
         hf.export_model(folder, TOY, params, eos_token_id=5, bos_token_id=1, pad_token_id=3, tokenizer_files=files)

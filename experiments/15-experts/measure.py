@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune import compiling, moe
-from jaxtune.grouped import grouped_product
-from jaxtune.moe import MoeConfig
+from jaxtune.model import moe
+from jaxtune.model.grouped import grouped_product
+from jaxtune.model.moe import MoeConfig
+from jaxtune.parallel import compilation as compiling
 
 CASES = {
     "8 experts, 2 a token": (MoeConfig(num_experts=8, experts_per_token=2, d_ff=1024), 2048, 512),

@@ -4,11 +4,11 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from jaxtune import mixture
 from jaxtune.errors import UserError
-from jaxtune.tasks.base import Task
-from jaxtune.tasks.records import RecordSource
-from jaxtune.tasks.templates import Builder, Template
+from jaxtune.mixture import allocation as mixture
+from jaxtune.tasks.sources.base import RecordSource
+from jaxtune.tasks.task import Task
+from jaxtune.tasks.wording import Builder, Template
 
 
 def by_name(tasks: Iterable[Task]) -> dict[str, Task]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.chat import ROLES, Conversation, Message
+from jaxtune.batch import Example
+from jaxtune.chat.rendering import ROLES, Conversation, Message
 from jaxtune.errors import UserError
-from jaxtune.packing import Example
-from jaxtune.tasks.jsonl import Finding, json_type
 from jaxtune.tasks.problems import RULES, Problem, RecordError, Severity
-from jaxtune.tasks.records import RecordSource
+from jaxtune.tasks.sources.base import RecordSource
+from jaxtune.tasks.sources.jsonl import Finding, json_type
 
 SPEAKERS = {
     "system": "system",

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 import transformers
 
-from jaxtune import hf, losses, model, safetensors_io
+from jaxtune.hf import folder as hf
+from jaxtune.hf import safetensors as safetensors_io
+from jaxtune.model import transformer as model
+from jaxtune.step import losses
 
 Rows = tuple[jax.Array, jax.Array, jax.Array]
 """Tokens, positions and segment ids [rows, seq]."""

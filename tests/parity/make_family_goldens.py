@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 
-from jaxtune import safetensors_io
+from jaxtune.hf import safetensors as safetensors_io
 
 TESTS = pathlib.Path(__file__).parent.parent
 

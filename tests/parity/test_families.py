@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtune import hf
+from jaxtune.hf import folder as hf
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

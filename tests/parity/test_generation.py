@@ -6,8 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxtune import hf, model
-from jaxtune.generate import SamplingConfig, generate
+from jaxtune.evaluate.decoding import SamplingConfig, generate
+from jaxtune.hf import folder as hf
+from jaxtune.model import transformer as model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

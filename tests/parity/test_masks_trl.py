@@ -12,8 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizers import write_hf
 
-from jaxtune.chat import TEMPLATES, ChatTemplate, Conversation, Message, check, load_template, render, render_prompt
-from jaxtune.tokenizer import load
+from jaxtune.chat.rendering import (
+    TEMPLATES,
+    ChatTemplate,
+    Conversation,
+    Message,
+    check,
+    load_template,
+    render,
+    render_prompt,
+)
+from jaxtune.chat.tokenizer import load
 
 pytestmark = pytest.mark.parity
 trl_templates = pytest.importorskip("trl.chat_template_utils")

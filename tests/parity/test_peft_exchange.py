@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import hf, lora, model, peft
-from jaxtune.lora import LoraConfig, Scaling, Variant
+from jaxtune.hf import folder as hf
+from jaxtune.hf import peft
+from jaxtune.model import lora
+from jaxtune.model import transformer as model
+from jaxtune.model.lora import LoraConfig, Scaling, Variant
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

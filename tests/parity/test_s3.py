@@ -5,10 +5,10 @@ import shutil
 import pytest
 from test_checkpoint import make_state, same
 
-from jaxtune.bucket import Bucket
-from jaxtune.checkpoint import Checkpoints, abstract
 from jaxtune.errors import UserError
-from jaxtune.retention import DOCUMENT, CheckpointConfig
+from jaxtune.runs.bucket import Bucket
+from jaxtune.runs.checkpoints import Checkpoints, abstract
+from jaxtune.runs.retention import DOCUMENT, CheckpointConfig
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]  # the server's own warnings are not ours
 

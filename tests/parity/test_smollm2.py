@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune import compiling, hf, model
-from jaxtune.attention import Backend
+from jaxtune.hf import folder as hf
+from jaxtune.model import transformer as model
+from jaxtune.model.attention.core import Backend
+from jaxtune.parallel import compilation as compiling
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -6,9 +6,9 @@ for validation and 60 for test; the three splits share no exercise, whatever its
 
 import functools
 
-from jaxtune.tasks.base import Task
 from jaxtune.tasks.builtin.collection import FAMILIES, GeneratedSource, phrase
 from jaxtune.tasks.builtin.exercise import Split
+from jaxtune.tasks.task import Task
 
 CLUSTERS = {
     "qa": "reading",

@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex
 
 import orjson
 
-from jaxtune.chat import Conversation, Message
+from jaxtune.chat.rendering import Conversation, Message
 from jaxtune.tasks.builtin import (
     arithmetic,
     classification,
@@ -20,7 +20,7 @@ from jaxtune.tasks.builtin import (
 )
 from jaxtune.tasks.builtin.exercise import Exercise, Split, split_of
 from jaxtune.tasks.builtin.stream import Stream
-from jaxtune.tasks.records import RecordSource
+from jaxtune.tasks.sources.base import RecordSource
 
 EVALUATION_SIZE = 60
 """Examples of each validation set and of each test set."""

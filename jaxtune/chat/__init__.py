@@ -1,0 +1,14 @@
+from jaxtune.chat.rendering import Conversation as Conversation
+from jaxtune.chat.rendering import MaskPolicy as MaskPolicy
+from jaxtune.chat.rendering import Message as Message
+from jaxtune.chat.rendering import Problem as Problem
+from jaxtune.chat.rendering import check as check
+from jaxtune.chat.rendering import render as render
+from jaxtune.chat.rendering import render_batch as render_batch
+from jaxtune.chat.rendering import render_each as render_each
+from jaxtune.chat.rendering import render_prompt as render_prompt
+from jaxtune.chat.rendering import render_text as render_text
+from jaxtune.chat.rendering import terminator_id as terminator_id
+from jaxtune.chat.template import TEMPLATES as TEMPLATES
+from jaxtune.chat.template import ChatTemplate as ChatTemplate
+from jaxtune.chat.template import load_template as load_template

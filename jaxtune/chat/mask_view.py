@@ -1,0 +1,101 @@
+"""Pictures of a loss mask: the tokens of an example, coloured by what they weigh."""
+
+import codecs
+import dataclasses
+import html
+from collections.abc import Sequence
+
+import rich.text
+
+from jaxtune.batch import Example
+from jaxtune.chat.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A token as people see it; several tokens where one character is spread over them."""
+
+    text: str
+    weight: float
+    """The largest loss weight of its tokens."""
+    control: bool
+    """A control token, which text never produces."""
+
+
+def shown_tokens(example: Example, tokenizer: Tokenizer) -> list[Shown]:
+    """The tokens of an example as readable text, in order. Bytes that make no character show as U+FFFD."""
+    shown: list[Shown] = []
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    pending = 0.0
+    for token, weight in zip(example.tokens.tolist(), example.loss_weights.tolist(), strict=True):
+        control = tokenizer.is_control(token)
+        if control:
+            _append(shown, decoder.decode(b"", final=True), pending, False)
+            decoder.reset()
+            _append(shown, tokenizer.piece(token), weight, True)
+            pending = 0.0
+            continue
+        pending = max(pending, weight)
+        text = decoder.decode(tokenizer.token_bytes(token))
+        if text:
+            _append(shown, text, pending, False)
+            held = bool(decoder.getstate()[0])
+            pending = weight if held else 0.0
+    _append(shown, decoder.decode(b"", final=True), pending, False)
+    return shown
+
+
+def _append(shown: list[Shown], text: str, weight: float, control: bool) -> None:
+    if text:
+        shown.append(Shown(text, weight, control))
+
+
+def mask_text(example: Example, tokenizer: Tokenizer) -> rich.text.Text:
+    """For a terminal: prompts dim, trained tokens on colour (paler for weights below 1), control tokens in italics.
+
+    Newlines show as `↵` and break the line. Other control characters show as their escape.
+    """
+    picture = rich.text.Text()
+    for token in shown_tokens(example, tokenizer):
+        style = "dim" if token.weight <= 0 else "black on green3" if token.weight >= 1 else "black on pale_green1"
+        picture.append(_printable(token.text, "↵\n"), style=style + (" italic" if token.control else ""))
+    return picture
+
+
+def mask_html(example: Example, tokenizer: Tokenizer) -> str:
+    """An HTML fragment: `<div class="tokens">` of spans, escaped, styled inline so that it stands on its own.
+
+    Trained tokens are coloured as deep as their weight, up to 1; every trained token tells its weight on hovering.
+    """
+    return tokens_html(shown_tokens(example, tokenizer))
+
+
+def tokens_html(tokens: Sequence[Shown]) -> str:
+    """`mask_html` of tokens that are at hand already."""
+    spans = "".join(_span(token) for token in tokens)
+    style = "font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7"
+    return f'<div class="tokens" style="{style}">{spans}</div>'
+
+
+def _span(token: Shown) -> str:
+    text = html.escape(_printable(token.text, "↵\n"))
+    names = ["control"] * token.control + ["trained" if token.weight > 0 else "prompt"]
+    style = "color:#8a919c"
+    if token.weight > 0:
+        style = f"color:#0d3a6e;background:rgba(31,111,196,{0.12 + 0.2 * min(token.weight, 1.0):.3f})"
+    if token.control:
+        style += ";font-style:italic"
+    return f'<span class="{" ".join(names)}" style="{style}" title="weight {token.weight:g}">{text}</span>'
+
+
+def _printable(text: str, newline: str) -> str:
+    """`text` with newlines marked and other control characters as escapes; tabs stay."""
+    parts = []
+    for char in text:
+        if char == "\n":
+            parts.append(newline)
+        elif char == "\t" or char.isprintable() or char == "\N{NO-BREAK SPACE}":
+            parts.append(char)
+        else:
+            parts.append(char.encode("unicode_escape").decode())
+    return "".join(parts)

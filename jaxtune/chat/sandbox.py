@@ -1,0 +1,418 @@
+"""Run a chat template: sandboxed, bounded in work and size, and with the source of every character kept.
+
+A chat template is code that arrives with a model. It sees plain data only, can't reach Python's internals, and is
+stopped when it loops for ever or builds huge values. The dialect is the one of Hugging Face `transformers`: Jinja with
+`trim_blocks`, `lstrip_blocks`, `break` / `continue`, `raise_exception`, `strftime_now`, a plain `tojson`, and
+`{% generation %}` around what the assistant says.
+"""
+
+import dataclasses
+import datetime
+import functools
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jinja2
+import jinja2.compiler
+import jinja2.ext
+import jinja2.filters
+import jinja2.nodes
+import jinja2.parser
+import jinja2.runtime
+import jinja2.sandbox
+import jinja2.utils
+
+from jaxtune.chat.traced import Piece, Traced, in_block, join, pieces_of, source_of, trace
+from jaxtune.errors import UserError
+
+MAX_STEPS = 200_000
+"""Loop iterations and macro calls that one render may take."""
+MAX_SECONDS = 10.0
+"""Processor seconds of one render, as a second bound."""
+MAX_CHARS = 4_000_000
+"""Size of any string a render builds, on top of eight times the characters it was given."""
+MAX_INT_ARG = 1_000_000
+"""Largest integer that a method or filter may be given: widths, counts and the like."""
+
+_LARGE = 10_000
+"""Characters or items from which a sum is measured against the bound."""
+
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
+"""What the code of a template can raise; everything else is a bug of ours."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """The text of a rendered chat and the pieces it is made of."""
+
+    text: str
+    pieces: tuple[Piece, ...]
+
+
+@dataclasses.dataclass
+class _Meter:
+    """What one render has used so far."""
+
+    max_chars: int
+    deadline: float
+    today: datetime.date
+    steps: int = 0
+    blocks: int = 0
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise jinja2.exceptions.SecurityError(
+                f"the template took more than {MAX_STEPS:,} steps; it may loop for ever"
+            )
+        if self.steps % 32 == 0 and time.thread_time() > self.deadline:
+            raise jinja2.exceptions.SecurityError(f"the template ran for more than {MAX_SECONDS:g} seconds")
+
+    def allow(self, chars: int) -> None:
+        if chars > self.max_chars:
+            raise jinja2.exceptions.SecurityError(f"the template builds a value of {chars:,} characters or items")
+
+
+_local = threading.local()
+
+
+def _meter() -> _Meter:
+    meter = getattr(_local, "meter", None)
+    if meter is None:
+        raise jinja2.nodes.Impossible  # at compile time: leave the expression for the render
+    return meter
+
+
+def compile_template(source: str, name: str) -> jinja2.Template:
+    """Compile a chat template once per process. Raises `UserError` naming the template and the line."""
+    try:
+        return _compile(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(
+            f"chat template {name!r}, line {error.lineno}: {error.message}. Correct the template."
+        ) from error
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(source: str) -> jinja2.Template:
+    environment = _environment()
+    for node in environment.parse(source).find_all(
+        (jinja2.nodes.Include, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Extends)
+    ):
+        raise jinja2.TemplateSyntaxError("a chat template can't include or import another", node.lineno)
+    return environment.from_string(source)
+
+
+def render(
+    template: jinja2.Template, name: str, variables: Mapping[str, Any], *, today: datetime.date, given_chars: int = 0
+) -> Rendered:
+    """Render with `variables`, whose user strings are `Traced`.
+
+    `today` is what `strftime_now` tells; `given_chars` is the size of the user's text, which the bound on built strings
+    grows with. Raises `UserError` with the template's name and line for anything that goes wrong inside it.
+    """
+    outer = getattr(_local, "meter", None)
+    _local.meter = _Meter(MAX_CHARS + 8 * given_chars, time.thread_time() + MAX_SECONDS, today)
+    try:
+        text = join(template.root_render_func(_context(template, variables)))
+    except _TEMPLATE_ERRORS as error:
+        raise UserError(_explain(error, template, name)) from error
+    finally:
+        _local.meter = outer
+    return Rendered(str.__str__(text), pieces_of(text))
+
+
+def _context(template: jinja2.Template, variables: Mapping[str, Any]) -> jinja2.runtime.Context:
+    """What `Template.new_context` makes, without walking its chained globals at every render."""
+    plain = {**_environment().globals, **variables}
+    return jinja2.runtime.new_context(template.environment, template.name, template.blocks, plain, shared=True)
+
+
+def _explain(error: BaseException, template: jinja2.Template, name: str) -> str:
+    line, trace_back = None, error.__traceback__
+    while trace_back is not None:
+        if trace_back.tb_frame.f_code.co_filename == "<template>":
+            line = template.get_corresponding_lineno(trace_back.tb_lineno)
+        trace_back = trace_back.tb_next
+    where = f"chat template {name!r}" + (f", line {line}" if line else "")
+    if isinstance(error, jinja2.exceptions.SecurityError):
+        return f"{where}: stopped: {str(error).rstrip('.')}. Use a template you trust, or a built-in one."
+    if isinstance(error, RecursionError):
+        return f"{where}: stopped: its macros call each other without end. Use another template."
+    return f"{where}: {error or type(error).__name__}. Correct the conversation or use a template that accepts it."
+
+
+class _CodeGenerator(jinja2.compiler.CodeGenerator):
+    def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:
+        """`a ~ b` keeps sources."""
+        self.write("environment.tilde((")
+        for arg in node.nodes:
+            self.visit(arg, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %} ... {% endgeneration %}`: marks what the assistant says."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Callable[[], str]) -> str:
+        meter = _meter()
+        meter.blocks += 1
+        block = meter.blocks
+        return in_block(caller(), block)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """A namespace without underscore names."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, rest = args[0], args[1:]
+        values = dict(*rest, **kwargs)
+        for name in values:
+            _require_public(name)
+        jinja2.utils.Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _require_public(name)
+        super().__setitem__(name, value)
+
+
+def _require_public(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace attribute can't begin with an underscore: {name!r}")
+
+
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    code_generator_class = _CodeGenerator
+    concat = staticmethod(join)
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, "jinja2.ext.loopcontrols"],
+            finalize=_to_text,
+            optimized=False,
+        )
+
+    @property
+    def tick(self) -> None:
+        """Evaluated at the start of every loop body and macro body."""
+        _meter().step()
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for node in tree.find_all((jinja2.nodes.For, jinja2.nodes.Macro, jinja2.nodes.CallBlock)):
+            node.body.insert(0, jinja2.nodes.ExprStmt(jinja2.nodes.EnvironmentAttribute("tick"), lineno=node.lineno))
+        return tree
+
+    def tilde(self, values: Iterable[Any]) -> str:
+        """The `~` operator."""
+        parts = [_to_text(value) for value in values]
+        _meter().allow(sum(map(len, parts)))
+        return join(parts)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+":
+            if _is_large(left) or _is_large(right):
+                _meter().allow(len(left) + len(right))
+            return left + right
+        _guard_operator(operator, left, right)
+        return self.binop_table[operator](left, right)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`str.format`, without access to attributes (Jinja's own guard) and without huge widths."""
+        owner = getattr(value, "__self__", None)
+        if not isinstance(owner, str) or value.__name__ not in ("format", "format_map"):
+            return None
+        plain = super().wrap_str_format(getattr(str.__str__(owner), value.__name__))
+        assert plain is not None
+
+        def run(*args: Any, **kwargs: Any) -> str:
+            _guard_arguments("format", owner, args, kwargs)
+            text, source = plain(*args, **kwargs), source_of([owner, args, kwargs])
+            return text if source is None else trace(text, source)
+
+        return run
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as in Jinja
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):
+            _guard_arguments(__obj.__name__, owner, args, kwargs)
+            if __obj.__name__ == "join":
+                return _join_texts(owner, *args)
+        result = super().call(__context, __obj, *args, **kwargs)
+        if type(owner) is str and type(result) is str:
+            source = source_of(args)
+            return result if source is None else trace(result, source)
+        return result
+
+
+@functools.cache
+def _environment() -> _Environment:
+    environment = _Environment()
+    for name in ("random", "safe", "escape", "e", "forceescape", "xmlattr", "urlize", "map"):
+        del environment.filters[name]
+    environment.filters.update({name: _guarded(name, f) for name, f in environment.filters.items()})
+    environment.filters.update(
+        tojson=_tojson, join=_filter_join, string=_to_text, map=jinja2.filters.FILTERS["map"], safe=_to_text
+    )
+    del environment.globals["lipsum"]  # random text
+    environment.globals.update(
+        raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace, dict=_make_dict
+    )
+    return environment
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.combine(_meter().today, datetime.time()).strftime(format)
+
+
+def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict(*args, **kwargs)
+
+
+def _to_text(value: Any) -> str:
+    """What is printed for a value."""
+    if isinstance(value, str):
+        return value if type(value) in (str, Traced) else str.__str__(value)
+    if isinstance(value, jinja2.Undefined) and value._undefined_exception is jinja2.exceptions.SecurityError:
+        value._fail_with_undefined_error()
+    _measure(value)
+    source = source_of(value)
+    return str(value) if source is None else trace(str(value), source)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """JSON without the HTML escapes of Jinja's own filter."""
+    _guard_arguments("tojson", "", (indent,), {})
+    _measure(value)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    source = source_of(value)
+    return text if source is None else trace(text, source)
+
+
+@jinja2.pass_environment
+def _filter_join(
+    environment: jinja2.Environment, value: Iterable[Any], d: str = "", attribute: str | int | None = None
+) -> str:
+    if attribute is not None:
+        value = map(jinja2.filters.make_attrgetter(environment, attribute), value)
+    return _join_texts(d, value)
+
+
+def _join_texts(separator: str, values: Iterable[Any]) -> str:
+    texts: list[str] = []
+    size = 0
+    for value in values:
+        texts += ([separator] if texts and separator else []) + [_to_text(value)]
+        size += len(separator) + len(texts[-1])
+        _meter().allow(size)
+    return join(texts)
+
+
+_TEXT_FILTERS = frozenset(
+    ("capitalize", "center", "format", "indent", "lower", "upper", "title", "truncate", "wordwrap", "replace")
+    + ("striptags", "urlencode", "pprint", "trim")
+)
+"""Filters whose result is a new text made of their arguments."""
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given = args[1:] if hasattr(function, "jinja_pass_arg") else args
+        text = given[0] if given and isinstance(given[0], str) else ""
+        _guard_arguments(name, text, given[1:] if text else given, kwargs)
+        result = function(*args, **kwargs)
+        if name in _TEXT_FILTERS and isinstance(result, str) and type(result) is not Traced:
+            source = source_of([*given, kwargs])
+            result = str.__str__(result) if source is None else trace(result, source)
+        return result
+
+    return run
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, str | list | tuple) and len(value) > _LARGE
+
+
+def _guard_operator(operator: str, left: Any, right: Any) -> None:
+    """Refuse `*`, `**` and `%` where the result would be huge."""
+    if operator == "%" and isinstance(left, str):
+        _guard_format(left)
+    if operator == "**" and isinstance(right, int | float) and abs(right) > 1000:
+        raise jinja2.exceptions.SecurityError(f"an exponent of {right} is too large")
+    if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
+        _meter().allow(left.bit_length() * (right if operator == "**" else 1) + right.bit_length())
+    for sized, count in ((left, right), (right, left)):
+        if operator == "*" and isinstance(sized, str | list | tuple) and isinstance(count, int):
+            _meter().allow(len(sized) * max(count, 0))
+
+
+def _guard_arguments(name: str, text: str, args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse calls of string methods and filters whose result would be huge."""
+    args = [*args, *kwargs.values()]
+    for arg in args:
+        if isinstance(arg, int) and abs(arg) > MAX_INT_ARG:
+            raise jinja2.exceptions.SecurityError(f"the argument {arg} of {name!r} is too large")
+    if name in ("format", "format_map"):
+        _guard_format(text)
+    strings = [arg for arg in args if isinstance(arg, str)]
+    if name == "replace" and len(strings) >= 2:
+        _meter().allow(len(text) + (text.count(strings[0]) + 1) * len(strings[1]))
+    elif name in ("indent", "expandtabs"):
+        width = max(
+            [4, *(len(arg) if isinstance(arg, str) else int(arg) for arg in args if isinstance(arg, str | int))]
+        )
+        _meter().allow(len(text) + (text.count("\n") + text.count("\t") + 1) * width)
+
+
+def _guard_format(pattern: str) -> None:
+    if re.search(r"\{[^}]*__", pattern):
+        raise jinja2.exceptions.SecurityError("a format can't name private attributes")
+    if re.search(r"\d{6}|\*|\{[^{}]*\{", pattern):
+        raise jinja2.exceptions.SecurityError("a format with widths this large or computed is not allowed")
+
+
+def _measure(value: Any) -> None:
+    """Refuse to print a value that shares parts of itself until its text would be huge."""
+    if isinstance(value, int | float | None):
+        return
+    meter, seen, pending = _meter(), 0, [value]
+    while pending:
+        item = pending.pop()
+        seen += len(item) if isinstance(item, str) else 8
+        if seen > meter.max_chars:
+            meter.allow(seen)
+        if isinstance(item, Mapping):
+            pending += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple):
+            pending += item

@@ -1,0 +1,421 @@
+"""Tokenised data sets, made once: keyed by all that decides them, by several processes, resumed after a kill."""
+
+import ast
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from jaxtune.batch import Example
+from jaxtune.chat import rendering as chat
+from jaxtune.chat.rendering import ChatTemplate, Conversation, MaskPolicy
+from jaxtune.chat.tokenizer import Tokenizer
+from jaxtune.data.fit import Fitted, LengthPolicy, Outcome, fit_length
+from jaxtune.data.store import DamagedStore, Part, TaskTokens, allow_open_stores, merge, open_store
+from jaxtune.errors import UserError
+from jaxtune.tasks import RecordError, Task
+from jaxtune.terminal.progress import ItemProgress
+
+PART = 1024
+"""Records in one part: what a kill can lose, and what one job of a process does."""
+_LOCKS = 32
+SHOWN = 20
+"""Problems that an error message spells out."""
+
+_PACKAGE = Path(__file__).parent.parent
+_LIBRARIES = (
+    "tokenizers",
+    "sentencepiece",
+    "jinja2",
+    "numpy",
+    "orjson",
+    "pyarrow",
+    "array-record",
+    "tensorflow-datasets",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How a conversation becomes tokens with loss weights."""
+
+    template: ChatTemplate
+    tokenizer: Tokenizer
+    max_length: int
+    """Longest example, tokens."""
+    mask_policy: MaskPolicy = MaskPolicy.ASSISTANT
+    length_policy: LengthPolicy = LengthPolicy.DROP
+    prompt_loss_weight: float = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """Everything about it that decides tokens, as plain JSON."""
+        return {
+            "template": self.template.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
+            "max_length": self.max_length,
+            "mask_policy": self.mask_policy.value,
+            "length_policy": self.length_policy.value,
+            "prompt_loss_weight": self.prompt_loss_weight,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """One record that cannot be used."""
+
+    rule: str
+    text: str
+
+
+def tokenize(
+    tasks: Sequence[Task],
+    split: str,
+    encoding: Encoding,
+    folder: Path | str,
+    *,
+    processes: int = 1,
+    show_progress: bool = True,
+) -> dict[str, TaskTokens]:
+    """The tokenised split of every task; from `folder`, where it is there already and whole.
+
+    The examples of a task are the records that pass the length policy in every wording. Raises UserError, with the
+    first problems of all tasks and the number of all, when records cannot be used; and for a task with no usable
+    example.
+    """
+    folder = Path(folder)
+    allow_open_stores(2 * len(tasks))  # a training and a validation split
+    out: dict[str, TaskTokens] = {}
+    jobs = [_Job(task, split, encoding, folder) for task in tasks]
+    with _locked(folder, [job.store.name for job in jobs]):
+        missing = []
+        for job in jobs:
+            if (found := job.finished()) is None:
+                missing.append(job)
+            else:
+                out[job.task.name] = found
+        if missing:
+            _run(missing, processes, show_progress)
+            out |= {job.task.name: job.merged() for job in missing}
+    for task in tasks:
+        if not len(out[task.name]):
+            outcomes = ", ".join(f"{count} {reason}" for reason, count in out[task.name].outcomes.items())
+            raise UserError(
+                f"task {task.name!r} has no usable example in {split!r}: {outcomes or 'no records'}. Check its files, "
+                f"raise --data.seq-len ({encoding.max_length}), or cut long examples with --data.length-policy"
+            )
+    return {task.name: out[task.name] for task in tasks}
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """sha256 over what decides tokens besides data and settings: the source of this module and of all modules of the
+    package that it imports, directly or not, and the versions of the libraries that read, render and tokenise."""
+    digest = hashlib.sha256()
+    for file in sorted(_imported(Path(__file__))):
+        digest.update(file.relative_to(_PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
+    for library in _LIBRARIES:
+        digest.update(f"{library} {importlib.metadata.version(library)}\0".encode())
+    return digest.hexdigest()
+
+
+def _imported(file: Path) -> set[Path]:
+    """A source file of the package and the ones that it imports, directly or not."""
+    found, todo = {file}, [file]
+    while todo:
+        for node in ast.walk(ast.parse(todo.pop().read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(_PACKAGE.name):
+                continue
+            base = _PACKAGE.joinpath(*str(node.module).split(".")[1:])
+            names = (base, *(base / alias.name for alias in node.names))
+            new = {path for name in names for path in (name.with_suffix(".py"), name / "__init__.py") if path.is_file()}
+            todo += new - found
+            found |= new
+    return found
+
+
+class _Job:
+    """One split of one task: its store, its parts."""
+
+    def __init__(self, task: Task, split: str, encoding: Encoding, folder: Path):
+        self.task, self.split, self.encoding, self.size = task, split, encoding, PART
+        self.facts = {
+            "data": task.fingerprint(split),
+            "templates": task.num_templates,
+            "part": self.size,
+            "code": code_fingerprint(),
+            **encoding.facts(),
+        }
+        key = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+        self.store = folder / f"{task.name.replace('/', '_')}-{split}-{key[:32]}"
+        self.parts = self.store.with_name(self.store.name + ".parts")
+
+    @property
+    def num_records(self) -> int:
+        return len(self.task.source(self.split))
+
+    @property
+    def num_parts(self) -> int:
+        return -(-self.num_records // self.size)
+
+    def records_of(self, number: int) -> range:
+        """The records of one part."""
+        return range(number * self.size, min((number + 1) * self.size, self.num_records))
+
+    def part(self, number: int) -> Path:
+        return self.parts / f"{number:06d}.npz"
+
+    def finished(self) -> TaskTokens | None:
+        """The store if it is there and whole; a damaged one is removed, to be made again."""
+        if not self.store.exists():
+            return None
+        try:
+            return open_store(self.store, self.facts)
+        except DamagedStore as damage:
+            print(f"token cache damaged, making it again: {damage}", file=sys.stderr, flush=True)
+            shutil.rmtree(self.store)
+            return None
+
+    def missing_parts(self) -> list[int]:
+        """Parts still to do; a damaged one is removed."""
+        missing = []
+        for number in range(self.num_parts):
+            try:
+                Part.read(self.part(number))
+            except DamagedStore:
+                self.part(number).unlink(missing_ok=True)
+                missing.append(number)
+        return missing
+
+    def encode(self, number: int) -> tuple[int, list[Trouble]]:
+        """Do one part; returns how many records it has and what is wrong with them. With troubles it is not kept."""
+        records = self.records_of(number)
+        part, troubles = encode_records(self.task, self.split, records, self.encoding)
+        if not troubles:
+            part.write(self.part(number))
+        return len(records), troubles
+
+    def merged(self) -> TaskTokens:
+        """The finished store, made from the parts."""
+        self.task.source(self.split).check_unchanged()
+        parts = [self.part(number) for number in range(self.num_parts)]
+        merge(parts, self.store, task=self.task.name, split=self.split, facts=self.facts)
+        shutil.rmtree(self.parts, ignore_errors=True)
+        return TaskTokens(self.store)
+
+
+def encode_records(task: Task, split: str, records: Sequence[int], encoding: Encoding) -> tuple[Part, list[Trouble]]:
+    """Tokens and loss weights of records in every wording, supervision proven, after the length policy."""
+    kept: list[list[Example]] = []
+    numbers: list[int] = []
+    outcomes: collections.Counter[str] = collections.Counter()
+    troubles: list[Trouble] = []
+    wordings = range(task.num_templates)
+    read = [[_read(task, split, i, t) for t in wordings] for i in records]
+    rendered = iter(_render([item for row in read for item in row if isinstance(item, Conversation)], encoding))
+    for i, row in zip(records, read, strict=True):
+        where = task.source(split).where(i)
+        results = [
+            _fit(next(rendered) if isinstance(item, Conversation) else item, item, where, encoding) for item in row
+        ]
+        fitted = [result for result in results if isinstance(result, Fitted)]
+        if len(fitted) < len(results):
+            troubles += next(result for result in results if not isinstance(result, Fitted))
+            continue
+        worst = max(fitted, key=lambda result: (result.example is None, result.outcome is not Outcome.KEPT))
+        outcomes[worst.outcome.value] += 1
+        if worst.example is not None:
+            kept.append([result.example for result in fitted if result.example is not None])
+            numbers.append(i)
+    return _part(kept, numbers, outcomes, task.num_templates, encoding.prompt_loss_weight), troubles
+
+
+def _read(task: Task, split: str, i: int, template: int) -> Conversation | Example | list[Trouble]:
+    try:
+        return task.read(split, i, template)
+    except RecordError as error:
+        return [Trouble(rule=problem.rule, text=str(problem)) for problem in error.problems]
+
+
+def _render(conversations: Sequence[Conversation], encoding: Encoding) -> list[Example | UserError]:
+    return chat.render_each(
+        conversations, encoding.template, encoding.tokenizer, encoding.mask_policy, encoding.prompt_loss_weight
+    )
+
+
+def _fit(
+    item: Example | UserError | list[Trouble],
+    read: Conversation | Example | list[Trouble],
+    where: str,
+    encoding: Encoding,
+) -> Fitted | list[Trouble]:
+    """One rendered wording after the supervision check and the length policy."""
+    if isinstance(item, list):
+        return item
+    if isinstance(item, UserError):
+        return [Trouble(rule="cannot-render", text=f"{where}: {item}")]
+    if len(item.tokens) and (largest := int(item.tokens.max())) >= encoding.tokenizer.vocab_size:
+        text = f"{where}: bad-tokens: token {largest}, but the tokenizer has {encoding.tokenizer.vocab_size}"
+        return [Trouble(rule="bad-tokens", text=f"{text}; tokenise the record with this tokenizer")]
+    if isinstance(read, Conversation):
+        problems = chat.check(
+            item, read, encoding.template, encoding.tokenizer, encoding.mask_policy, encoding.prompt_loss_weight
+        )
+        if problems:
+            return [Trouble(rule=p.rule, text=f"{where}: {p.rule}: {p.message}; {p.remedy}") for p in problems]
+    try:
+        return fit_length(
+            item,
+            encoding.max_length,
+            encoding.length_policy,
+            prompt_loss_weight=encoding.prompt_loss_weight,
+            bos_id=encoding.tokenizer.bos_id,
+        )
+    except UserError as error:
+        return [Trouble(rule="too-long", text=f"{where}: {error}")]
+
+
+def _part(
+    kept: list[list[Example]], numbers: list[int], outcomes: Mapping[str, int], templates: int, prompt_weight: float
+) -> Part:
+    """The arrays of the kept examples. The first token is nobody's target and counts for no loss; responses are what
+    weighs other than prompts do."""
+    flat = [example for row in kept for example in row]
+    shape = (len(kept), templates)
+
+    def counted(counts: list[int]) -> np.ndarray:
+        return np.array(counts, np.int32).reshape(shape)
+
+    return Part(
+        tokens=np.concatenate([np.zeros(0, np.int32), *(example.tokens for example in flat)]),
+        weights=np.concatenate([np.zeros(0, np.float32), *(example.loss_weights for example in flat)]),
+        lengths=counted([len(example.tokens) for example in flat]),
+        loss_lengths=counted([int((example.loss_weights[1:] > 0).sum()) for example in flat]),
+        response_lengths=counted(
+            [int((example.loss_weights[1:] != np.float32(prompt_weight)).sum()) for example in flat]
+        ),
+        records=np.array(numbers, np.int64),
+        outcomes=dict(outcomes),
+    )
+
+
+# Running the jobs
+
+
+def _run(jobs: Sequence[_Job], processes: int, show_progress: bool) -> None:
+    """Do all missing parts; raises one UserError for all troubles."""
+    todo = []
+    for k, job in enumerate(jobs):
+        job.parts.mkdir(parents=True, exist_ok=True)
+        todo += [(k, number) for number in job.missing_parts()]
+    total = sum(len(jobs[k].records_of(number)) for k, number in todo)
+    troubles: list[Trouble] = []
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(ItemProgress("tokenise", total, unit="records")) if show_progress else None
+        for count, found in _results(jobs, todo, processes):
+            troubles += found
+            if display is not None:
+                display.advance(count)
+    if troubles:
+        raise UserError(_summary(troubles))
+
+
+def _results(
+    jobs: Sequence[_Job], todo: Sequence[tuple[int, int]], processes: int
+) -> Iterator[tuple[int, list[Trouble]]]:
+    """Results of the parts as they are done."""
+    if processes == 1 or len(todo) < 2:
+        for k, number in todo:
+            yield jobs[k].encode(number)
+        return
+    payload = _pickled(jobs)
+    context = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads and locks half-way
+    workers = min(processes, len(todo))
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(payload, list(sys.path))
+    )
+    with pool:
+        try:
+            futures = [pool.submit(_work, k, number) for k, number in todo]
+            for future in concurrent.futures.as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_jobs: Sequence[_Job] = ()
+"""In a worker process: the jobs."""
+
+
+def _start_worker(payload: bytes, path: list[str]) -> None:
+    global _jobs
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process; read when the first batch is encoded
+    sys.path[:] = path
+    _jobs = cloudpickle.loads(payload)
+
+
+def _work(k: int, number: int) -> tuple[int, list[Trouble]]:
+    return _jobs[k].encode(number)
+
+
+def _pickled(jobs: Sequence[_Job]) -> bytes:
+    """The jobs for another process. Functions of modules that it could not import (a config file's) go by value."""
+    modules = [
+        module for name, module in list(sys.modules.items()) if "." not in name and not _importable(name, module)
+    ]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return cloudpickle.dumps(list(jobs))
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _importable(name: str, module: ModuleType) -> bool:
+    """Whether a new process finds the module by its name (`__main__` goes by value in any case)."""
+    if name == "__main__" or getattr(module, "__file__", None) is None:
+        return True
+    return any(finder.find_spec(name, None) is not None for finder in sys.meta_path)
+
+
+def _summary(troubles: Sequence[Trouble]) -> str:
+    shown = "\n".join(f"  {trouble.text}" for trouble in troubles[:SHOWN])
+    more = f"\n  ... and {len(troubles) - SHOWN} more" if len(troubles) > SHOWN else ""
+    counts = collections.Counter(trouble.rule for trouble in troubles)
+    rules = ", ".join(f"{rule} {count}" for rule, count in counts.most_common())
+    plural = "s" if len(troubles) > 1 else ""
+    return (
+        f"{len(troubles)} problem{plural} in the data; nothing was trained.\n{shown}{more}\n"
+        f"By rule: {rules}. `jaxtune validate` lists every one."
+    )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, stores: Sequence[str]) -> Iterator[None]:
+    """Only one run at a time makes a store; others wait, and then find it.
+
+    Stores share a few lock files, so that thousands of tasks need few open files; all runs take them in one order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = sorted({int(hashlib.sha256(name.encode()).hexdigest(), 16) % _LOCKS for name in stores})
+    with contextlib.ExitStack() as stack:
+        for number in numbers:
+            file = stack.enter_context(open(folder / f"lock-{number:02d}", "w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,101 @@
+"""Talking to a model: answers to given prompts, and a chat in the terminal."""
+
+import codecs
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from jaxtune.chat import rendering as chat
+from jaxtune.chat import tokenizer
+from jaxtune.chat.rendering import Conversation, Message
+from jaxtune.chat.template import ChatTemplate, load_template
+from jaxtune.chat.tokenizer import Tokenizer
+from jaxtune.errors import UserError
+from jaxtune.evaluate.decoding import SamplingConfig, generate, stream
+from jaxtune.hf import folder as hf
+from jaxtune.model.transformer import ModelConfig, abstract_params
+from jaxtune.step.update import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speaker:
+    """A model with its words."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+    template: ChatTemplate
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+        ends = {chat.terminator_id(self.template, self.tokenizer), self.tokenizer.eos_id}
+        return sorted(i for i in ends if i is not None)
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids up to where the answer starts."""
+        return chat.render_prompt(Conversation(messages=tuple(messages)), self.template, self.tokenizer)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """An answer without what ended it."""
+        return self.tokenizer.decode([i for i in ids if i not in self.stop_ids])
+
+
+def load(folder: pathlib.Path) -> Speaker:
+    """A Hugging Face folder, ready to answer."""
+    config, params = hf.import_model(folder, dtype=jnp.float32)
+    words = tokenizer.load(folder)
+    hf.check_tokenizer(config, words.vocab_size, folder)
+    return Speaker(config=config, params=params, tokenizer=words, template=load_template(folder))
+
+
+def opening(system: str | None) -> list[Message]:
+    """What a conversation starts with."""
+    return [] if system is None else [Message("system", system)]
+
+
+def answer(folder: pathlib.Path, prompts: Sequence[str], *, system: str | None, sampling: SamplingConfig) -> list[str]:
+    """One answer for each prompt, each in a conversation of its own."""
+    speaker = load(folder)
+    ids = [speaker.prompt([*opening(system), Message("user", prompt)]) for prompt in prompts]
+    found = generate(
+        abstract_params(speaker.config)[0], speaker.params, speaker.config, ids,
+        stop_ids=speaker.stop_ids, sampling=sampling,
+    )  # fmt: skip
+    return [speaker.text(tokens) for tokens in found]
+
+
+def converse(folder: pathlib.Path, *, system: str | None, sampling: SamplingConfig) -> None:
+    """A chat until the end of input; an empty line starts a new conversation."""
+    speaker = load(folder)
+    graphdef = abstract_params(speaker.config)[0]
+    messages = opening(system)
+    print("Type a message. An empty line starts a new conversation, Ctrl-D ends.")
+    while True:
+        try:
+            said = input("you> ")
+        except EOFError:
+            print()
+            return
+        if not said.strip():
+            messages = opening(system)
+            print("(new conversation)")
+            continue
+        asked = [*messages, Message("user", said)]
+        try:
+            tokens = []
+            decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+            for token in stream(
+                graphdef, speaker.params, speaker.config, speaker.prompt(asked),
+                stop_ids=speaker.stop_ids, sampling=sampling,
+            ):  # fmt: skip
+                tokens.append(token)
+                if token not in speaker.stop_ids:
+                    print(decoder.decode(speaker.tokenizer.token_bytes(token)), end="", flush=True)
+            print(decoder.decode(b"", final=True))
+        except UserError as error:  # the conversation outgrew the context; the chat goes on
+            print(f"error: {error}")
+            continue
+        messages = [*asked, Message("assistant", speaker.text(tokens))]

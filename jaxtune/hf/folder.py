@@ -1,0 +1,429 @@
+"""Hugging Face model folders in and out: config.json, safetensors and tokenizer files, strict both ways."""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxtune.errors import UserError
+from jaxtune.hf import safetensors as safetensors_io
+from jaxtune.hf.families import Tensor, read_config, tensors, write_config
+from jaxtune.hf.safetensors import Entry
+from jaxtune.model.transformer import ModelConfig, abstract_params
+
+Params = dict[str, Any]
+ShardingRule = Callable[[str], jax.sharding.Sharding]
+"""Dotted parameter path, for instance layers.attn.q.kernel -> where the array lives."""
+
+FLOATS = ("F32", "BF16", "F16")
+"""Dtypes a checkpoint may store."""
+CHUNK_BYTES = 256 * 2**20
+"""A stacked parameter goes to its devices in pieces of about this size, which bounds host memory."""
+SHARD_BYTES = 5 * 10**9
+WEIGHT_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def resolve(source: str | Path) -> Path:
+    """The local folder of a model: itself, or where a Hub name such as `owner/model` was downloaded to."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not _is_hub_name(str(source)):
+        raise UserError(f"{source}: not a folder. Give the folder of a Hugging Face checkpoint, or a name owner/model.")
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise UserError(
+            f"{source}: no such folder, and huggingface_hub is not installed to download it. "
+            "Install the extra with `pip install jaxtune[hub]`, or give a folder."
+        ) from error
+    failures = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, OSError)
+    try:
+        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=list(WEIGHT_FILES)))
+    except failures as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: no such folder, and the Hub could not provide it: {reason}") from error
+
+
+def load_config(source: str | Path) -> ModelConfig:
+    """The ModelConfig of a model folder or Hub name."""
+    file = resolve(source) / "config.json"
+    return read_config(read_json(file), str(file))
+
+
+def import_model(
+    source: str | Path, *, dtype: Any = jnp.float32, sharding: ShardingRule | None = None
+) -> tuple[ModelConfig, Params]:
+    """Config and parameters of a model folder or Hub name, converted to `dtype`.
+
+    Tensors are read one by one and sent to their devices in chunks, so that the host never holds much more than one
+    stacked parameter's chunk beyond what its own devices keep. Raises UserError that names file and tensor if one is
+    missing, unknown, mis-shaped, of a dtype that holds no weights, or cut short; nothing is guessed or skipped.
+    """
+    folder = resolve(source)
+    config = load_config(folder)
+    entries = safetensors_io.find_tensors(folder)
+    shapes = abstract_params(config, dtype)[1]
+    pieces = _match(folder, config, shapes, entries)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    loaded = []
+    for keys, leaf in leaves:
+        path = tuple(key.key for key in keys)
+        place = None if sharding is None else sharding(".".join(path))
+        loaded.append(_load(path, leaf, pieces[path], place))
+    return config, jax.tree_util.tree_unflatten(treedef, loaded)
+
+
+def export_model(
+    folder: str | Path,
+    config: ModelConfig,
+    params: Params,
+    *,
+    eos_token_id: int,
+    bos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    tokenizer_files: Iterable[Path] = (),
+    chat_template: str | None = None,
+    dtype: Any = None,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+):
+    """Write a folder that transformers and other tools load: weights, config.json, generation_config.json, tokenizer.
+
+    `eos_token_id` is the terminator that was trained: generation stops at it. `tokenizer_files` are copied by name;
+    `chat_template`, the template that was trained, replaces theirs. Everything is written to a folder aside and renamed
+    at the end, so that a failure leaves nothing behind. On several hosts all call this and the first one writes.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder}: already there; nothing was written. Choose another folder, or overwrite it.")
+    outgoing = _outgoing(config, params, dtype)
+    ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    ids = {name: number for name, number in ids.items() if number is not None}
+    stored = {"torch_dtype": str(next(iter(outgoing.values())).dtype)}
+    fields = write_config(config) | ids | stored
+    writing = jax.process_index() == 0
+    aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        if writing:
+            aside.mkdir(parents=True)
+            _write_json(aside / "config.json", fields)
+            _write_json(aside / "generation_config.json", ids)
+            _copy_tokenizer(aside, tokenizer_files, chat_template)
+        _write_weights(aside, outgoing, params, shard_bytes, writing=writing)
+        if writing:
+            put_in_place(aside, folder)
+    finally:
+        if writing:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_tokenizer(config: ModelConfig, tokenizer_size: int, origin: str | Path):
+    """Raise UserError if the tokenizer can produce ids beyond the embedding; a larger embedding is fine."""
+    if tokenizer_size > config.vocab_size:
+        raise UserError(
+            f"{origin}: the tokenizer has {tokenizer_size} tokens, "
+            f"and the model's embedding only {config.vocab_size} rows. Use the tokenizer that belongs to the model."
+        )
+
+
+def tokenizer_files(folder: str | Path) -> list[Path]:
+    """The tokenizer and template files of a model folder."""
+    return [file for name in TOKENIZER_FILES if (file := Path(folder) / name).exists()]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; UserError names the file and the place of a fault."""
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}). Give a complete model folder.") from error
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error}). Repair it or download it again.") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{file}: holds {type(fields).__name__}, not a JSON object. Download it again.")
+    return fields
+
+
+# -------------------------------------------------------------------------------------------------------------- layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Rows of a stored tensor that are the parameter, or its slice at `index`."""
+
+    entry: Entry
+    rows: slice
+    index: tuple[int, ...]
+
+
+def _leaf(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _stored_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape in the checkpoint of a parameter slice: weights are [out, in], heads are merged."""
+    if path[-1] == "kernel":
+        inputs = 2 if path[-2:] == ("o", "kernel") else 1
+        return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+    return (math.prod(shape),) if path[-1] == "bias" else shape
+
+
+def _to_stored(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    stored = _stored_shape(path, value.shape)
+    return value.reshape(stored[::-1]).T if path[-1] == "kernel" else value.reshape(stored)
+
+
+def _from_stored(path: tuple[str, ...], value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return (value.T if path[-1] == "kernel" else value).reshape(shape)
+
+
+def _layout(tensor: Tensor, shapes: Params) -> tuple[tuple[int, ...], list[slice]]:
+    """Shape of a stored tensor, and the rows of each of its parts."""
+    rows, place, tail = [], 0, ()
+    for part in tensor.parts:
+        stored = _stored_shape(part.path, _leaf(shapes, part.path).shape[len(part.index) :])
+        rows.append(slice(place, place + stored[0]))
+        place, tail = place + stored[0], stored[1:]
+    return (place, *tail), rows
+
+
+def _match(
+    folder: Path, config: ModelConfig, shapes: Params, entries: Mapping[str, Entry]
+) -> dict[tuple[str, ...], list[Piece]]:
+    """The stored pieces of every parameter; raises one UserError with everything that does not fit."""
+    pieces: dict[tuple[str, ...], list[Piece]] = {}
+    wrong, known = [], set()
+    for tensor in tensors(config):
+        known.add(tensor.name)
+        shape, rows = _layout(tensor, shapes)
+        entry = entries.get(tensor.name)
+        if entry is None:
+            wrong.append(f"tensor {tensor.name!r} is missing (expected shape {list(shape)})")
+        elif entry.shape != shape:
+            wrong.append(
+                f"tensor {tensor.name!r} in {entry.file.name} has shape {list(entry.shape)}, expected {list(shape)}"
+            )
+        elif entry.dtype not in FLOATS:
+            wrong.append(
+                f"tensor {tensor.name!r} in {entry.file.name} has dtype {entry.dtype}, expected {' or '.join(FLOATS)}"
+            )
+        else:
+            for part, span in zip(tensor.parts, rows, strict=True):
+                pieces.setdefault(part.path, []).append(Piece(entry, span, part.index))
+    for name in sorted(set(entries) - known):
+        if not _is_redundant(name, config, entries):
+            wrong.append(f"tensor {name!r} in {entries[name].file.name} is unknown to model_type {config.family!r}")
+    if wrong:
+        listed = "\n  ".join(wrong[:10]) + (f"\n  and {len(wrong) - 10} more" if len(wrong) > 10 else "")
+        raise UserError(
+            f"{folder}: {len(wrong)} tensors do not fit config.json:\n  {listed}\n"
+            "Use weights and config.json of the same model."
+        )
+    return pieces
+
+
+def _is_redundant(name: str, config: ModelConfig, entries: Mapping[str, Entry]) -> bool:
+    """Tensors that say nothing new: rotary frequencies, and a stored head that equals the embedding it is tied to."""
+    if name.endswith(".rotary_emb.inv_freq"):
+        return True
+    if name != "lm_head.weight" or not config.tie_embeddings or "model.embed_tokens.weight" not in entries:
+        return False
+    head, embedding = entries[name], entries["model.embed_tokens.weight"]
+    if (head.shape, head.dtype) != (embedding.shape, embedding.dtype):
+        return False
+    return safetensors_io.read_tensor(head).tobytes() == safetensors_io.read_tensor(embedding).tobytes()
+
+
+# -------------------------------------------------------------------------------------------------------------- import
+
+
+def _load(path: tuple[str, ...], leaf: Any, pieces: list[Piece], sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """One parameter: its pieces read, transposed, cast, stacked and placed."""
+    if not pieces[0].index:
+        return _place(_read(path, pieces[0], leaf.shape, leaf.dtype), sharding)
+    layers = leaf.shape[0]
+    layer_bytes = math.prod(leaf.shape[1:]) * leaf.dtype.itemsize
+    step = max(1, min(layers, CHUNK_BYTES // layer_bytes))
+    chunks = []
+    for first in range(0, layers, step):
+        last = min(first + step, layers)
+        buffer = np.empty((last - first, *leaf.shape[1:]), leaf.dtype)
+        for piece in pieces:
+            layer, *inner = piece.index
+            if first <= layer < last:
+                shape = leaf.shape[len(piece.index) :]
+                buffer[(layer - first, *inner)] = _read(path, piece, shape, leaf.dtype)
+        chunks.append(_place(buffer, sharding))
+    if len(chunks) == 1:
+        return chunks[0]
+    return jax.jit(lambda *parts: jnp.concatenate(parts), out_shardings=sharding)(*chunks)
+
+
+def _read(path: tuple[str, ...], piece: Piece, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    value = safetensors_io.read_tensor(piece.entry, piece.rows)
+    if value.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
+        value = (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)  # exact, and faster than astype
+    return _from_stored(path, value, shape).astype(dtype, copy=False)
+
+
+def _place(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    if sharding is None:
+        return jnp.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+# -------------------------------------------------------------------------------------------------------------- export
+
+
+@dataclasses.dataclass(frozen=True)
+class Outgoing:
+    """A tensor to be stored."""
+
+    tensor: Tensor
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _outgoing(config: ModelConfig, params: Params, dtype: Any) -> dict[str, Outgoing]:
+    """What to store, by tensor name; raises if the parameters are not those of the config."""
+    expected = abstract_params(config)[1]
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, expected):
+        raise ValueError("the parameters do not have the structure and shapes of the model config")
+    outgoing = {}
+    for tensor in tensors(config):
+        stored = np.dtype(_leaf(params, tensor.parts[0].path).dtype if dtype is None else dtype)
+        if stored not in safetensors_io.NAMES or safetensors_io.NAMES[stored] not in FLOATS:
+            raise UserError(f"cannot export dtype {stored}; choose float32, bfloat16 or float16.")
+        outgoing[tensor.name] = Outgoing(tensor, stored, _layout(tensor, expected)[0])
+    return outgoing
+
+
+def _write_weights(folder: Path, outgoing: Mapping[str, Outgoing], params: Params, shard_bytes: int, *, writing: bool):
+    """One model.safetensors, or shards of at most `shard_bytes` (or one tensor) with their index."""
+
+    def load(name: str) -> np.ndarray:
+        return _gather(outgoing[name], params)
+
+    shards = list(_shards(outgoing, shard_bytes))
+    files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = ["model.safetensors"]
+    for file, names in zip(files, shards, strict=True):
+        if writing:
+            header = {name: (outgoing[name].dtype, outgoing[name].shape) for name in names}
+            safetensors_io.write_file(folder / file, header, load)
+        else:
+            for name in names:
+                load(name)
+    if writing and len(shards) > 1:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        total = sum(tensor.nbytes for tensor in outgoing.values())
+        _write_json(
+            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
+
+
+def _shards(outgoing: Mapping[str, Outgoing], shard_bytes: int) -> Iterator[list[str]]:
+    names, size = [], 0
+    for name, tensor in outgoing.items():
+        if names and size + tensor.nbytes > shard_bytes:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += tensor.nbytes
+    yield names
+
+
+def _gather(outgoing: Outgoing, params: Params) -> np.ndarray:
+    """The stored form of one tensor on the host; on several hosts a collective that all must call."""
+    parts = []
+    for part in outgoing.tensor.parts:
+        value = _leaf(params, part.path)[part.index]
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            value = multihost_utils.process_allgather(value, tiled=True)
+        parts.append(_to_stored(part.path, np.asarray(value)))
+    stored = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return stored.astype(outgoing.dtype, copy=False)
+
+
+def _copy_tokenizer(folder: Path, files: Iterable[Path], chat_template: str | None):
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    if chat_template is None:
+        return
+    (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    settings = folder / "tokenizer_config.json"
+    if settings.exists():
+        fields = read_json(settings)
+        if fields.pop("chat_template", None) is not None:
+            _write_json(settings, fields)
+
+
+def put_in_place(aside: Path, folder: Path):
+    """Rename; an older folder makes way first, and is removed when the new one stands."""
+    if not folder.exists():
+        aside.rename(folder)
+        return
+    old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old)
+
+
+def _write_json(file: Path, fields: Mapping[str, Any]):
+    file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _is_hub_name(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(part and part[0].isalnum() for part in parts)
+
+
+def inspect(source: str | Path) -> dict[str, Any]:
+    """What a model folder holds, after every tensor's name, shape and dtype has been checked; no weights are read."""
+    folder = resolve(source)
+    config = load_config(folder)
+    shapes = abstract_params(config)[1]
+    entries = safetensors_io.find_tensors(folder)
+    _match(folder, config, shapes, entries)
+    return {
+        "folder": str(folder),
+        "family": config.family,
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)),
+        "tensors": len(entries),
+        "layers": config.num_layers,
+        "d_model": config.d_model,
+        "heads": f"{config.num_heads} query, {config.num_kv_heads} key/value, {config.head_dim} wide",
+        "vocabulary": config.vocab_size,
+        "context": config.max_seq_len,
+        "tied head": config.tie_embeddings,
+        "tokenizer files": [file.name for file in tokenizer_files(folder)],
+    }

@@ -1,0 +1,14 @@
+from jaxtune.mixture.allocation import Allocation as Allocation
+from jaxtune.mixture.allocation import Budget as Budget
+from jaxtune.mixture.allocation import MixingUnit as MixingUnit
+from jaxtune.mixture.allocation import MixtureConfig as MixtureConfig
+from jaxtune.mixture.allocation import OnCap as OnCap
+from jaxtune.mixture.allocation import Selection as Selection
+from jaxtune.mixture.allocation import allocate as allocate
+from jaxtune.mixture.allocation import mix_table as mix_table
+from jaxtune.mixture.allocation import resolve_budget as resolve_budget
+from jaxtune.mixture.rates import Group as Group
+from jaxtune.mixture.rates import RateRule as RateRule
+from jaxtune.mixture.rates import Strategy as Strategy
+from jaxtune.mixture.rates import members as members
+from jaxtune.mixture.rates import shares as shares

@@ -1,0 +1,111 @@
+"""Attention of one layer, over packed rows or a cache: one function, several backends, all equal to the reference."""
+
+import enum
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxtune.model.attention import kernels
+from jaxtune.model.attention.blockwise import MASKED, blockwise
+from jaxtune.model.linear import product
+
+
+class Backend(enum.Enum):
+    """How attention is computed; `jaxtune.backends` says which run where, and picks one."""
+
+    AUTO = "auto"  # resolved before training; unresolved, the faster of the two plain paths
+    REFERENCE = "reference"  # all scores of a row at once, in plain XLA operations
+    BLOCKWISE = "blockwise"  # plain XLA, block by block: memory linear in the row's length, segments skipped
+    DOT_PRODUCT = "dot_product"  # jax.nn.dot_product_attention, XLA implementation
+    CUDNN = "cudnn"  # jax.nn.dot_product_attention, cuDNN flash attention (NVIDIA)
+    SPLASH = "splash"  # Pallas kernel for TPU
+
+
+def attention(
+    query: Float[Array, "b s h d"],
+    key: Float[Array, "b s k d"],
+    value: Float[Array, "b s k d"],
+    segment_ids: Int[Array, "b s"],
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    backend: Backend = Backend.AUTO,
+) -> Float[Array, "b s h d"]:
+    """Causal attention inside each segment of packed rows; `h` is a multiple of `k` (grouped queries).
+
+    softmax(cap(scale * q k^T)) v, with cap(x) = soft_cap * tanh(x / soft_cap); query i sees key j iff both are in the
+    same segment and i - window < j <= i. Order is the place in the row, which inside a segment is that of positions.
+    Padding is segment 0: its queries see padding up to themselves, so that no row of scores is empty.
+    """
+    options = {"scale": scale, "window": window, "soft_cap": soft_cap}
+    match plain(query.shape[1]) if backend is Backend.AUTO else backend:
+        case Backend.REFERENCE:
+            return _reference(query, key, value, segment_ids, **options)
+        case Backend.BLOCKWISE:
+            return blockwise(query, key, value, segment_ids, **options)
+        case Backend.DOT_PRODUCT:
+            return kernels.dot_product(query, key, value, segment_ids, implementation="xla", **options)
+        case Backend.CUDNN:
+            return kernels.dot_product(query, key, value, segment_ids, implementation="cudnn", **options)
+        case Backend.SPLASH:
+            return kernels.splash(query, key, value, segment_ids, **options)
+    raise AssertionError(backend)
+
+
+def cached_attention(
+    query: Float[Array, "b s h d"],
+    key: Float[Array, "b t k d"],
+    value: Float[Array, "b t k d"],
+    positions: Int[Array, "b s"],
+    *,
+    scale: float,
+    window: int | Int[Array, ""] | None = None,
+    soft_cap: float | None = None,
+) -> Float[Array, "b s h d"]:
+    """Attention of new tokens over a cache that holds the token of position t in slot t.
+
+    Slots beyond a query's position are invisible to it, so what stale or padding tokens left there does not matter.
+    """
+    allowed = _visible(positions, jnp.arange(key.shape[1]), window)
+    return _attend(query, key, value, allowed, scale=scale, soft_cap=soft_cap)
+
+
+def plain(length: int) -> Backend:
+    """The faster of the backends that run everywhere, for rows of `length` tokens."""
+    return Backend.REFERENCE if length <= 128 else Backend.BLOCKWISE
+
+
+def _reference(query, key, value, segment_ids, *, scale, window, soft_cap):
+    places = jnp.arange(query.shape[1])
+    allowed = _visible(places[None, :], places, window) & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    return _attend(query, key, value, allowed, scale=scale, soft_cap=soft_cap)
+
+
+def _visible(
+    query_places: Int[Array, "b s"], key_places: Int[Array, " t"], window: int | Int[Array, ""] | None
+) -> Bool[Array, "b s t"]:
+    behind = query_places[:, :, None] - key_places[None, None, :]
+    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
+
+
+def _attend(
+    query: Float[Array, "b s h d"],
+    key: Float[Array, "b t k d"],
+    value: Float[Array, "b t k d"],
+    allowed: Bool[Array, "#b s t"],
+    *,
+    scale: float,
+    soft_cap: float | None,
+) -> Float[Array, "b s h d"]:
+    """Scores and softmax in float32; products in the dtype of the arguments with float32 sums."""
+    batch, length, heads, dim = query.shape
+    grouped = query.reshape(batch, length, key.shape[2], heads // key.shape[2], dim)
+    scores = product("bskgd,btkd->bkgst", grouped, key, out_dtype=jnp.float32) * scale
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    scores = jnp.where(allowed[:, None, None, :, :], scores, MASKED)
+    shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    mixed = product("bkgst,btkd->bskgd", shares, value)
+    return mixed.reshape(batch, length, heads, value.shape[-1])

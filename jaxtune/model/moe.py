@@ -1,0 +1,120 @@
+"""Mixture-of-experts feed-forward that drops no token: tokens sorted by expert, one grouped matmul per projection."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxtune.errors import UserError
+from jaxtune.model.grouped import grouped_product
+from jaxtune.model.linear import Linear
+from jaxtune.parallel.compilation import on_one_device
+from jaxtune.parallel.sharding import ROWS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MoeConfig:
+    """Sparse feed-forward: a linear router sends each token to its best experts."""
+
+    num_experts: int
+    experts_per_token: int
+    d_ff: int
+    """Hidden size of one expert."""
+    normalise: bool = True
+    """The weights of the chosen experts are divided by their sum."""
+
+    def __post_init__(self):
+        if not 1 <= self.experts_per_token <= self.num_experts:
+            raise UserError(
+                f"experts_per_token is {self.experts_per_token}; "
+                f"it must be between 1 and num_experts ({self.num_experts})."
+            )
+
+
+class Moe(nnx.Module):
+    """Router and experts; `activation` gates each expert's hidden units."""
+
+    def __init__(
+        self,
+        config: MoeConfig,
+        d_model: int,
+        activation: Callable[[Float[Array, "..."]], Float[Array, "..."]],
+        *,
+        std_in: float,
+        std_out: float,
+        rngs: nnx.Rngs,
+        dtype=jnp.float32,
+    ):
+        e, d, f = config.num_experts, d_model, config.d_ff
+        self.router = Linear("td,de->te", (d, e), std=std_in, rngs=rngs, dtype=dtype)
+        self.gate = Linear("td,edf->tf", (e, d, f), std=std_in, rngs=rngs, dtype=dtype)
+        self.up = Linear("td,edf->tf", (e, d, f), std=std_in, rngs=rngs, dtype=dtype)
+        self.down = Linear("tf,efd->td", (e, f, d), std=std_out, rngs=rngs, dtype=dtype)
+        self.config = config
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        tokens = x.reshape(-1, x.shape[-1])
+        weights, experts = (part.reshape(*x.shape[:2], -1) for part in route(self.router(tokens), self.config))
+        kernels = (linear.kernel[...].astype(x.dtype) for linear in (self.gate, self.up, self.down))
+        mix = functools.partial(_mix_rows, activation=self.activation)
+        if on_one_device():
+            return mix(x, weights, experts, *kernels)
+        return _on_each_device(mix, x, weights, experts, *kernels)
+
+
+def _mix_rows(x, weights, experts, *kernels, activation):
+    flat = (part.reshape(-1, part.shape[-1]) for part in (x, weights, experts))
+    return mix_experts(*flat, *kernels, activation=activation).reshape(x.shape)
+
+
+def _on_each_device(mix, x, weights, experts, gate, up, down):
+    """`mix` inside a mesh: each device sorts its own tokens and computes its share of every expert's hidden units."""
+    mesh = jax.sharding.get_abstract_mesh()
+    divides = lambda n, *axes: n % math.prod(mesh.shape[axis] for axis in axes) == 0
+    rows = ROWS if divides(x.shape[0], *ROWS) else None
+    hidden = "tensor" if divides(gate.shape[-1], "tensor") else None
+    tokens = jax.P(rows, "sequence" if divides(x.shape[1], "sequence") else None, None)
+    into, out_of = jax.P(None, None, hidden), jax.P(None, hidden, None)
+
+    def local(*parts):
+        mixed = mix(*parts)
+        return mixed if hidden is None else jax.lax.psum(mixed, hidden)
+
+    specs = (tokens, tokens, tokens, into, into, out_of)
+    return jax.shard_map(local, in_specs=specs, out_specs=tokens, check_vma=False)(x, weights, experts, gate, up, down)
+
+
+def route(router_logits: Float[Array, "t e"], config: MoeConfig) -> tuple[Float[Array, "t k"], Int[Array, "t k"]]:
+    """Weights and indices of each token's experts: softmax over all experts in float32, then the k largest."""
+    shares = jax.nn.softmax(router_logits.astype(jnp.float32), axis=-1)
+    weights, experts = jax.lax.top_k(shares, config.experts_per_token)
+    return (weights / weights.sum(axis=-1, keepdims=True) if config.normalise else weights), experts
+
+
+def mix_experts(
+    tokens: Float[Array, "t d"],
+    weights: Float[Array, "t k"],
+    experts: Int[Array, "t k"],
+    gate: Float[Array, "e d f"],
+    up: Float[Array, "e d f"],
+    down: Float[Array, "e f d"],
+    activation: Callable[[Float[Array, "..."]], Float[Array, "..."]],
+) -> Float[Array, "t d"]:
+    """Sum over a token's experts of weight * down(activation(gate x) * up x); every assignment is computed."""
+    num_tokens, per_token = experts.shape
+    assigned = experts.reshape(-1)
+    order = jnp.argsort(assigned, stable=True)
+    sizes = jnp.bincount(assigned, length=gate.shape[0]).astype(jnp.int32)
+    source = order // per_token
+    sent = tokens[source]
+    hidden = activation(grouped_product(sent, gate, sizes)) * grouped_product(sent, up, sizes)
+    returned = grouped_product(hidden, down, sizes).astype(jnp.float32)
+    weighted = returned * weights.reshape(-1)[order][:, None]
+    summed = jnp.zeros((num_tokens, tokens.shape[1]), jnp.float32).at[source].add(weighted)
+    return summed.astype(tokens.dtype)

@@ -1,0 +1,245 @@
+"""Runs side by side: what they reached, their curves, transfer between tasks."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtune.errors import UserError
+from jaxtune.reports import charts as figures
+from jaxtune.reports import page
+from jaxtune.reports.charts import Series
+from jaxtune.reports.heatmap import INK_TURNS, Grid, heat_table
+from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, decimals, plain_text, share, signed, tag
+from jaxtune.runs.history import Json, Run, read_run, replace_file
+from jaxtune.runs.intervals import Estimate, mean_of_estimates, paired_proportions
+from jaxtune.runs.results import macro_mean, reached, status
+
+
+def axis_name(axis: str) -> str:
+    """The last part of an option's name, in words."""
+    return axis.rpartition(".")[2].replace("-", " ").replace("_", " ")
+
+
+# Transfer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What training on one set of tasks changed on every task."""
+
+    rows: Sequence[tuple[str, Mapping[str, float]]]
+    """(trained on, change by evaluated task): means over runs of the same training tasks."""
+    tasks: Sequence[str]
+    scored: bool
+    """Exact match (shares) if true, else validation loss (nats)."""
+
+
+def transfer(runs: Sequence[Run]) -> Transfer | None:
+    """Changes by training task; None unless at least two runs trained on a single task each.
+
+    The diagonal is what a task gains from its own data, the rest of a row what the others gain or lose by it
+    (interference). Mixtures of several tasks come last.
+    """
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(sorted(one.task for one in run.tasks if one.count)), []).append(run)
+    if sum(len(trained) == 1 for trained in groups) < 2:
+        return None
+    tasks = list(dict.fromkeys(task for run in runs for task in run.task_names))
+    scored = all(math.isfinite(reached(run).exact_match) for run in runs)
+    order = {task: index for index, task in enumerate(tasks)}
+    rows = []
+    for trained in sorted(groups, key=lambda names: (len(names) > 1, [order[name] for name in names])):
+        changes = [changes_of(run, scored) for run in groups[trained]]
+        mean = {task: macro_mean([one.get(task, math.nan) for one in changes]) for task in tasks}
+        rows.append((trained[0] if len(trained) == 1 else f"{len(trained)} tasks", mean))
+    return Transfer(rows=rows, tasks=tasks, scored=scored)
+
+
+def changes_of(run: Run, scored: bool) -> dict[str, float]:
+    """After minus before, by task."""
+    sides = (reached(run, "before"), reached(run, "after"))
+    before, after = (side.task_exact_match if scored else side.task_loss for side in sides)
+    return {task: after[task] - before[task] for task in after if task in before}
+
+
+def transfer_section(runs: Sequence[Run]) -> Section | None:
+    """The transfer table, shaded by size and coloured by direction."""
+    table = transfer(runs)
+    if table is None:
+        return None
+    sign, digits, scale = (1, 1, 100.0) if table.scored else (-1, 3, 1.0)
+    largest = max((abs(value) for _, row in table.rows for value in row.values() if math.isfinite(value)), default=1.0)
+    head = [tag("th", "trained on ↓  evaluated on →", class_="row"), *(tag("th", task) for task in table.tasks)]
+    rows = [tag("tr", *head)]
+    for name, row in table.rows:
+        cells = []
+        for task in table.tasks:
+            value = row[task]
+            shade = 0.9 * abs(value) / (largest or 1.0) if math.isfinite(value) else 0.0
+            kinds = (["below"] if value * sign < 0 else []) + (["dark"] if shade > INK_TURNS else [])
+            text = signed(value, digits, scale)
+            cells.append(tag("td", text, class_=" ".join(kinds) or None, style=f"--x:{shade:.2f}"))
+        rows.append(tag("tr", tag("th", name, class_="row"), *cells))
+    what = "exact match in points" if table.scored else "validation loss in nats"
+    lead = (
+        f"Change in {what} against the base model. The diagonal is a task's gain from its own data; orange is a loss."
+    )
+    drawn = tag("div", tag("table", *rows, class_="heat"), class_="scroll")
+    return Section("transfer", "Transfer and interference", lead, [drawn])
+
+
+# Any runs
+
+
+def compare_table(runs: Sequence[Run]) -> list[Json]:
+    """One row per run: name, the options in which the runs differ, and what was reached."""
+    differing = differing_options([run.config for run in runs])
+    rows = []
+    for run in runs:
+        flat, after = flatten(run.config), reached(run)
+        row: Json = {"name": run.name, "status": run.summary.get("status", "not finished")}
+        row |= {option: flat.get(option) for option in differing}
+        row |= {"steps": run.summary.get("steps", run.train[-1].step if run.train else 0)}
+        row |= {"macro_loss": after.loss, "macro_exact_match": after.exact_match}
+        row |= {f"exact_match/{task}": value for task, value in after.task_exact_match.items()}
+        rows.append(row)
+    return rows
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def differing_options(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Options that are not the same in all runs, in order of appearance."""
+    flats = [flatten(config) for config in configs]
+    names = dict.fromkeys(name for flat in flats for name in flat)
+    return [name for name in names if any(flat.get(name) != flats[0].get(name) for flat in flats)]
+
+
+def write_comparison(run_dirs: Sequence[Path | str], out: Path) -> Path:
+    """Write one page over several runs; returns its path."""
+    runs = [read_run(folder) for folder in run_dirs]
+    if len(runs) < 2:
+        raise UserError("a comparison takes at least two run folders; one alone has its own report")
+    replace_file(out, render_comparison(runs).encode())
+    return out
+
+
+def render_comparison(runs: Sequence[Run]) -> str:
+    """The page over several runs."""
+    sections = [runs_section(runs), curves_section(runs), against_first_section(runs), transfer_section(runs)]
+    return page.page(
+        " · ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs",
+        kicker="jaxtune comparison",
+        lead=f"{len(runs)} runs side by side; the first, {runs[0].name}, is the reference.",
+        top="",
+        sections=[section for section in sections if section is not None],
+        foot="Written by jaxtune from " + ", ".join(str(run.path) for run in runs),
+    )
+
+
+def runs_section(runs: Sequence[Run]) -> Section:
+    """What differs between the runs and what they reached, tasks as a shaded table."""
+    differing = [name for name in differing_options([run.config for run in runs]) if name != "name"][:8]
+    columns = [Column("Run", number=False), *(Column(axis_name(name), title=name) for name in differing)]
+    columns += [Column("steps"), Column("validation loss"), Column("exact match"), Column("status", number=False)]
+    rows = []
+    for index, run in enumerate(runs):
+        flat, after = flatten(run.config), reached(run)
+        steps = run.summary.get("steps", run.train[-1].step if run.train else 0)
+        rows.append(
+            [page.swatch(index, run.name), *(plain_text(flat.get(name)) for name in differing), f"{steps:,}"]
+            + [decimals(after.loss), share(after.exact_match), status(run)]
+        )
+    tasks = list(dict.fromkeys(task for run in runs for task in reached(run).task_exact_match))[:TASKS_DRAWN]
+    parts: list[object] = [page.table(columns, rows)]
+    if tasks:
+        scores = np.array([[reached(run).task_exact_match.get(task, math.nan) for task in tasks] for run in runs])
+        grid = Grid(
+            title="Exact match by task (%)",
+            rows=[run.name for run in runs],
+            columns=tasks,
+            row_label="run",
+            column_label="task",
+            mean=scores,
+            spread=np.full(scores.shape, math.nan),
+            higher_is_better=True,
+            framed=False,
+            form=lambda value: f"{100 * value:.1f}",
+        )
+        parts.append(tag("div", page.figure(heat_table(grid), caption=grid.title), style="margin-top:24px"))
+    lead = "Means over tasks. Columns after the name are the options in which the runs differ."
+    return Section("runs", "Runs", lead, parts)
+
+
+def curves_section(runs: Sequence[Run]) -> Section | None:
+    """Validation loss over steps, all runs in one chart, then task by task."""
+    drawn = [(index, run) for index, run in enumerate(runs) if run.evals]
+    if not drawn:
+        return None
+    overall = [
+        Series(
+            name=figures.shorten(run.name, 24),
+            x=[row.step for row in run.evals],
+            y=[row.macro_loss if math.isfinite(row.macro_loss) else row.loss for row in run.evals],
+            colour=page.colour(index),
+        )
+        for index, run in drawn
+    ]
+    tasks = list(dict.fromkeys(task for _, run in drawn for row in run.evals for task in row.task_loss))[:TASKS_DRAWN]
+    panels = []
+    for task in tasks:
+        series = []
+        for index, run in drawn:
+            rows = [row for row in run.evals if task in row.task_loss]
+            losses = [row.task_loss[task] for row in rows]
+            series.append(Series(name=run.name, x=[row.step for row in rows], y=losses, colour=page.colour(index)))
+        panels.append(page.figure(Html(figures.line_chart(series, width=250, height=150, x_named=False)), caption=task))
+    entries = [("stroke", page.colour(index), run.name) for index, run in drawn]
+    chart = Html(figures.line_chart(overall, width=1040, height=280))
+    parts = [page.legend(entries), page.figure(chart, caption="Mean of tasks", note="nats per token", wide=True)]
+    parts += [tag("h3", "By task"), tag("div", *panels, class_="grid4")]
+    return Section(
+        "curves", "Validation loss", "By step, on the same validation examples where the tasks are the same.", parts
+    )
+
+
+def against_first_section(runs: Sequence[Run]) -> Section | None:
+    """Exact match of each run against the first, paired by question where both kept the same questions."""
+    rows = []
+    for run in runs[1:]:
+        estimates = question_differences(runs[0], run)
+        if estimates:
+            mean = mean_of_estimates(list(estimates.values()))
+            note = f"{signed(mean.mean, 1, 100)} points, {mean.n:,} questions"
+            rows.append(figures.Whisker(name=run.name, mean=mean.mean, low=mean.low, high=mean.high, note=note))
+    if not rows:
+        return None
+    drawing = figures.whiskers(rows, width=1040, form=lambda value: f"{100 * value:g}", x_label="points")
+    lead = (
+        f"Exact match against {runs[0].name}, mean of tasks, paired by question (Agresti and Min 2005, 95%). "
+        "The interval holds for these two models; it does not tell how another seed would do."
+    )
+    return Section("against", "Against the first run", lead, [page.figure(Html(drawing), wide=True)])
+
+
+def question_differences(first: Run, second: Run) -> dict[str, Estimate]:
+    """By task, for tasks whose test questions are the same in both runs."""
+    found = {}
+    for task, rows in first.generations.get("after", {}).items():
+        old = {row["id"]: bool(row["correct"]) for row in rows}
+        new = {row["id"]: bool(row["correct"]) for row in second.generations.get("after", {}).get(task, [])}
+        if old and old.keys() == new.keys():
+            found[task] = paired_proportions(list(old.values()), [new[key] for key in old])
+    return found

@@ -1,0 +1,333 @@
+"""One run folder as one self-contained page, `report.html`; it reads only the files of the folder."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtune.metrics import forgetting
+from jaxtune.reports import charts as figures
+from jaxtune.reports import page
+from jaxtune.reports.mixture import mixture_section
+from jaxtune.reports.page import (
+    TASKS_DRAWN,
+    Column,
+    Html,
+    Section,
+    Stat,
+    change,
+    decimals,
+    from_to,
+    join,
+    pretty,
+    share,
+    signed,
+    tag,
+    words,
+)
+from jaxtune.reports.training import training_section
+from jaxtune.runs.history import Json, Run, number, read_run, replace_file
+from jaxtune.runs.intervals import Estimate, mean_of_estimates
+from jaxtune.runs.results import TaskResult, macro_mean, measured, overfitting, status, task_results
+from jaxtune.terminal.progress import duration, quantity
+
+REPORT = "report.html"
+ANSWERS_OPEN, ANSWERS_SHOWN = 3, 12
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write `report.html` into the run folder; returns its path."""
+    run = read_run(run_dir)
+    path = run.path / REPORT
+    replace_file(path, render(run).encode())
+    return path
+
+
+def render(run: Run) -> str:
+    """The page of a run."""
+    sections = [
+        results_section(run),
+        training_section(run),
+        mixture_section(run.tasks, run.mixture, run.config.get("mixture", {})) if run.tasks else None,
+        examples_section(run),
+        answers_section(run),
+        facts_section(run),
+    ]
+    return page.page(
+        str(run.config.get("name", run.name)),
+        kicker=f"jaxtune run · {run.name} · {status(run)}",
+        lead=headline(run),
+        top=headline_stats(run),
+        sections=[section for section in sections if section is not None],
+        foot=f"Written by jaxtune from the files in {run.path}",
+    )
+
+
+# Head
+
+
+def headline(run: Run) -> str:
+    """What was tuned, on what, for how long, in one sentence."""
+    model = run.config.get("model", {})
+    path = str(model.get("path", "a model")) if isinstance(model, dict) else str(model)
+    base = "The built-in base model" if path == "builtin" else Path(path).name
+    mixed = run.mixture
+    parts = [f"{base} tuned on {len(run.tasks)} task{'s' if len(run.tasks) != 1 else ''}" if run.tasks else base]
+    if mixed.get("budget"):
+        parts.append(f"{mixed['budget']:,} examples in {mixed.get('steps', run.summary.get('total_steps', 0)):,} steps")
+    if mixed.get("strategy") == "temperature":
+        parts.append(f"mixed at temperature {number(mixed.get('temperature')):g}")
+    elif mixed.get("strategy"):
+        parts.append(f"mixing strategy {mixed['strategy']}")
+    capped = sum(one.capped for one in run.tasks)
+    if capped:
+        parts.append(f"{capped} task{'s' if capped > 1 else ''} at the repetition cap")
+    return ", ".join(parts) + "."
+
+
+def headline_stats(run: Run) -> Html:
+    """The figures under the heading."""
+    before, after = measured(run, "before"), measured(run, "after")
+    results = task_results(run)
+    items = []
+    scored = [one.difference for one in results if one.difference is not None]
+    if scored:
+        old = macro_mean([one.score_before for one in results])
+        new = macro_mean([one.score_after for one in results])
+        under = (
+            f"mean of {len(scored)} tasks, {scored[0].n} test questions each" if len({s.n for s in scored}) == 1 else ""
+        )
+        items.append(Stat("Exact match", from_to(old, new, share), under or f"mean of {len(scored)} tasks"))
+    if "loss" in after:
+        loss = from_to(number(before.get("loss")), number(after["loss"]), decimals)
+        items.append(Stat("Validation loss", loss, "nats per token, over all tasks"))
+    if run.summary.get("best", {}).get("step", -1) >= 0:
+        best = run.summary["best"]
+        items.append(
+            Stat(
+                "Best checkpoint", f"step {best['step']:,}", f"of {run.summary['steps']:,}, by {words(best['metric'])}"
+            )
+        )
+    if run.train:
+        last = run.train[-1]
+        trained = last.loss_tokens / last.tokens if last.tokens else math.nan
+        items.append(Stat("Tokens", quantity(last.tokens), f"{share(trained)} carry loss"))
+    if run.summary.get("seconds"):
+        memory = run.summary.get("peak_memory_mb")
+        under = f"peak memory {memory / 1024:.1f} GiB" if memory else ""
+        items.append(Stat("Time", duration(float(run.summary["seconds"])), under))
+    return page.stats(items)
+
+
+# Results
+
+
+def results_section(run: Run) -> Section | None:
+    """Before and after, task by task."""
+    results = task_results(run)
+    if not any(math.isfinite(one.loss_after) or math.isfinite(one.score_after) for one in results):
+        return None
+    scored = any(one.difference is not None for one in results)
+    gaps = any(math.isfinite(one.memorisation_gap) for one in results)
+    others = sorted({name for one in results for name in one.others})
+    columns = [
+        Column("Task", number=False),
+        Column("before"),
+        Column("after"),
+        Column("change", title="After minus before, nats per token; lower is better"),
+    ]
+    groups = [("", 1), ("Validation loss", 3)]
+    if gaps:
+        columns += [Column("after"), Column("gap", title="Validation minus seen, after tuning: what was memorised")]
+        groups += [("Loss of seen examples", 2)]
+    if scored:
+        columns += [
+            Column("before"),
+            Column("after"),
+            Column("change", title="Percentage points"),
+            Column("95% interval"),
+        ]
+        columns += [Column("0 to 100%", number=False)]
+        groups += [("Exact match on test questions", 5)]
+    columns += [Column(words(name), title="Before → after") for name in others]
+    groups += [("Other metrics", len(others))] if others else []
+    held = {one.task for one in run.tasks}
+    rows = [result_row(one, index, scored, gaps, others, held) for index, one in enumerate(results)]
+    parts: list[object] = [page.table(columns, rows, total=total_row(results, scored, gaps, others), groups=groups)]
+    parts += [tag("p", note, class_="note") for note in result_notes(run, results, held)]
+    tuned = "the exported checkpoint" if run.summary.get("after") else "the unfinished run's latest parameters"
+    lead = f"The base model and {tuned} on the same validation and test examples."
+    return Section("results", "Before and after", lead, parts)
+
+
+def result_row(
+    one: TaskResult, index: int, scored: bool, gaps: bool, others: Sequence[str], held: set[str]
+) -> list[object]:
+    name = page.swatch(index, one.task)
+    if held and one.task not in held:
+        name = join([name, " ", tag("span", "not trained on", class_="tag")])
+    row: list[object] = [name, decimals(one.loss_before), decimals(one.loss_after)]
+    row.append(change(one.loss_after - one.loss_before, 3, better=-1))
+    if gaps:
+        row += [decimals(one.loss_seen), signed(one.memorisation_gap, 3)]
+    if scored:
+        row += score_cells(one.score_before, one.score_after, one.difference, page.colour(index))
+    return row + [other_cell(one.others.get(name)) for name in others]
+
+
+def score_cells(before: float, after: float, difference: Estimate | None, colour: str) -> list[object]:
+    clear = difference is not None and (difference.clear or not math.isfinite(difference.low))
+    bar = Html(figures.change_bar(before, after, colour=colour))
+    step = change(after - before, 1, better=1, scale=100, clear=clear)
+    return [share(before), share(after), step, points_interval(difference), bar]
+
+
+def points_interval(estimate: Estimate | None) -> str:
+    """An interval of a share, in percentage points."""
+    if estimate is None or not math.isfinite(estimate.low):
+        return "–"
+    return f"{signed(estimate.low, 1, 100)} to {signed(estimate.high, 1, 100)}"
+
+
+def other_cell(pair: tuple[float, float] | None) -> str:
+    return "" if pair is None else f"{decimals(pair[0])} → {decimals(pair[1])}"
+
+
+def total_row(results: Sequence[TaskResult], scored: bool, gaps: bool, others: Sequence[str]) -> list[object]:
+    old, new = macro_mean([one.loss_before for one in results]), macro_mean([one.loss_after for one in results])
+    row: list[object] = ["Mean of tasks", decimals(old), decimals(new), change(new - old, 3, better=-1)]
+    if gaps:
+        row += [decimals(macro_mean([one.loss_seen for one in results]))]
+        row += [signed(macro_mean([one.memorisation_gap for one in results]), 3)]
+    if scored:
+        both = [one for one in results if one.difference is not None]
+        estimate = mean_of_estimates([one.difference for one in both if one.difference is not None])
+        before, after = macro_mean([one.score_before for one in both]), macro_mean([one.score_after for one in both])
+        row += score_cells(before, after, estimate, "--c:var(--soft)")
+    return row + [""] * len(others)
+
+
+def result_notes(run: Run, results: Sequence[TaskResult], held: set[str]) -> list[str]:
+    """What the table's numbers are made of, and signs of overfitting."""
+    notes = []
+    if any(one.difference is not None for one in results):
+        notes.append(
+            "Intervals are paired by question where all answers were kept (Agresti and Min 2005). Changes are coloured "
+            "when the interval leaves out zero. Ring: before; disc: after."
+        )
+    rising = overfitting(run)
+    if rising:
+        listed = ", ".join(
+            f"{task} (lowest {low:.3f} at step {step:,}, last {last:.3f})" for task, step, low, last in rising
+        )
+        notes.append(f"Validation loss rose again before the end: {listed}.")
+    if held and any(one.task not in held for one in results):
+        notes.append(forgetting_note(results, held))
+    return notes
+
+
+def forgetting_note(results: Sequence[TaskResult], trained: set[str]) -> str:
+    """What the tasks that were not trained on lost, as a mean."""
+    kept = [one for one in results if one.task not in trained]
+    words = [f"their validation loss changed by {signed(macro_mean([o.loss_after - o.loss_before for o in kept]), 3)}"]
+    scored = {one.task: (one.score_before, one.score_after) for one in kept if one.difference is not None}
+    if scored:
+        lost = forgetting({t: s[0] for t, s in scored.items()}, {t: s[1] for t, s in scored.items()}, trained)
+        words.append(f"their exact match by {signed(-macro_mean(list(lost.values())), 1, 100)} points")
+    return f"Forgetting, {len(kept)} task{'s' * (len(kept) != 1)} not trained on: {', '.join(words)} (means)."
+
+
+# Examples and answers
+
+
+def examples_section(run: Run) -> Section | None:
+    """Examples of each task with the trained tokens marked."""
+    order = {task: index for index, task in enumerate(run.task_names)}
+    return page.examples_section(run.samples, order) if run.samples else None
+
+
+def answers_section(run: Run) -> Section | None:
+    """Answers to the same test questions before and after."""
+    before, after = run.generations.get("before", {}), run.generations.get("after", {})
+    if not before and not after:
+        return None
+    order = {task: index for index, task in enumerate(run.task_names)}
+    parts: list[object] = []
+    for task in list({**before, **after})[:TASKS_DRAWN]:
+        old = {row["id"]: row for row in before.get(task, [])}
+        new = {row["id"]: row for row in after.get(task, [])}
+        keys = list({**old, **new})
+        rows = [answer_row(old.get(key), new.get(key)) for key in keys[:ANSWERS_SHOWN]]
+        parts += [tag("h3", page.swatch(order.get(task, 0), task)), answer_table(rows[:ANSWERS_OPEN])]
+        if len(rows) > ANSWERS_OPEN:
+            parts.append(page.details(f"{len(rows) - ANSWERS_OPEN} more of {task}", answer_table(rows[ANSWERS_OPEN:])))
+    lead = "The first test questions of each task, answered greedily by the base model and by the tuned one."
+    return Section("answers", "Answers before and after", lead, parts)
+
+
+def answer_table(rows: Sequence[Sequence[object]]) -> Html:
+    columns = [Column(name, number=False) for name in ("Question", "Reference", "Before", "After")]
+    return page.table(columns, rows, class_="answers")
+
+
+def answer_row(before: Json | None, after: Json | None) -> list[object]:
+    known = after or before or {}
+    texts = [str(known.get("prompt", "")), str(known.get("reference", ""))]
+    return [*(figures.shorten(text, 400) for text in texts), answer_cell(before), answer_cell(after)]
+
+
+def answer_cell(row: Json | None) -> Html:
+    if row is None:
+        return Html("–")
+    word, sign, kind = ("right", "✓", "good") if row["correct"] else ("wrong", "✗", "bad")
+    text = figures.shorten(str(row["prediction"]), 300) or tag("span", "(empty)", class_="dim")
+    return tag("div", tag("span", sign, class_=f"mark {kind}", title=word), tag("div", text), class_="answer")
+
+
+# Facts
+
+
+def facts_section(run: Run) -> Section:
+    """What is needed to name and repeat the run."""
+    environment, summary = run.environment, run.summary
+    packages = environment.get("packages", {})
+    pairs: list[tuple[str, object]] = [("Run folder", str(run.path)), ("Status", status(run))]
+    pairs += [("Seed", run.config["seed"])] if "seed" in run.config else []
+    pairs += [("Plan hash", tag("code", run.mixture["plan_hash"]))] if run.mixture.get("plan_hash") else []
+    pairs += ledger_facts(run)
+    if environment.get("commit"):
+        pairs.append(("Code", tag("code", f"{environment['commit']}{', with local changes' * environment['dirty']}")))
+    pairs += [("Python", environment["python"])] if environment.get("python") else []
+    if packages:
+        pairs.append(("Packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))))
+    pairs += [("Devices", devices(environment))] if environment.get("devices") else []
+    for name, key in (("Skipped updates", "skipped_steps"), ("Updates without a trained token", "empty_steps")):
+        pairs += [(name, f"{summary[key]:,}")] if summary.get(key) else []
+    files = {"Configuration": run.config, "Environment": environment, "Manifest": run.manifest, "Summary": summary}
+    parts = [page.facts(pairs)]
+    parts += [page.details(name, tag("pre", pretty(value))) for name, value in files.items() if value]
+    return Section("facts", "Run facts", "", parts)
+
+
+def ledger_facts(run: Run) -> list[tuple[str, object]]:
+    """Examples that were in the batches against those that the plan holds."""
+    counted = run.summary.get("ledger", {}).get("examples")
+    if not counted or not run.tasks:
+        return []
+    drawn, planned = sum(counted.values()), sum(one.count for one in run.tasks)
+    text = f"{drawn:,} of {planned:,} planned"
+    if run.summary.get("status") != "finished":
+        return [("Examples trained on", text)]
+    other = [one.task for one in run.tasks if counted.get(one.task, 0) != one.count]
+    verdict = f"; not as planned: {', '.join(other)}" if other else "; every task as planned"
+    return [("Examples trained on", tag("span", text, verdict, class_="bad" if other else None))]
+
+
+def devices(environment: Json) -> str:
+    """Number and kind of devices, and the processor."""
+    found = environment["devices"]
+    processes = found.get("processes", 1)
+    text = f"{found.get('count', 1):,} × {found.get('kind', '?')} ({found.get('platform', '?')})"
+    text += f" in {processes:,} processes" if processes > 1 else ""
+    return (
+        f"{text}; {environment['cpus']:,} cores of {environment.get('cpu', '?')}" if environment.get("cpus") else text
+    )

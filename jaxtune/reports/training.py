@@ -1,0 +1,179 @@
+"""The training section of a run's page: loss over all and by task, optimizer, throughput, events."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from jaxtune.reports import charts as figures
+from jaxtune.reports import page
+from jaxtune.reports.charts import Series, Style
+from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, decimals, tag, words
+from jaxtune.runs.history import Run, TrainRow, number
+
+SMOOTHED = 2000
+"""Points that a long curve is condensed to before it is smoothed."""
+
+
+def training_section(run: Run) -> Section | None:
+    """Loss curves over all and per task, and how the optimizer and the machine did."""
+    if not run.train:
+        return None
+    best = run.summary.get("best", {})
+    marks = [(float(best["step"]), f"best, step {best['step']:,}")] if best.get("step", -1) >= 0 else []
+    entries = [
+        ("stroke", "--c:var(--accent)", "training, smoothed"),
+        ("ring", "--c:var(--ink)", "validation"),
+    ]
+    overall = figures.line_chart(
+        loss_series([row.step for row in run.train], [row.loss for row in run.train], [1.0] * len(run.train))
+        + [validation_series(run, None)],
+        width=1040,
+        height=290,
+        marks=marks,
+    )
+    parts: list[object] = [
+        page.legend(entries),
+        page.figure(Html(overall), caption="Loss, all tasks", note="nats per trained token", wide=True),
+    ]
+    panels = [task_panel(run, task, index, marks) for index, task in enumerate(run.task_names[:TASKS_DRAWN])]
+    if len(run.task_names) > 1:
+        parts += [subheading("Loss by task", "by step"), tag("div", *panels, class_="grid4")]
+    if len(run.task_names) > TASKS_DRAWN:
+        rest = len(run.task_names) - TASKS_DRAWN
+        parts.append(tag("p", f"The curves of {rest:,} more tasks are in metrics.jsonl.", class_="note"))
+    parts += [subheading("Optimizer and throughput", "by step"), tag("div", *machine_panels(run), class_="grid3")]
+    parts += trouble(run)
+    lead = (
+        "Training loss is that of the sampled mixture, validation loss that of the validation sets; "
+        "compare each with itself over time."
+    )
+    return Section("training", "Training", lead, parts)
+
+
+def subheading(text: str, note: str) -> Html:
+    """A heading inside a section, with a quiet remark."""
+    return tag("h3", text, " ", tag("span", note, class_="dim"))
+
+
+def loss_series(
+    steps: Sequence[int], losses: Sequence[float], weights: Sequence[float], colour: str = "--c:var(--accent)"
+) -> list[Series]:
+    """A raw curve and its smoothed one."""
+    x, y, mass = figures.condensed(steps, losses, weights, SMOOTHED)
+    smoothed = figures.smooth(y, mass, max(1.0, len(x) / 40))
+    at = x.tolist()
+    return [
+        Series(name="training, raw", x=at, y=y.tolist(), colour=colour, style=Style.RAW),
+        Series(name="training", x=at, y=smoothed.tolist(), colour=colour),
+    ]
+
+
+def validation_series(run: Run, task: str | None) -> Series:
+    """Validation loss over all tasks, or of one."""
+    rows = [row for row in run.evals if task is None or task in row.task_loss]
+    losses = [row.loss if task is None else row.task_loss[task] for row in rows]
+    return Series(name="validation", x=[row.step for row in rows], y=losses, colour="--c:var(--ink)", style=Style.DOTS)
+
+
+def task_panel(run: Run, task: str, index: int, marks: Sequence[tuple[float, str]]) -> Html:
+    """One task's curves."""
+    rows = [row for row in run.train if task in row.task_loss]
+    series = [validation_series(run, task)]
+    if rows:
+        weights = [max(row.task_tokens.get(task, 1.0), 0.0) for row in rows]
+        losses = [row.task_loss[task] for row in rows]
+        series = loss_series([row.step for row in rows], losses, weights, page.colour(index)) + series
+    bare = [(step, "") for step, _ in marks]
+    drawing = figures.line_chart(series, width=250, height=150, marks=bare, x_named=False)
+    return page.figure(Html(drawing), caption=page.swatch(index, task))
+
+
+def machine_panels(run: Run) -> list[Html]:
+    """Learning rate, gradient norm, speed, padding and whatever else was logged of the machine."""
+    percent = figures.percent
+    later = dataclasses.replace(run, train=run.train[1:])  # the first step compiles
+    speed: list[Curve] = [("all", lambda row: row.tokens_per_s), ("trained", lambda row: row.loss_tokens_per_s)]
+    panels = [
+        panel(run, "Learning rate", [("rate", lambda row: row.learning_rate)], smoothed=False),
+        panel(run, "Gradient norm", [("norm", lambda row: row.grad_norm)], note="before clipping"),
+        panel(later, "Tokens per second", speed, labels=True),
+        panel(run, "Padding", [("padding", lambda row: row.padding)], form=percent, note="share of slots"),
+        panel(run, "Waiting for data", [("waiting", extra("data_wait"))], form=percent, note="share of time"),
+        panel(run, "Peak memory", [("memory", gibibytes)], smoothed=False, note="of the process, GiB"),
+        panel(later, "Share of peak", [("MFU", extra("mfu"))], form=percent, note="of the matrix-multiply rate"),
+    ]
+    return [one for one in panels if one is not None]
+
+
+Curve = tuple[str, Callable[[TrainRow], float]]
+"""A name, and the number of a train row that it stands for."""
+
+
+def extra(name: str) -> Callable[[TrainRow], float]:
+    """A number that only some runs log."""
+    return lambda row: number(row.extra.get(name))
+
+
+def gibibytes(row: TrainRow) -> float:
+    """Peak memory of the process so far."""
+    return number(row.extra.get("memory_mb")) / 1024
+
+
+def panel(
+    run: Run,
+    caption: str,
+    curves: Sequence[Curve],
+    *,
+    smoothed: bool = True,
+    form: figures.Format | None = None,
+    note: str = "",
+    labels: bool = False,
+) -> Html | None:
+    """A small chart of numbers of the train rows; None if none was logged."""
+    steps = [row.step for row in run.train]
+    series: list[Series] = []
+    for (name, value), colour in zip(curves, ("--c:var(--accent)", "--c:var(--soft)"), strict=False):
+        values = [value(row) for row in run.train]
+        if not any(math.isfinite(one) for one in values):
+            continue
+        pair = loss_series(steps, values, [1.0] * len(values), colour)
+        drawn = pair if smoothed else [dataclasses.replace(pair[1], y=pair[0].y)]
+        series += [dataclasses.replace(one, name=one.name.replace("training", name)) for one in drawn]
+    if not series:
+        return None
+    drawing = figures.line_chart(
+        series, width=336, height=150, from_zero=True, y_format=form, x_named=False, end_labels=labels
+    )
+    return page.figure(Html(drawing), caption=caption, note=note)
+
+
+def trouble(run: Run) -> list[object]:
+    """Skipped updates, loss spikes and other events, if there were any."""
+    skipped = [row.step for row in run.train if row.skipped]
+    parts: list[object] = []
+    if skipped:
+        counted = (
+            "1 update was skipped: step " if len(skipped) == 1 else f"{len(skipped):,} updates were skipped: steps "
+        )
+        listed = ", ".join(f"{step:,}" for step in skipped[:12]) + (" …" if len(skipped) > 12 else "")
+        parts.append(tag("p", f"{counted}{listed}.", class_="note"))
+    if run.events:
+        columns = [
+            Column("Step"),
+            Column("Event", number=False),
+            Column("Loss"),
+            Column("Examples of the step", number=False),
+        ]
+        rows = [
+            [
+                f"{event['step']:,}",
+                words(event["kind"]),
+                decimals(number(event.get("loss"))),
+                figures.shorten(", ".join(map(str, event.get("examples", []))), 120),
+            ]
+            for event in run.events[:20]
+        ]
+        parts += [tag("h3", "Events"), page.table(columns, rows)]
+        if len(run.events) > 20:
+            parts.append(tag("p", f"{len(run.events) - 20:,} more are in metrics.jsonl.", class_="note"))
+    return parts

@@ -1,0 +1,125 @@
+"""A run folder's life: refused, prepared, filled with facts, resumed."""
+
+import json
+import math
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtune.errors import UserError
+from jaxtune.runs import manifest
+from jaxtune.runs.history import read_rows, write_json
+
+MARK = "config.json"
+"""The file that makes a folder a run folder; the first one written."""
+
+
+def check(run_dir: pathlib.Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to write over anything unasked, and to resume what is not a run."""
+    if resume and overwrite:
+        raise UserError("--resume continues a run and --overwrite deletes it; give one of them")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"{run_dir} is a file; --run-dir names a folder")
+    holds = run_dir.is_dir() and any(run_dir.iterdir())
+    is_run = (run_dir / MARK).is_file()
+    if resume and not is_run:
+        raise UserError(
+            f"nothing to resume: {run_dir} {'holds no run' if holds else 'is empty or missing'}; leave --resume away"
+        )
+    if holds and not resume and not overwrite:
+        raise UserError(
+            f"{run_dir} is not empty; continue its run with --resume, replace it with --overwrite, or choose another"
+        )
+    if holds and overwrite and not is_run:
+        raise UserError(
+            f"{run_dir} holds files but no run (no {MARK}); --overwrite deletes only run folders. Choose another folder"
+        )
+
+
+def prepare(run_dir: pathlib.Path, *, overwrite: bool) -> None:
+    """Create the folder, empty. Only called when everything else is known to be good."""
+    if overwrite and run_dir.exists():
+        shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+
+
+def reopen(run_dir: pathlib.Path) -> None:
+    """Remove the summary, which says how a run ended: it is going on."""
+    (run_dir / "summary.json").unlink(missing_ok=True)
+
+
+def write_facts(
+    run_dir: pathlib.Path, *, config: Any, identity: Mapping[str, Any], mixture: Any, samples: Any,
+    command: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Config, environment, manifest, mixture, samples and the command: what is known before step 0."""
+    write_json(run_dir / MARK, config)
+    write_json(run_dir / "command.json", command)
+    write_json(run_dir / "environment.json", manifest.environment())
+    manifest.write_manifest(run_dir / "manifest.json", identity)
+    write_json(run_dir / "mixture.json", mixture)
+    write_json(run_dir / "samples.json", samples)
+
+
+WATCHED = ("data", "tokenizer", "template", "plan", "seeds", "base_model")
+"""Parts of the manifest that must be the same for a run to continue."""
+
+
+def check_same(run_dir: pathlib.Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to continue a run whose data, tokenizer, template, plan, seed or base model changed; says what did."""
+    recorded = manifest.read_manifest(run_dir / "manifest.json")
+    keep = lambda whole: {key: whole.get(key) for key in WATCHED}
+    differences = manifest.compare_manifests(keep(recorded), keep(identity))
+    if differences:
+        config = manifest.compare_manifests({"config": recorded["config"]}, {"config": identity["config"]})
+        listed = "".join(f"\n  - {line}" for line in [*differences, *config][:20])
+        raise UserError(
+            f"{run_dir} cannot be resumed, because what it trains on is not the same:{listed}\n"
+            "Resume with the config, data and base model it started from, or start another run folder."
+        )
+
+
+def first_numbers(run_dir: pathlib.Path) -> dict[str, Any]:
+    """Validation loss and scores of step 0, from the metrics."""
+    numbers: dict[str, Any] = {}
+    for row in read_rows(run_dir / "metrics.jsonl"):
+        if row["step"] != 0:
+            break
+        if row["kind"] in ("eval", "score"):
+            wanted = ("loss", "macro_loss", "task_loss", "task_score", "macro_exact_match")
+            numbers |= {key: row[key] for key in wanted if key in row}
+    return numbers
+
+
+def read_progress(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The loop's counters out of a checkpoint's JSON."""
+    progress = dict(extra["progress"])
+    for name in ("best_value", "reference"):
+        if progress[name] is None:
+            progress[name] = math.inf
+    return progress
+
+
+def read_command(run_dir: pathlib.Path) -> tuple[str, list[str]]:
+    """Config file and overrides that the run was started with."""
+    path = run_dir / "command.json"
+    if not path.is_file():
+        raise UserError(f"{run_dir} has no command.json: not a run folder that `jaxtune train` wrote")
+    command = json.loads(path.read_text())
+    if not command.get("config"):
+        raise UserError(f"{run_dir} was started from Python, not from a config file; name the config with --config")
+    return command["config"], list(command["overrides"])
+
+
+def resolve_model_folder(path: pathlib.Path) -> pathlib.Path:
+    """A Hugging Face folder: the path itself, or the exported model of a run folder."""
+    if (path / MARK).is_file() and (path / "model" / "config.json").is_file():
+        return path / "model"
+    if (path / "metrics.jsonl").is_file():
+        raise UserError(
+            f"{path} is a run without an exported model (it did not finish); export one with jaxtune export-hf"
+        )
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is neither a run folder nor a Hugging Face model folder (no config.json)")
+    return path

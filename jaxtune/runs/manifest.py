@@ -1,0 +1,232 @@
+"""What a run was made from: fingerprints of its data, tokenizer, template, plan, config and code, and where it ran.
+
+Every fingerprint is a SHA-256 in hexadecimal. A manifest is plain JSON; `compare_manifests` says in words what differs
+between two, which is how a run is verified and how a resumed run knows that nothing changed under it.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxtune.errors import UserError
+
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "ml-dtypes", "array-record",
+    "tensorflow-datasets", "pyarrow", "sentencepiece", "tokenizers", "safetensors", "jinja2", "tyro",
+)  # fmt: skip
+"""Libraries whose version can change what a run computes."""
+
+VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "NVIDIA_TF32_OVERRIDE")
+"""Environment variables that can change what a run computes."""
+
+_PACKAGE = pathlib.Path(__file__).parent.parent
+
+
+def text_fingerprint(text: str) -> str:
+    """Of a text, e.g. a chat template, as UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def json_fingerprint(value: Any) -> str:
+    """Of a JSON value, whatever the order of its keys."""
+    return text_fingerprint(json.dumps(value, sort_keys=True, separators=(",", ":")))
+
+
+def file_fingerprint(path: str | os.PathLike[str]) -> str:
+    """Of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_fingerprints(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
+    """Name without folder -> fingerprint, so that a moved folder keeps its fingerprint."""
+    return {pathlib.Path(path).name: file_fingerprint(path) for path in paths}
+
+
+def array_fingerprint(*arrays: np.ndarray) -> str:
+    """Of arrays: their types, shapes and bytes, in order."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def code() -> dict[str, Any]:
+    """Fingerprints of this package's source files; commit and dirty flag of the repository that tracks them, if any."""
+    sources = sorted(path for path in _PACKAGE.rglob("*") if path.suffix in (".py", ".jinja"))
+    files = {path.relative_to(_PACKAGE).as_posix(): file_fingerprint(path) for path in sources}
+    # Else the repository is someone else's.
+    tracked = _git("ls-files", "--error-unmatch", "runs/manifest.py") is not None
+    commit = _git("rev-parse", "HEAD") if tracked else None
+    status = _git("status", "--porcelain", "--", ".")
+    return {
+        "version": importlib.metadata.version("jaxtune"),
+        "sha256": json_fingerprint(files),
+        "files": files,
+        "commit": commit,
+        "dirty": None if commit is None or status is None else bool(status),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Where the program runs: code state, versions, devices, variables. It names neither host nor user."""
+    devices = jax.devices()
+    source = code()
+    return {
+        "commit": source["commit"],
+        "dirty": source["dirty"],
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+            "processes": jax.process_count(),
+        },
+        "cpu": _cpu_model(),
+        "cpus": usable_cpus(),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use; XLA splits sums over as many threads on CPUs, and rounding follows."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def build_manifest(
+    *,
+    data: Mapping[str, Any],
+    tokenizer: Mapping[str, str],
+    template: str,
+    plan: Mapping[str, Any],
+    config: Mapping[str, Any],
+    seeds: Mapping[str, int],
+    base_model: Mapping[str, str] | None = None,
+    blocks: Mapping[str, Sequence[str]] | None = None,
+    batches: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The manifest of a run that starts here and now.
+
+    `data`: task -> fingerprint, or any JSON about its source. `tokenizer`, `base_model`: file name -> fingerprint.
+    `template`: source text of the chat template. `plan`: its hash and what derives it. `config`: resolved, complete.
+    `blocks`: task -> fingerprints of runs of its examples, to find a change. `batches`: step -> fingerprint.
+    """
+    return {
+        "format": 1,
+        "data": dict(data),
+        "tokenizer": dict(tokenizer),
+        "template": text_fingerprint(template),
+        "plan": dict(plan),
+        "seeds": dict(seeds),
+        "base_model": dict(base_model or {}),
+        "blocks": {task: " ".join(of) for task, of in (blocks or {}).items()},
+        "batches": dict(batches or {}),
+        "config": dict(config),
+        "code": code(),
+        "environment": environment(),
+    }
+
+
+def write_manifest(path: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
+    """Write the manifest with its own fingerprint; a reader sees the old file or the new one, never a part."""
+    path = pathlib.Path(path)
+    text = json.dumps({**manifest, "fingerprint": json_fingerprint(manifest)}, indent=1)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text + "\n")
+    os.replace(unfinished, path)
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest without its fingerprint. Raises UserError if the file is missing or was changed by hand."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise UserError(f"no manifest: {path} does not exist; give a run folder that `jaxtune train` wrote")
+    try:
+        manifest = json.loads(path.read_text())
+        recorded = manifest.pop("fingerprint")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a manifest ({error}); put back a copy of the file") from error
+    if recorded != json_fingerprint(manifest):
+        raise UserError(f"{path} was changed after the run wrote it: its own fingerprint does not fit; put back a copy")
+    return manifest
+
+
+def compare_manifests(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Every difference between two manifests in words, e.g. `config optim.peak_lr: was 2e-05, is 1e-05`."""
+    before, after = dict(_flat(then)), dict(_flat(now))
+    lines = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        if before.get(key, _NOTHING) != after.get(key, _NOTHING):
+            lines.append(_in_words(key, before.get(key, _NOTHING), after.get(key, _NOTHING)))
+    return lines
+
+
+class _Nothing:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+_NOTHING = _Nothing()
+
+
+def _flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, (*path, str(key)))
+    else:
+        yield path, value
+
+
+def _in_words(key: tuple[str, ...], then: Any, now: Any) -> str:
+    name = f"{key[0]} {'.'.join(key[1:])}".strip()
+    if then is _NOTHING:
+        return f"{name}: was absent, is {_short(now)}"
+    if now is _NOTHING:
+        return f"{name}: was {_short(then)}, is absent"
+    if _is_fingerprint(then) and _is_fingerprint(now):
+        return f"{name}: content changed (SHA-256 {then[:12]} then, {now[:12]} now)"
+    return f"{name}: was {_short(then)}, is {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = value[:12] if _is_fingerprint(value) else json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_fingerprint(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    """Model name: the instructions that XLA compiles for depend on it."""
+    information = pathlib.Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the package's folder; None without git or without a repository."""
+    try:
+        done = subprocess.run(["git", "-C", _PACKAGE, *arguments], capture_output=True, text=True, timeout=30)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,149 @@
+"""What a run reached: losses and scores before and after tuning, with intervals; how it ended."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtune.runs.history import Json, Run, number
+from jaxtune.runs.intervals import Estimate, independent_proportions, paired_proportions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """A task before and after tuning; NaN where it was not measured."""
+
+    task: str
+    loss_before: float
+    loss_after: float
+    loss_seen: float
+    """Of training examples that the run had seen, after tuning."""
+    score_before: float
+    score_after: float
+    difference: Estimate | None
+    """Change in exact match; None without scores on both sides."""
+    others: Mapping[str, tuple[float, float]]
+    """Further metrics, before and after."""
+
+    @property
+    def memorisation_gap(self) -> float:
+        """Loss of unseen (validation) minus loss of seen (training) examples, nats per token; NaN if not measured."""
+        return self.loss_after - self.loss_seen
+
+
+def measured(run: Run, when: str) -> Json:
+    """Losses and scores `before` or `after` tuning: the summary's, or for an unfinished run its first or last rows."""
+    recorded = run.summary.get(when)
+    if recorded:
+        return recorded
+    at = 0 if when == "before" else -1
+    evals = [row for row in run.evals if when == "after" or row.step == 0]
+    scores = [row for row in run.scores if (row.step > 0) == (when == "after")]
+    found: Json = {}
+    if evals:
+        found |= {"loss": evals[at].loss, "macro_loss": evals[at].macro_loss, "task_loss": evals[at].task_loss}
+    if scores:
+        found |= {"task_score": scores[at].task_score, "macro_exact_match": scores[at].macro_exact_match}
+    return found
+
+
+def task_results(run: Run) -> list[TaskResult]:
+    """Every task that was evaluated, in the run's order."""
+    before, after = measured(run, "before"), measured(run, "after")
+    results = []
+    for task in run.task_names:
+        old, new = (side.get("task_score", {}).get(task, {}) for side in (before, after))
+        others = {
+            metric: (number(old.get(metric)), number(new.get(metric)))
+            for metric in {**old, **new}
+            if metric not in ("exact_match", "n")
+        }
+        results.append(
+            TaskResult(
+                task=task,
+                loss_before=number(before.get("task_loss", {}).get(task)),
+                loss_after=number(after.get("task_loss", {}).get(task)),
+                loss_seen=number(after.get("seen_task_loss", {}).get(task)),
+                score_before=number(old.get("exact_match")),
+                score_after=number(new.get("exact_match")),
+                difference=score_difference(run, task, old, new),
+                others=others,
+            )
+        )
+    return results
+
+
+def score_difference(run: Run, task: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Estimate | None:
+    """Change in exact match: paired by question where every answer of both sides was kept, else as two samples."""
+    if "exact_match" not in before or "exact_match" not in after:
+        return None
+    n = int(after.get("n", 0))
+    old, new = (
+        {row["id"]: bool(row["correct"]) for row in run.generations.get(side, {}).get(task, [])}
+        for side in ("before", "after")
+    )
+    if n and old.keys() == new.keys() and len(old) == n:
+        return paired_proportions(list(old.values()), [new[key] for key in old])
+    if n and n == int(before.get("n", 0)):
+        return independent_proportions(float(before["exact_match"]), float(after["exact_match"]), n)
+    return Estimate(mean=float(after["exact_match"]) - float(before["exact_match"]), n=n)
+
+
+def macro_mean(values: Sequence[float]) -> float:
+    """Mean over tasks of what was measured."""
+    kept = [value for value in values if math.isfinite(value)]
+    return math.fsum(kept) / len(kept) if kept else math.nan
+
+
+def status(run: Run) -> str:
+    """How the run ended, in words."""
+    words = {
+        "finished": "finished",
+        "early_stopped": "stopped early: validation no longer improved",
+        "stopped": "stopped before its end",
+        "failed": "failed",
+    }
+    step = run.train[-1].step if run.train else 0
+    recorded = run.summary.get("status")
+    return words.get(str(recorded), str(recorded)) if recorded else f"not finished, at step {step:,}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run reached: macro means over tasks and the tasks' own numbers; NaN where not measured."""
+
+    loss: float
+    """Validation loss, mean over tasks, nats per token."""
+    exact_match: float
+    """Exact match on the test questions, mean over tasks."""
+    task_loss: Mapping[str, float]
+    task_exact_match: Mapping[str, float]
+
+
+def reached(run: Run, when: str = "after") -> Outcome:
+    """Losses and scores of a run, `before` or `after` tuning."""
+    numbers = measured(run, when)
+    task_loss = {task: number(value) for task, value in numbers.get("task_loss", {}).items()}
+    scores = {
+        task: number(score.get("exact_match"))
+        for task, score in numbers.get("task_score", {}).items()
+        if "exact_match" in score
+    }
+    return Outcome(
+        loss=macro_mean(list(task_loss.values())),
+        exact_match=macro_mean(list(scores.values())),
+        task_loss=task_loss,
+        task_exact_match=scores,
+    )
+
+
+def overfitting(run: Run, by: float = 0.02) -> list[tuple[str, int, float, float]]:
+    """Tasks whose last validation loss is more than the share `by` above their lowest: task, step, lowest, last."""
+    found = []
+    for task in run.task_names:
+        curve = [(row.task_loss[task], row.step) for row in run.evals if task in row.task_loss]
+        if len(curve) > 1:
+            low, step = min(curve)
+            if curve[-1][0] > (1 + by) * low:
+                found.append((task, step, low, curve[-1][0]))
+    return found

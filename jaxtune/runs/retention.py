@@ -1,0 +1,123 @@
+"""Where checkpoints are kept, when they are written, and which of them stay."""
+
+import dataclasses
+import enum
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from jaxtune.errors import UserError
+from jaxtune.runs.bucket import Bucket
+
+DOCUMENT = "checkpoint.json"
+"""The file that makes a checkpoint complete."""
+BUCKETS = {"gs": "gcsfs"}
+"""Object stores that Orbax writes to, and the package that reaches each. Others get copies."""
+
+
+class Direction(enum.Enum):
+    """Which values of the checkpoint metric are better."""
+
+    MIN = "min"
+    MAX = "max"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and which of them stay."""
+
+    save_every: int = 500
+    """Steps between two checkpoints, at least 1. The last step and a stop signal save as well."""
+    keep_latest: int = 2
+    """How many of the newest checkpoints stay, at least 1; 2 leaves one to resume from if the newest is damaged."""
+    keep_best: int = 1
+    """How many of the checkpoints with the best metric stay besides the newest, at least 0."""
+    metric: str = "loss"
+    """Name of the evaluation metric that ranks checkpoints."""
+    mode: Direction = Direction.MIN
+    """Whether the smallest or the largest metric is best."""
+    directory: str | None = None
+    """Folder of this run's checkpoints, e.g. gs://bucket/my-run; None: in the run folder.
+
+    Where Orbax cannot write (s3://, az:// and what else fsspec reaches) they are written in the run folder and copied.
+    """
+
+    def folder(self, run_dir: str | os.PathLike[str]) -> str:
+        """Where the checkpoints of a run folder are written."""
+        copied = self.directory is None or self.bucket() is not None
+        return os.path.join(run_dir, "checkpoints") if copied else str(self.directory)
+
+    def can_resume(self, run_dir: str | os.PathLike[str]) -> bool:
+        """Whether there is a committed checkpoint of a run folder, here or in the bucket."""
+        return has_checkpoint(self.folder(run_dir)) or self.in_use()
+
+    def in_use(self) -> bool:
+        """Whether `directory`, a place outside the run folder, holds a committed checkpoint."""
+        if self.directory is None:
+            return False
+        bucket = self.bucket()
+        return has_checkpoint(self.directory) if bucket is None else bool(bucket.steps())
+
+    def bucket(self) -> Bucket | None:
+        """The store that gets a copy of each checkpoint, if Orbax cannot write to `directory`."""
+        scheme, separator, _ = (self.directory or "").partition("://")
+        return Bucket(str(self.directory), DOCUMENT) if separator and scheme not in BUCKETS else None
+
+    def __post_init__(self):
+        for name, least in (("save_every", 1), ("keep_latest", 1), ("keep_best", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"checkpoint.{name} must be at least {least}, got {getattr(self, name)}")
+        if self.directory is not None and self.bucket() is None:
+            open_folder(self.directory)  # both refuse what cannot hold checkpoints before anything else is done
+
+
+def open_folder(name: str) -> epath.Path:
+    """A place that Orbax writes to; UserError for others, and where the package that reaches it is missing."""
+    scheme, separator, _ = name.partition("://")
+    if not separator:
+        return epath.Path(os.path.abspath(name))  # Orbax refuses relative paths
+    package = BUCKETS.get(scheme)
+    if package is None:
+        raise UserError(f"Orbax cannot write to {name}; with checkpoint.directory it gets copies of a folder")
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"checkpoints at {scheme}:// need the package {package}: pip install {package}")
+    return epath.Path(name)
+
+
+def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a committed checkpoint, damaged or not. Opens nothing."""
+    path = open_folder(os.fspath(folder))
+    steps = [step for step in path.iterdir() if is_step(step)] if path.exists() else []
+    return any((step / DOCUMENT).exists() or (step / "commit_success.txt").exists() for step in steps)
+
+
+def is_step(folder: epath.Path) -> bool:
+    """Whether a folder has the name of a checkpoint."""
+    return re.fullmatch(r"\d{8,}", folder.name) is not None
+
+
+class Keep:
+    """Orbax preservation policy: the newest `keep_latest` and the best `keep_best` checkpoints stay."""
+
+    def __init__(self, config: CheckpointConfig, metrics_of: Callable[[int], dict[str, float] | None]):
+        self.config, self.metrics_of = config, metrics_of
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = sorted(info.step for info in checkpoints)
+        best = ranked(self.config, {step: self.metrics_of(step) for step in steps})
+        kept = {*steps[-self.config.keep_latest :], *best[: self.config.keep_best]}
+        return [info.step in kept for info in checkpoints]
+
+
+def ranked(config: CheckpointConfig, metrics: Mapping[int, Mapping[str, float] | None]) -> list[int]:
+    """Steps that have a finite metric, best first, the earlier first among equals."""
+    sign = 1 if config.mode is Direction.MIN else -1
+    values = {
+        step: m[config.metric] for step, m in metrics.items() if m and math.isfinite(m.get(config.metric, math.nan))
+    }
+    return sorted(values, key=lambda step: (sign * values[step], step))

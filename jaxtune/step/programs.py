@@ -1,0 +1,168 @@
+"""Compiled programs by what shapes them, so that the arms of a sweep share one compilation."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxtune import optim
+from jaxtune.batch import Batch
+from jaxtune.model import lora
+from jaxtune.model import transformer as model
+from jaxtune.model.lora import LoraConfig
+from jaxtune.model.transformer import ModelConfig
+from jaxtune.optim import OptimConfig
+from jaxtune.parallel import compilation as compiling
+from jaxtune.parallel import sharding
+from jaxtune.step.losses import LossSums
+from jaxtune.step.update import (
+    Forward,
+    HeadSpec,
+    Hparams,
+    LossConfig,
+    Params,
+    StepMetrics,
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramSpec:
+    """Everything static that a compiled step depends on. Learning rate and weight decay are traced, so not here."""
+
+    model: ModelConfig
+    optim: OptimConfig
+    loss: LossConfig
+    lora: LoraConfig | None
+    compute_dtype: str
+    num_tasks: int
+    total_steps: int
+    """Length of the schedule."""
+    capacity: int | None
+    """Most positions with weight in one micro-batch of one device's rows."""
+    tokens: int | None = None
+    """Most tokens in one micro-batch of one device's rows; given, a step lays these end to end, without padding."""
+    mesh: jax.sharding.Mesh
+    indivisible: sharding.Indivisible = sharding.Indivisible.ERROR
+
+    @property
+    def shape(self) -> "ProgramSpec":
+        """Without the numbers that are traced: what two runs of one program have in common."""
+        return dataclasses.replace(self, optim=dataclasses.replace(self.optim, peak_lr=1.0, weight_decay=0.0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """The functions of one spec, and where their arrays live."""
+
+    graphdef: nnx.GraphDef
+    jit: Callable[..., Any]
+    """`jax.jit` with the compiler options of these programs."""
+    optimizer: optax.GradientTransformation
+    state_shardings: TrainState
+    init: Callable[[Params], TrainState]
+    init_in_place: Callable[[Params], TrainState]
+    """As `init`, with the memory of the parameters that it is given."""
+    train_step: Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]
+    eval_step: Callable[[Params, Params, Batch], LossSums]
+    update: Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]
+    """`train_step` and `eval_step` before compilation, for programs that hold them."""
+    measure: Callable[[Params, Params, Batch], LossSums]
+
+
+class Programs:
+    """Builds each program once; jit inside it compiles each shape once."""
+
+    def __init__(self) -> None:
+        self._built: dict[Any, Program] = {}
+        self.memo: dict[Any, Any] = {}
+        """Results that every arm of a sweep shares."""
+
+    def get(self, spec: ProgramSpec, trainable: Params) -> Program:
+        """The program of a spec; `trainable` holds the trained parameters, arrays or shapes."""
+        key = (repr(spec.shape), jax.tree.structure(trainable))
+        if key not in self._built:
+            self._built[key] = build(spec, trainable)
+        return self._built[key]
+
+
+def build(spec: ProgramSpec, trainable: Params) -> Program:
+    """Jitted init, train and eval functions with fixed output shardings (without them XLA chooses, and recompiles)."""
+    graphdef = model.abstract_params(spec.model)[0]
+    forward = make_forward(graphdef, spec)
+    optimizer = optim.make_optimizer(spec.optim, trainable)
+    placed = param_shardings(spec, trainable)
+    everywhere = sharding.replicated(spec.mesh)
+    state_shardings = TrainState(
+        step=everywhere,
+        params=placed,
+        opt_state=sharding.optimizer_shardings(optimizer, trainable, placed),
+        ema=None if spec.optim.ema_decay is None else placed,
+    )
+    head = HeadSpec(
+        vocab_axis=0 if spec.model.tie_embeddings else 1,
+        soft_cap=spec.model.final_soft_cap,
+        shards=sharding.row_shards(spec.mesh),
+    )
+    train_step = make_train_step(
+        forward, optimizer, optim.make_schedule(spec.optim, spec.total_steps), optim.make_groups(spec.optim, trainable),
+        num_tasks=spec.num_tasks, loss=spec.loss, head_spec=head, capacity=spec.capacity,
+        tokens=spec.tokens, ema_decay=spec.optim.ema_decay,
+    )  # fmt: skip
+    eval_step = make_eval_step(forward, num_tasks=spec.num_tasks, head_spec=head, chunk=spec.loss.chunk)
+    init = lambda params: init_state(params, optimizer, ema=spec.optim.ema_decay is not None)
+    jit = functools.partial(compiling.jit, platform=spec.mesh.devices.flat[0].platform, dtype=spec.compute_dtype)
+    return Program(
+        graphdef=graphdef,
+        jit=jit,
+        optimizer=optimizer,
+        state_shardings=state_shardings,
+        init=jit(init, out_shardings=state_shardings),
+        init_in_place=jit(init, donate_argnums=0, out_shardings=state_shardings),
+        train_step=jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere)),
+        eval_step=jit(eval_step, out_shardings=everywhere),
+        update=train_step,
+        measure=eval_step,
+    )
+
+
+def param_shardings(spec: ProgramSpec, trainable: Params) -> Params:
+    """Where trained parameters live: by the rule table, or, for adapters (small), whole on every device."""
+    if spec.lora is not None:
+        return jax.tree.map(lambda _: sharding.replicated(spec.mesh), trainable)
+    return sharding.shardings(spec.mesh, trainable, indivisible=spec.indivisible)
+
+
+def make_forward(graphdef: nnx.GraphDef, spec: ProgramSpec) -> Forward:
+    """Hidden states and head of a batch, from trained and frozen parameters."""
+    dtype = jnp.dtype(spec.compute_dtype)
+
+    def noise(batch: Batch, key: jax.Array | None):
+        if key is None or not spec.optim.neftune_alpha:
+            return None
+        nothing = jnp.zeros((*batch.tokens.shape, spec.model.d_model), dtype)
+        return optim.neftune_noise(key, nothing, jnp.asarray(batch.segment_ids), spec.optim.neftune_alpha)
+
+    def forward(params: Params, frozen: Params, batch: Batch, key: jax.Array | None = None):
+        full = params if spec.lora is None else lora.apply_lora(frozen, params, spec.lora)
+        hidden = model.apply(
+            graphdef,
+            full,
+            jnp.asarray(batch.tokens),
+            jnp.asarray(batch.positions),
+            jnp.asarray(batch.segment_ids),
+            dtype=dtype,
+            noise=noise(batch, key),
+        )
+        part, name = ("embed", "embedding") if spec.model.tie_embeddings else ("head", "kernel")
+        return hidden, sharding.gathered(full[part][name], f"{part}.{name}")
+
+    return forward

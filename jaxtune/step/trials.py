@@ -1,0 +1,141 @@
+"""Several runs as one compiled program: state, batches and numbers have a leading trial axis.
+
+Trials are computed one after the other on a device, each with the computation of a single run, so that a trial has the
+bits of the same run alone; on the `trial` axis of a mesh they are computed side by side, and nothing crosses it. What
+does not train (the base under adapters) is shared. A trial that is not active costs nothing and keeps its state.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Int, PyTree
+
+from jaxtune.batch import Batch
+from jaxtune.step.losses import LossSums
+from jaxtune.step.programs import Program
+from jaxtune.step.update import Hparams, Params, StepMetrics, TrainState
+
+Function = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+OVER_TRIALS = PartitionSpec("trial")
+
+
+def turns(active: Sequence[int], size: int, mesh: Mesh) -> tuple[Bool[np.ndarray, " trial"], Int[np.ndarray, ""]]:
+    """Which of `size` trials are computed, and the most of them on one device.
+
+    All devices go through so many rounds, so that the devices of one trial may communicate.
+    """
+    flags = np.isin(np.arange(size), np.asarray(active, int))
+    by_device = flags.reshape(mesh.shape["trial"], -1).sum(axis=1)
+    return flags, np.asarray(by_device.max(), np.int32)
+
+
+def each(
+    function: Function, updated: PyTree, given: PyTree, active: Bool[Array, " trial"], rounds: Int[Array, ""]
+) -> tuple[PyTree, PyTree]:
+    """`function(updated[k], given[k]) -> (new updated[k], result[k])` for every active trial k, one after the other.
+
+    `updated` is replaced in place, trial by trial. A trial that is not active keeps its own; its result is zero.
+    """
+    count = active.shape[0]
+    shapes = jax.eval_shape(function, at(updated, 0), at(given, 0))[1]
+    results = jax.tree.map(lambda s: jnp.zeros((count, *s.shape), s.dtype), shapes)
+    order = jnp.argsort(~active)  # stable: the active ones first
+
+    def turn(i: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        updated, results = carry
+        k = order[i]
+        before = at(updated, k), at(results, k)
+        after = function(before[0], at(given, k))
+        kept = jax.tree.map(lambda new, old: jnp.where(active[k], new, old), after, before)
+        return put_at(updated, k, kept[0]), put_at(results, k, kept[1])
+
+    return jax.lax.fori_loop(0, rounds, turn, (updated, results))
+
+
+def at(tree: PyTree, k: Int[Array | np.ndarray, ""] | int) -> PyTree:
+    """Trial k of a stacked tree."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), tree)
+
+
+def put_at(tree: PyTree, k: Int[Array | np.ndarray, ""] | int, one: PyTree) -> PyTree:
+    """A stacked tree with trial k replaced."""
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, k, 0), tree, one)
+
+
+def side_by_side(function: Callable[..., Any], mesh: Mesh, shared: Sequence[bool]) -> Callable[..., Any]:
+    """`function` on each device's own trials; arguments are split over trials but for the `shared` ones."""
+    if mesh.shape["trial"] == 1:
+        return function
+    specs = tuple(PartitionSpec() if whole else OVER_TRIALS for whole in shared)
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=specs, out_specs=OVER_TRIALS, axis_names={"trial"}, check_vma=False
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrialPrograms:
+    """The compiled functions of a group of trials. `active`: the numbers of those that are computed."""
+
+    mesh: Mesh
+    size: int
+    """Trials on the axis; those beyond the group's, which fill up the mesh, are never active."""
+    blank: Callable[[], TrainState]
+    """A stacked state of zeros."""
+    put: Callable[[TrainState, int, TrainState], TrainState]
+    """A stacked state with one trial replaced."""
+    take: Callable[[TrainState, int], TrainState]
+    """One trial's state, placed as a single run's."""
+    jitted_train_step: Callable[..., tuple[TrainState, StepMetrics]]
+    jitted_eval_step: Callable[..., LossSums]
+
+    def train_step(
+        self, state: TrainState, frozen: Params, batch: Batch, numbers: Hparams, active: Sequence[int]
+    ) -> tuple[TrainState, StepMetrics]:
+        """One update of every active trial with its own batch and numbers."""
+        return self.jitted_train_step(state, frozen, batch, numbers, *turns(active, self.size, self.mesh))
+
+    def eval_step(self, params: Params, frozen: Params, batch: Batch, active: Sequence[int]) -> LossSums:
+        """Loss sums of every active trial on the same batch."""
+        return self.jitted_eval_step(params, frozen, batch, *turns(active, self.size, self.mesh))
+
+
+def build(program: Program, trainable: Params, mesh: Mesh, count: int) -> TrialPrograms:
+    """The programs of `count` trials of one program; `trainable` holds the trained parameters, arrays or shapes."""
+    size = math.ceil(count / mesh.shape["trial"]) * mesh.shape["trial"]
+    shapes = jax.eval_shape(program.init, trainable)
+    places = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec("trial", *s.spec)), program.state_shardings)
+    by_trial = NamedSharding(mesh, OVER_TRIALS)
+
+    def train_step(state: TrainState, frozen: Params, batch: Batch, numbers: Hparams, active: Array, rounds: Array):
+        step = lambda one, given: program.update(one, frozen, *given)
+        return each(step, state, (batch, numbers), active, rounds)
+
+    def eval_step(params: Params, frozen: Params, batch: Batch, active: Array, rounds: Array) -> LossSums:
+        measure = lambda _, one: (None, program.measure(one, frozen, batch))
+        return each(measure, None, params, active, rounds)[1]
+
+    def blank() -> TrainState:
+        return jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
+
+    jit = program.jit
+    return TrialPrograms(
+        mesh=mesh,
+        size=size,
+        blank=jit(blank, out_shardings=places),
+        put=jit(put_at, donate_argnums=0, out_shardings=places),
+        take=jit(at, out_shardings=program.state_shardings),
+        jitted_train_step=jit(
+            side_by_side(train_step, mesh, shared=(False, True, False, False, False, True)),
+            donate_argnums=0,
+            out_shardings=(places, by_trial),
+        ),
+        jitted_eval_step=jit(
+            side_by_side(eval_step, mesh, shared=(False, True, True, False, True)), out_shardings=by_trial
+        ),
+    )

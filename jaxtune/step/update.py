@@ -1,0 +1,268 @@
+"""One optimizer update as a pure function: no globals, no config object, no logging, no mesh."""
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxtune import optim
+from jaxtune.batch import Batch
+from jaxtune.errors import UserError
+from jaxtune.step import losses
+from jaxtune.step import unpad as strip
+
+Params = PyTree
+"""A nested dict of arrays, or of their shardings."""
+
+
+@runtime_checkable
+class Forward(Protocol):
+    """What the step needs of a model: the last hidden states and the vocabulary head."""
+
+    def __call__(self, params: Params, frozen: Params, batch: Batch, key: Array | None = None) -> tuple[Array, Array]:
+        """Hidden states [rows, seq, model] and head from trainable and frozen parameters.
+
+        `key` is given in training only: what a model randomises (noise on embeddings) it draws from it.
+        """
+        ...
+
+
+class Normalization(enum.Enum):
+    """What the summed loss of a step is divided by."""
+
+    TOKEN = "token"  # sum of weights: every trained token counts the same
+    EXAMPLE = "example"  # every example counts the same, however long its answer
+    FIXED = "fixed"  # a constant: the summed loss of Tulu 3 (arXiv:2411.15124)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The objective: what is summed, and what the sum is divided by."""
+
+    normalization: Normalization = Normalization.TOKEN
+    fixed_denominator: float | None = None
+    """Divisor of the summed loss of a step when `normalization` is `fixed`."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser (PaLM, arXiv:2204.02311, uses 1e-4)."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability spread over the vocabulary, in [0, 1)."""
+    chunk: int | None = None
+    """Positions whose logits are computed together; None: a size that suits the platform (see `losses`)."""
+
+    def __post_init__(self):
+        if (self.normalization is Normalization.FIXED) != (self.fixed_denominator is not None):
+            raise UserError("loss.fixed_denominator goes with loss.normalization `fixed`, and only with it")
+        if self.fixed_denominator is not None and not self.fixed_denominator > 0:
+            raise UserError(f"loss.fixed_denominator must be above 0, got {self.fixed_denominator}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"loss.label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if self.z_loss < 0:
+            raise UserError(f"loss.z_loss must not be negative, got {self.z_loss}")
+        if self.chunk is not None and self.chunk < 1:
+            raise UserError(f"loss.chunk must be at least 1, got {self.chunk}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """How hidden states become logits; static facts of the model."""
+
+    vocab_axis: int = 0
+    """Axis of the head that is the vocabulary: 0 for a tied embedding [V, D], 1 for [D, V]."""
+    soft_cap: float | None = None
+    shards: int = 1
+    """Devices over which the rows of a micro-batch are split."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything that an update replaces."""
+
+    step: PyTree
+    """Updates done, an int32 scalar; in a tree of shardings, where it lives (so no array type can stand here)."""
+    params: Params
+    opt_state: PyTree
+    ema: Params | None = None
+    """Exponential moving average of the parameters, if one is kept."""
+
+    @property
+    def measured(self) -> Params:
+        """The parameters to evaluate and export: the average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hparams:
+    """Numbers that an ablation varies. They are traced, so one compiled step serves every arm."""
+
+    peak_lr: Float[Array, "*trial"]
+    weight_decay: Float[Array, "*trial"]
+    seed: Int[Array, "*trial"]
+    """Root of the noise in training; step and micro-batch are folded in, so any step can be repeated alone."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """What one update reports. Per-task values are sums; whoever prints them divides.
+
+    The leaves are arrays, or shapes under `jax.eval_shape`; stacked trials give each a leading axis.
+    """
+
+    sums: losses.LossSums
+    real_tokens: Int[Any, "*trial"]
+    """Tokens of the batch that are not padding."""
+    loss: Float[Any, "*trial"]
+    """The normalised objective."""
+    grad_norm: Float[Any, "*trial"]
+    """Before clipping."""
+    learning_rate: Float[Any, "*trial"]
+    applied: Bool[Any, "*trial"]
+    """False when the update was withheld: nothing carried weight, or the loss or gradient was not finite."""
+    finite: Bool[Any, "*trial"]
+
+
+def hparams(peak_lr: float, weight_decay: float, seed: int = 0) -> Hparams:
+    """The traced form of Python numbers."""
+    return Hparams(
+        peak_lr=jnp.asarray(peak_lr, jnp.float32),
+        weight_decay=jnp.asarray(weight_decay, jnp.float32),
+        seed=jnp.asarray(seed, jnp.int32),
+    )
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
+    """A fresh state at step 0."""
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), ema=average)
+
+
+def example_normalized(
+    weights: Float[Array, "rows seq"], segment_ids: Int[Array, "rows seq"]
+) -> Float[Array, "rows seq"]:
+    """Weights divided by their example's sum, so that every example with a trained token weighs 1."""
+    same = (segment_ids[:, :, None] == segment_ids[:, None, :]).astype(weights.dtype)
+    total = jnp.einsum("bts,bs->bt", same, weights)
+    return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), 0)
+
+
+def batch_sums(
+    forward: Forward, params: Params, frozen: Params, batch: Batch, *, num_tasks: int, loss: LossConfig,
+    head_spec: HeadSpec, capacity: int | None, tokens: int | None = None, key: Array | None = None,
+) -> losses.LossSums:  # fmt: skip
+    """Loss sums of one micro-batch [rows, seq]; given `tokens`, computed on its rows laid end to end (see `strip`)."""
+    targets, weights = losses.shift(batch.tokens, batch.loss_weights, batch.segment_ids)
+    if loss.normalization is Normalization.EXAMPLE:
+        weights = example_normalized(weights, jnp.asarray(batch.segment_ids))
+    left_out = jnp.zeros((), jnp.int32)
+    if tokens is not None:
+        laid = strip.lay(jnp.asarray(batch.segment_ids), tokens=tokens, shards=head_spec.shards)
+        batch, targets, weights = jax.tree.map(laid.take, (batch, targets, weights))
+        batch, left_out = dataclasses.replace(batch, segment_ids=laid.segment_ids), laid.left_out
+    hidden, head = forward(params, frozen, batch, key)
+    sums = losses.per_task_sums(
+        hidden, head, targets, weights, jnp.asarray(batch.task_ids), num_tasks=num_tasks, capacity=capacity,
+        vocab_axis=head_spec.vocab_axis, soft_cap=head_spec.soft_cap, shards=head_spec.shards,
+        chunk=loss.chunk, z_loss=loss.z_loss, label_smoothing=loss.label_smoothing,
+    )  # fmt: skip
+    return dataclasses.replace(sums, over_capacity=sums.over_capacity + left_out)
+
+
+def make_train_step(
+    forward: Forward,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[Array], Array],
+    groups: optim.ParamGroups,
+    *,
+    num_tasks: int,
+    loss: LossConfig = LossConfig(),
+    head_spec: HeadSpec = HeadSpec(),
+    capacity: int | None = None,
+    tokens: int | None = None,
+    ema_decay: float | None = None,
+) -> Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]:
+    """The update `(state, frozen, batch, hparams) -> (state, metrics)`; jit, donate and shard it where it is called.
+
+    `batch` has leading axes [micro_batches, rows]. Gradients of the summed loss are added over micro-batches in
+    float32 and divided once by the summed weight, so 8x1, 4x2 and 1x8 are the same update whatever the token counts.
+    `optimizer` leaves the learning rate out; `schedule(step)` peaks at 1. `capacity` bounds the positions
+    with weight in one micro-batch (see `losses.per_task_sums`). `tokens`, if given, bounds the tokens of one shard's
+    rows of a micro-batch, and the step computes on these rows laid end to end without their padding (see `strip`).
+    """
+
+    def objective(params: Params, frozen: Params, micro: Batch, key: Array) -> tuple[Array, losses.LossSums]:
+        params = optim.stop_frozen(params, groups)
+        sums = batch_sums(
+            forward, params, frozen, micro, num_tasks=num_tasks, loss=loss, head_spec=head_spec, capacity=capacity,
+            tokens=tokens, key=key,
+        )  # fmt: skip
+        return sums.objective, sums
+
+    def accumulate(params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Params, losses.LossSums]:
+        gradient = jax.grad(objective, has_aux=True)
+        first = jax.tree.map(lambda x: x[0], batch)
+        if batch.tokens.shape[0] == 1:
+            return gradient(params, frozen, first, key)
+
+        def body(carry, numbered: tuple[Array, Batch]):
+            number, micro = numbered
+            found = gradient(params, frozen, micro, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, carry, found), None
+
+        shapes = jax.eval_shape(gradient, params, frozen, first, key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(body, zeros, (jnp.arange(batch.tokens.shape[0]), batch))[0]
+
+    def train_step(state: TrainState, frozen: Params, batch: Batch, hparams: Hparams) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.key(hparams.seed), state.step)
+        grads, sums = accumulate(state.params, frozen, batch, key)
+        weight = sums.weight.sum()
+        denominator = weight if loss.fixed_denominator is None else jnp.asarray(loss.fixed_denominator, weight.dtype)
+        scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, denominator, 1), 0)
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        value, norm = sums.objective * scale, optax.tree.norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        applied = finite & (weight > 0)
+        rate = hparams.peak_lr * schedule(state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optim.apply_update(state.params, updates, groups, rate=rate, weight_decay=hparams.weight_decay)
+        ema = None if ema_decay is None else optim.update_ema(state.ema, params, ema_decay)
+        keep = lambda new, old: jnp.where(applied, new, old)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=jax.tree.map(keep, params, state.params),
+            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+            ema=None if ema is None else jax.tree.map(keep, ema, state.ema),
+        )
+        return new_state, StepMetrics(
+            sums=sums,
+            real_tokens=jnp.sum(batch.segment_ids != 0),
+            loss=value,
+            grad_norm=norm,
+            learning_rate=rate,
+            applied=applied,
+            finite=finite,
+        )
+
+    return train_step
+
+
+def make_eval_step(
+    forward: Forward, *, num_tasks: int, head_spec: HeadSpec = HeadSpec(), capacity: int | None = None,
+    chunk: int | None = None,
+) -> Callable[[Params, Params, Batch], losses.LossSums]:  # fmt: skip
+    """`(params, frozen, batch [rows, seq]) -> LossSums`: the plain token loss, whatever the training objective adds."""
+    loss = LossConfig(chunk=chunk)
+
+    def eval_step(params: Params, frozen: Params, batch: Batch) -> losses.LossSums:
+        return batch_sums(
+            forward, params, frozen, batch, num_tasks=num_tasks, loss=loss, head_spec=head_spec, capacity=capacity
+        )
+
+    return eval_step

@@ -1,0 +1,270 @@
+"""JSON lines: strict parsing of one line, and random access to a file of them through an index of line starts."""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import weakref
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+import orjson
+from jaxtyping import Int, UInt
+
+from jaxtune.errors import UserError
+from jaxtune.tasks.problems import Problem, RecordError
+from jaxtune.tasks.sources.base import RecordSource
+from jaxtune.tasks.sources.pinned import PinnedFile
+
+BLOCK = 1 << 24
+"""Bytes read at a time while a file is indexed."""
+
+Finding = tuple[str, str]
+"""(rule, message), before it is known where in which file."""
+
+_MAGIC = (
+    (b"\xef\xbb\xbf", "byte-order-mark", "the file starts with a UTF-8 byte order mark"),
+    (b"\xff\xfe", "utf-16", "the file is UTF-16 (little endian)"),
+    (b"\xfe\xff", "utf-16", "the file is UTF-16 (big endian)"),
+    (b"\x1f\x8b", "compressed", "the file is compressed by gzip, but its name does not end in .gz"),
+    (b"\x28\xb5\x2f\xfd", "compressed", "the file is compressed by zstd, but its name does not end in .zst"),
+    (b"BZh", "compressed", "the file is compressed by bzip2, which is not read"),
+    (b"\xfd7zXZ", "compressed", "the file is compressed by xz, which is not read"),
+    (b"PK\x03\x04", "compressed", "the file is a zip archive, which is not read"),
+    (b"PAR1", "invalid-json", "the file is Parquet; read it with from_parquet (its name ends in .parquet)"),
+)
+
+
+def foreign_format(head: bytes) -> Finding | None:
+    """What a file is when its first bytes show that it is not UTF-8 JSON lines; None when they do not."""
+    for magic, rule, message in _MAGIC:
+        if head.startswith(magic):
+            return rule, message
+    if len(head) > 3 and (head[1] == 0 and head[3] == 0 or head[0] == 0 and head[2] == 0):
+        return "utf-16", "the file is UTF-16 without a byte order mark"
+    first = head.lstrip()
+    if first.startswith(b"[") and first[1:].lstrip()[:1] in (b"{", b""):
+        return "json-array-file", "the file is one JSON array, not JSON lines"
+    return None
+
+
+def count_keys(value: Any) -> int:
+    """How many object keys a parsed JSON value holds, at all depths."""
+    if isinstance(value, dict):
+        return len(value) + sum(count_keys(item) for item in value.values() if isinstance(item, dict | list))
+    if isinstance(value, list):
+        return sum(count_keys(item) for item in value if isinstance(item, dict | list))
+    return 0
+
+
+def written_keys(raw: bytes) -> int | None:
+    """How many object keys stand in JSON text, repeated ones included; None where that cannot be told quickly.
+
+    A quote inside a string is escaped, so a quote and a colon close a key unless a backslash stands before them. White
+    space before the colon, and two backslashes before the quote, are left to the slow parser.
+    """
+    if b'\\\\":' in raw or _LOOSE_KEY.search(raw):
+        return None
+    return raw.count(b'":') - raw.count(b'\\":')
+
+
+_LOOSE_KEY = re.compile(rb'"[ \t\r\n]+:')
+
+
+def parse_line(raw: bytes) -> tuple[Any, list[Finding]]:
+    """The value of one line, or what is wrong with it (then the value is None).
+
+    Strict as RFC 8259 and I-JSON are: no NaN, no lone surrogates, no key twice. The fast parser decides nearly every
+    line; a line that it refuses, or in which a key may stand twice, is read again by the slow one that can say why.
+    """
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        return None, _diagnose(raw) or [("invalid-json", str(error))]
+    if written_keys(raw) == count_keys(value):
+        return value, []
+    findings = _diagnose(raw)
+    return (None, findings) if findings else (value, [])
+
+
+def _diagnose(raw: bytes) -> list[Finding]:
+    """What the slow parser finds wrong with a line."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        return [("not-utf-8", f"byte {error.object[error.start]:#04x} at column {error.start + 1} is not UTF-8")]
+    repeated: list[str] = []
+    constants: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in items]
+        repeated.extend(sorted({key for key in keys if keys.count(key) > 1}))
+        return dict(items)
+
+    try:
+        value = json.loads(text, object_pairs_hook=pairs, parse_constant=lambda name: constants.append(name))
+    except json.JSONDecodeError as error:
+        return [("invalid-json", f"{error.msg} at column {error.pos + 1}{_hint(text)}")]
+    except RecursionError:
+        return [("invalid-json", "nested too deeply")]
+    except ValueError as error:  # an integer of more digits than Python converts
+        return [("invalid-json", str(error))]
+    findings = [("duplicate-key", f"the key {key!r} stands twice in one object") for key in repeated]
+    findings += [("nan-literal", f"{name} is not a JSON number") for name in dict.fromkeys(constants)]
+    surrogate = _lone_surrogate(value)
+    if surrogate:
+        findings.append(("lone-surrogate", f"\\u{ord(surrogate):04x} is half of a surrogate pair"))
+    return findings
+
+
+def _lone_surrogate(value: Any) -> str | None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return str(error.object)[error.start]
+    return None
+
+
+def _hint(text: str) -> str:
+    start = text.lstrip()[:2]
+    if start.startswith("{'"):
+        return " (written by Python's str? JSON needs double quotes)"
+    if text.strip() in ("{", "["):
+        return " (one value spread over several lines? each record must stand on one line)"
+    return ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LineIndex:
+    """Where the non-blank lines of a file are: 12 bytes a record."""
+
+    starts: Int[np.ndarray, " records"]
+    lengths: UInt[np.ndarray, " records"]
+    numbers: Int[np.ndarray, " records"] | None
+    """1-based line numbers; None when no line is blank, so that record i is line i + 1."""
+
+
+def build_index(path: Path) -> LineIndex:
+    """Reads a file once, block by block; lines end at \\n only (U+2028 and \\r inside a string end nothing)."""
+    starts, doubtful = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
+    offset = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            data = np.frombuffer(block, np.uint8)
+            after = np.flatnonzero(data == 10) + 1
+            starts.append(after + offset)
+            # Only a line that starts with white space, or whose start is not in this block, can be blank.
+            known = after[after < len(data)]
+            doubtful.append(known[_WHITE[data[known]]] + offset)
+            if len(known) < len(after):
+                doubtful.append(after[-1:] + offset)
+            offset += len(block)
+        start = np.concatenate(starts)
+        length = np.diff(start, append=offset + 1) - 1
+        keep = np.ones(len(start), bool)
+        for i in np.searchsorted(start, np.concatenate(doubtful)):
+            keep[i] = bool(os.pread(file.fileno(), int(length[i]), int(start[i])).strip())
+    if int(length.max()) >= 1 << 32:
+        raise RecordError([Problem(rule="damaged-file", message="a line is longer than 4 GiB", file=str(path))])
+    last_is_empty = not length[-1]  # the file ends with a line end: no line follows it
+    lines = len(start) - last_is_empty
+    return LineIndex(
+        starts=start[keep],
+        lengths=length[keep].astype(np.uint32),
+        numbers=None if keep[:lines].all() else np.flatnonzero(keep) + 1,
+    )
+
+
+_WHITE = np.isin(np.arange(256), list(b" \t\r\n"))
+"""By byte: is it white space?"""
+
+
+class JsonlSource(RecordSource):
+    """Random access to a JSON lines file. The index is built at first use, by one pass; no record is kept in memory.
+
+    Reads with `pread`, not a memory map: a file truncated under a map kills the process, here it is an error.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, shown_as: str | os.PathLike[str] | None = None):
+        """`shown_as` names the file in messages, where what is read is a decompressed copy."""
+        self.path = Path(path)
+        self.name = str(shown_as or path)
+        self._descriptor: int | None = None
+
+    @functools.cached_property
+    def _pin(self) -> PinnedFile:
+        return PinnedFile(self.path, shown_as=self.name)
+
+    @functools.cached_property
+    def index(self) -> LineIndex:
+        """Where each record's line is."""
+        self.check_format()
+        return build_index(self.path)
+
+    @property
+    def fingerprint(self) -> str:
+        return self._pin.sha256
+
+    def check_format(self) -> None:
+        """Raises `RecordError` when the first bytes show that the file is not UTF-8 JSON lines."""
+        with self._pin.path.open("rb") as file:
+            foreign = foreign_format(file.read(4096))
+        if foreign:
+            raise RecordError([Problem(rule=foreign[0], message=foreign[1], file=self.name, line=1)])
+
+    @property
+    def text_path(self) -> Path:
+        """The file of plain JSON lines."""
+        return self._pin.path
+
+    @property
+    def origins(self) -> frozenset[str]:
+        return frozenset((str(Path(self.name).resolve()),))
+
+    def __len__(self) -> int:
+        return len(self.index.starts)
+
+    def line(self, i: SupportsIndex) -> int:
+        """1-based line of record i."""
+        numbers = self.index.numbers
+        return int(i) + 1 if numbers is None else int(numbers[i])
+
+    def file(self, i: SupportsIndex) -> str:
+        return self.name
+
+    def raw(self, i: SupportsIndex) -> bytes:
+        """The bytes of record i's line, without its line end."""
+        i = range(len(self))[i]
+        start, length = int(self.index.starts[i]), int(self.index.lengths[i])
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptor)
+        data = os.pread(self._descriptor, length, start)
+        if len(data) != length:
+            raise UserError(f"{self.name} became shorter while it was in use; put the old file back, or start again")
+        return data
+
+    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
+        value, findings = parse_line(self.raw(i))
+        if not findings and not isinstance(value, dict):
+            findings = [("not-an-object", f"the record is {json_type(value)}")]
+        if findings:
+            place = {"file": self.name, "line": self.line(i)}
+            raise RecordError([Problem(rule=rule, message=message, **place) for rule, message in findings])
+        return value
+
+    def check_unchanged(self) -> None:
+        self._pin.check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptor": None}
+
+
+_JSON_TYPES = {dict: "an object", list: "an array", str: "a string", bool: "true or false", int: "a number"}
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls a value, with its article."""
+    return "null" if value is None else _JSON_TYPES.get(type(value), "a number")

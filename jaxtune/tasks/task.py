@@ -1,0 +1,379 @@
+"""A task: named records, their splits, and how a record becomes a conversation."""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import numpy as np
+
+from jaxtune.batch import Example
+from jaxtune.chat.rendering import Conversation, Message
+from jaxtune.errors import UserError
+from jaxtune.metrics import METRICS
+from jaxtune.tasks import shapes
+from jaxtune.tasks.problems import Problem, ProblemLog, RecordError
+from jaxtune.tasks.shapes import Shape
+from jaxtune.tasks.sources.base import RecordSource, canonical
+from jaxtune.tasks.sources.open import SubsetSource
+from jaxtune.tasks.wording import Builder, FewShot, FewShotStyle, Template, call_builder, fill_messages
+
+TRAIN = "train"
+"""Name of the split that is trained on."""
+
+MOST_DRAWS = 1000
+"""Records that are looked at in the search for one example's exemplars."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """Where one kind of conversation comes from. Nothing is read before it is needed.
+
+    Task(name="qa", splits={"train": from_jsonl("qa.jsonl"), "validation": from_jsonl("qa_dev.jsonl")})
+    Task(name="sums", records=from_parquet("sums.parquet"), splits={"validation": 0.02, "test": 0.02})
+    """
+
+    name: str
+    """Letters, digits and _ . - / only."""
+    records: RecordSource | None = None
+    """All records, where splits are shares of them."""
+    splits: Mapping[str, RecordSource | float] = dataclasses.field(default_factory=dict)
+    """By name: a source of its own, or a share of `records` in (0, 1); what is left of `records` is `train`."""
+    columns: Mapping[str, str] | None = None
+    """Canonical field -> column, where the file has other names: {"prompt": "question", "completion": "a.text"}."""
+    shape: Shape | None = None
+    """The records' shape; None detects it from the first records of each split, or is `fields` with templates."""
+    templates: tuple[Template | Builder, ...] = ()
+    """Wordings; an example meets every one before it meets one twice. Without any, records are used as they are."""
+    few_shot: FewShot | None = None
+    """Exemplars before each prompt."""
+    cluster: str | None = None
+    """What kind of task it is; a/b nests b in a. Mixture groups and held-out clusters go by it."""
+    leaks_into: tuple[str, ...] = ()
+    """Clusters that this task would give away (paraphrase into natural language inference): left out with them."""
+    variant_of: str | None = None
+    """Name of the task whose records this one words differently; the two are held out together."""
+    metric: str = "exact_match"
+    """How generated answers are scored: a key of `metrics.METRICS`."""
+    max_examples: int | None = None
+    """At most so many distinct examples take part."""
+    max_repeats: float | None = None
+    """At most so many passes over the examples that take part."""
+    weight: float | None = None
+    """Mixing rate, for the strategy `weights`."""
+    split_by: str | None = None
+    """Field that keeps records together when splits are shares: all records of one document fall in one split."""
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.\-/]+", self.name):
+            raise UserError(f"task name {self.name!r}: use letters, digits and _ . - / only")
+        object.__setattr__(self, "splits", _complete(self.name, self.records, self.splits))
+        shapes.check_columns(self.columns)
+        if self.shape is Shape.FIELDS and not self.templates:
+            raise UserError(f"task {self.name}: records of the shape `fields` need templates=")
+        if self.metric not in METRICS:
+            raise UserError(f"task {self.name}: no metric {self.metric!r}; known: {sorted(METRICS)}")
+        if self.max_examples is not None and self.max_examples < 1:
+            raise UserError(f"task {self.name}: max_examples must be 1 or more, got {self.max_examples}")
+        for field in ("max_repeats", "weight"):
+            value = getattr(self, field)
+            if value is not None and not value >= 0:
+                raise UserError(f"task {self.name}: {field} must be 0 or more, got {value}")
+
+    # Splits.
+
+    def source(self, split: str = TRAIN) -> RecordSource:
+        """The records of a split."""
+        if split not in self.splits:
+            raise UserError(f"task {self.name} has no split {split!r}; it has {sorted(self.splits)}")
+        source = self.splits[split]
+        return source if isinstance(source, RecordSource) else self._shares[split]
+
+    @functools.cached_property
+    def _shares(self) -> dict[str, SubsetSource]:
+        assert self.records is not None
+        names = [name for name, share in self.splits.items() if isinstance(share, float)]
+        owners = np.array([names.index(split) for split in self._owners()], np.int64)
+        return {
+            name: SubsetSource(self.records, np.flatnonzero(owners == k), label=name) for k, name in enumerate(names)
+        }
+
+    def _owners(self) -> Iterator[str]:
+        """The split of each of `records`; raises one `UserError` with all that cannot be read."""
+        assert self.records is not None
+        log = ProblemLog()
+        for i in range(len(self.records)):
+            try:
+                yield self.split_of(self.records[i], file=self.records.file(i), line=self.records.line(i))
+            except RecordError as error:
+                log.add(error.problems)
+        log.raise_if_any(self.records.name)
+
+    def split_of(self, record: Mapping[str, Any], *, file: str = "", line: int | None = None) -> str:
+        """Which share of `records` a record falls in, by a hash of its content without its id.
+
+        Adding or reordering records moves no other record; equal records fall in one split, whatever task they are in.
+        `train` comes last on the scale, so another share may grow at its cost alone.
+        """
+        key = canonical(record)
+        if self.split_by is not None:
+            try:
+                key = repr(shapes.look_up(record, self.split_by)).encode()
+            except KeyError:
+                message = f"no field {self.split_by!r}, which split_by= names; it has {sorted(record)}"
+                raise RecordError([Problem(rule="missing-field", message=message, file=file, line=line)]) from None
+        place = _hash64(key) / 2.0**64
+        for name, share in self.splits.items():
+            if name != TRAIN and isinstance(share, float):
+                if place < share:
+                    return name
+                place -= share
+        return TRAIN
+
+    def shape_in(self, split: str = TRAIN) -> Shape:
+        """The records' shape in a split."""
+        if self.shape is not None:
+            return self.shape
+        if self.templates:
+            return Shape.FIELDS
+        found = self._shapes.get(split)
+        if found is None:
+            found = self._shapes[split] = shapes.detect(self.source(split), self.columns)
+        return found
+
+    @functools.cached_property
+    def _shapes(self) -> dict[str, Shape]:
+        return {}
+
+    # Records.
+
+    @property
+    def num_templates(self) -> int:
+        """Wordings of each example; 1 without templates."""
+        return max(1, len(self.templates))
+
+    def read(self, split: str, i: int, template: int = 0) -> Conversation | Example:
+        """Example i of a split, in one wording; an `Example` where records hold tokens.
+
+        Raises `RecordError` with file, line and id when the record cannot be used.
+        """
+        source = self.source(split)
+        place = {"file": source.file(i), "line": source.line(i)}
+        record = source[i]
+        shape = self.shape_in(split)
+        if shape is Shape.TOKENS:
+            return shapes.to_example(record, self.columns, **place)
+        return self.conversation(record, template, shape=shape, **place)
+
+    def conversation(
+        self,
+        record: Mapping[str, Any],
+        template: int = 0,
+        *,
+        shape: Shape | None = None,
+        file: str = "",
+        line: int | None = None,
+    ) -> Conversation:
+        """A record in one wording, with its exemplars; a pure function of the task and the record.
+
+        `shape` is the record's, by default that of the first split; `file` and `line` are for messages.
+        """
+        wording = self.templates[template] if self.templates else None
+        shape = self.shape_in(next(iter(self.splits))) if shape is None else shape
+        plain = self._plain(record, wording, shape, file, line)
+        shots = self._shots(wording)
+        if not shots:
+            return plain
+        return self._with_exemplars(plain, record, template, shots)
+
+    def check(self, record: Any, shape: Shape) -> list[tuple[str, str]]:
+        """(rule, message) of everything that is wrong with one record, in any wording; errors and warnings."""
+        findings = shapes.check_record(record, shape, self.columns)
+        if findings or not self.templates:
+            return findings
+        renamed = shapes.rename(record, self.columns)[0]
+        for wording in self.templates:
+            if isinstance(wording, Template):
+                messages, found = fill_messages(wording, renamed)
+                findings += found or shapes.check_messages(messages)
+            else:
+                findings += call_builder(wording, renamed)[1]
+        return list(dict.fromkeys(findings))
+
+    def _plain(
+        self, record: Mapping[str, Any], wording: Template | Builder | None, shape: Shape, file: str, line: int | None
+    ) -> Conversation:
+        """One conversation without exemplars."""
+        if wording is None:
+            return shapes.to_conversation(record, shape, self.columns, file=file, line=line)
+        id = shapes.record_id(record, self.columns)
+        renamed, findings = shapes.rename(record, self.columns)
+        if isinstance(wording, Template):
+            messages, found = fill_messages(wording, renamed)
+            findings += found or shapes.check_messages(messages)
+            shapes.raise_errors(findings, file=file, line=line, id=id)
+            return shapes.conversation_of(messages, id=id)
+        shapes.raise_errors(findings, file=file, line=line, id=id)
+        built, findings = call_builder(wording, renamed)
+        shapes.raise_errors(findings, file=file, line=line, id=id)
+        assert built is not None  # without an error there is a conversation
+        return built if built.id is not None else dataclasses.replace(built, id=id)
+
+    def _shots(self, wording: Template | Builder | None) -> int:
+        if isinstance(wording, Template) and wording.shots is not None:
+            return wording.shots
+        return self.few_shot.count if self.few_shot else 0
+
+    def _with_exemplars(
+        self, plain: Conversation, record: Mapping[str, Any], template: int, shots: int
+    ) -> Conversation:
+        few_shot = self.few_shot or FewShot(count=shots)
+        chosen: list[Conversation] = []
+        asked = {_prompt(plain)}
+        wording = self.templates[template] if self.templates else None
+        source = self.source(TRAIN)
+        key = f"{few_shot.seed}|{self.name}|{template}|".encode() + canonical(record)
+        for i in itertools.islice(_draws(key, len(source)), MOST_DRAWS):
+            place = {"file": source.file(i), "line": source.line(i)}
+            exemplar = self._plain(source[i], wording, self.shape_in(TRAIN), **place)
+            if _prompt(exemplar) not in asked:  # never the example itself, nor the same question again
+                asked.add(_prompt(exemplar))
+                chosen.append(exemplar)
+            if len(chosen) == shots:
+                return _join(chosen, plain, few_shot)
+        raise UserError(
+            f"task {self.name} asks for {shots} exemplars, but found only {len(chosen)} other questions among "
+            f"{len(source)} train records; lower few_shot.count or add records"
+        )
+
+    # Identity.
+
+    def fingerprint(self, split: str = TRAIN) -> str:
+        """sha256 over everything that decides the split's conversations: content, wordings, columns, exemplars."""
+        parts = [
+            split,
+            self.source(split).fingerprint,
+            self.shape_in(split).value,
+            repr(sorted((self.columns or {}).items())),
+        ]
+        parts += [_wording_fingerprint(wording) for wording in self.templates]
+        if any(self._shots(wording) for wording in self.templates or (None,)):
+            parts += [self.name, repr(self.few_shot), self.source(TRAIN).fingerprint]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raises `UserError` when a file of any split changed since it was opened."""
+        for split in self.splits:
+            self.source(split).check_unchanged()
+
+
+def _complete(
+    name: str, records: RecordSource | None, splits: Mapping[str, RecordSource | float]
+) -> dict[str, RecordSource | float]:
+    """The splits with the rest of `records` as train, checked."""
+    shares = {split: value for split, value in splits.items() if not isinstance(value, RecordSource)}
+    if records is None:
+        if shares:
+            raise UserError(f"task {name}: splits {sorted(shares)} are shares of `records`, but `records` is not given")
+        if not splits:
+            raise UserError(f"task {name} has no data: give splits={{'train': from_jsonl(...)}} or records=")
+        return dict(splits)
+    given = shares.pop(TRAIN, None)
+    if TRAIN in splits and given is None:
+        raise UserError(f"task {name}: with records=, the train split is what the others leave; remove it from splits=")
+    for split, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+            raise UserError(f"task {name}: split {split!r} must be a source or a share between 0 and 1, got {share!r}")
+    rest = 1 - math.fsum(float(share) for share in shares.values())
+    if rest <= 0:
+        raise UserError(
+            f"task {name}: the splits {sorted(shares)} take {1 - rest:g} of the records; leave some to train"
+        )
+    if given is not None and not math.isclose(given, rest):
+        raise UserError(
+            f"task {name}: train={given!r} with {shares} does not add up to 1; leave train out: it is the rest"
+        )
+    own = {split: value if isinstance(value, RecordSource) else float(value) for split, value in splits.items()}
+    return own | {TRAIN: rest}
+
+
+def _hash64(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _draws(key: bytes, n: int) -> Iterator[int]:
+    """Distinct numbers below n in an order that `key` decides; ends when a long search found no new ones."""
+    seen: set[int] = set()
+    for k in itertools.count():
+        if len(seen) == n or k > 64 * (len(seen) + 16):
+            return
+        i = _hash64(key + k.to_bytes(8, "little")) % n
+        if i not in seen:
+            seen.add(i)
+            yield i
+
+
+def _prompt(conversation: Conversation) -> tuple[str, ...]:
+    """What is asked: the text of all messages but the last."""
+    return tuple(message.content or "" for message in conversation.messages[:-1] if message.role != "system")
+
+
+def _join(exemplars: Sequence[Conversation], plain: Conversation, few_shot: FewShot) -> Conversation:
+    """The conversation with its exemplars before it."""
+    head = [message for message in plain.messages if message.role == "system"]
+    turns = [message for message in plain.messages if message.role != "system"]
+    if few_shot.style is FewShotStyle.TURNS:
+        shown = [
+            dataclasses.replace(message, weight=0.0) if message.role == "assistant" else message
+            for exemplar in exemplars
+            for message in exemplar.messages
+            if message.role != "system"
+        ]
+        return dataclasses.replace(plain, messages=(*head, *shown, *turns))
+    blocks = [few_shot.answer_separator.join(_pair(exemplar)) for exemplar in exemplars]
+    asked = Message(role="user", content=few_shot.separator.join([*blocks, _pair(plain)[0]]))
+    return dataclasses.replace(plain, messages=(*head, asked, turns[-1]))
+
+
+def _pair(conversation: Conversation) -> tuple[str, str]:
+    turns = [message for message in conversation.messages if message.role != "system"]
+    if [message.role for message in turns] != ["user", "assistant"]:
+        raise UserError("few_shot style `text` needs conversations of one question and one answer; use style `turns`")
+    return turns[0].content or "", turns[1].content or ""
+
+
+def _wording_fingerprint(wording: Template | Builder) -> str:
+    """Of a template its text; of a function its file, so that a changed helper is seen, and the values bound to it."""
+    return repr(wording) if isinstance(wording, Template) else repr(_code(wording))
+
+
+def _code(value: Any) -> Any:
+    """What decides the behaviour of a function, or of a value that is bound to one, in terms of text."""
+    if isinstance(value, functools.partial):
+        return "partial", _code(value.func), _code(value.args), _code(value.keywords)
+    if inspect.ismethod(value):
+        return "method", _code(value.__func__), _code(value.__self__)
+    if inspect.isfunction(value):
+        bound = [cell.cell_contents for cell in value.__closure__ or ()]
+        parts = (value.__qualname__, _file_digest(value.__code__), value.__defaults__, value.__kwdefaults__, bound)
+        return tuple(map(_code, parts))
+    if isinstance(value, list | tuple):
+        return tuple(map(_code, value))
+    if isinstance(value, dict):
+        return tuple((key, _code(item)) for key, item in value.items())
+    if callable(value) and hasattr(value, "__dict__") and not isinstance(value, type):
+        return type(value).__qualname__, _code(type(value).__call__), _code(vars(value))
+    return repr(value)
+
+
+def _file_digest(code: CodeType) -> str:
+    file = Path(code.co_filename)
+    content = file.read_bytes() if file.is_file() else repr((code.co_code, code.co_consts, code.co_names)).encode()
+    return hashlib.sha256(content).hexdigest()

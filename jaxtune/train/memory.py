@@ -1,0 +1,364 @@
+"""Memory of a training step on one device, from shapes alone: what takes it, and how many rows fit.
+
+    total = parameters + base + optimizer + gradients + batch + max(activations + max(layer, logits), update)
+
+Parameters, optimizer state and gradients are split as `jaxtune.sharding` splits them. What the layers keep for the
+backward pass is read off the program itself: the residuals of one device's share of rows, heads and feed-forward,
+traced but not compiled. No device is needed, so that meshes of any size can be planned on a laptop.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+from jaxtyping import PyTree
+
+from jaxtune import optim
+from jaxtune.batch import Batch
+from jaxtune.config import ExperimentConfig
+from jaxtune.errors import UserError
+from jaxtune.experiment import resolution as experiment
+from jaxtune.hf import folder as hf
+from jaxtune.model import lora
+from jaxtune.model import transformer as model
+from jaxtune.model.attention.core import Backend, plain
+from jaxtune.model.lora import LoraConfig
+from jaxtune.model.transformer import ModelConfig, Remat
+from jaxtune.optim import OptimConfig
+from jaxtune.parallel import sharding
+from jaxtune.step import losses, programs
+from jaxtune.step.programs import ProgramSpec
+from jaxtune.step.update import Hparams, LossConfig, init_state
+
+LIVE_LOGITS = 3
+"""Arrays as large as a chunk's logits that exist together: the logits, their exponentials, their gradient."""
+WIDE_GRADIENTS = 3
+"""Float32 arrays as wide as the feed-forward in a layer's backward pass: the gradients of its two halves and of their
+product."""
+WIDE_AGAIN = 2
+"""As wide, in the compute dtype: the activated half and the product, which are computed again."""
+WIDE_ADAPTED = 4
+"""As many more under adapters: for each half, the adapter's own product and its gradient."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """A step whose memory is asked for."""
+
+    model: ModelConfig
+    optim: OptimConfig
+    axes: Mapping[str, int]
+    """Devices along each mesh axis of `sharding.AXES`."""
+    micro_rows: int
+    """Rows of a forward pass, over all devices."""
+    micro_batches: int
+    seq_len: int
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    capacity: int | None = None
+    """Most positions with weight among one device's rows of a micro-batch; None: all."""
+    chunk: int | None = None
+    """Positions whose logits are computed together; None: the platform's (see `losses`)."""
+    lora: LoraConfig | None = None
+    platform: str = "cpu"
+    """Kind of the devices: cpu, gpu or tpu."""
+    indivisible: sharding.Indivisible = sharding.Indivisible.ERROR
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device."""
+
+    parameters: int
+    """Trained parameters."""
+    base: int
+    """The frozen model under adapters."""
+    optimizer: int
+    """Moments, and the average of the parameters if one is kept."""
+    gradients: int
+    """Those of the parameters; with several micro-batches the sum, and the summand."""
+    batch: int
+    activations: int
+    """What all layers keep for the backward pass."""
+    layer: int
+    """The layer whose backward pass runs: its weights as it computes with them, what it takes out of the activations
+    or computes again, its gradients before they are split, and that of the head."""
+    logits: int
+    """The loss: hidden states of the trained positions, logits of a chunk, the head, the gradient of the head before it
+    is split, and a chunk's part of that. It ends before the backward pass of the layers begins."""
+    update: int
+    """Moments that are computed while the old ones still exist, and the gradients of embedding and head before they are
+    split. The activations are gone by then."""
+
+    @property
+    def total(self) -> int:
+        """The most bytes that exist together."""
+        state = self.parameters + self.base + self.optimizer + self.gradients + self.batch
+        return state + max(self.activations + max(self.layer, self.logits), self.update)
+
+
+def estimate(work: Work) -> Memory:
+    """Memory of one training step on one device."""
+    params, trained, frozen = _shapes(work.model, work.param_dtype, work.lora)
+    mesh = _abstract_mesh(work.axes)
+    placed = lambda tree: sharding.shardings(mesh, tree, indivisible=work.indivisible)
+    split = placed(trained) if work.lora is None else jax.tree.map(lambda _: sharding.replicated(mesh), trained)
+    optimizer = optim.make_optimizer(work.optim, trained)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer), trained)
+    moments = _bytes(state.opt_state, sharding.optimizer_shardings(optimizer, trained, split))
+    average = 0 if work.optim.ema_decay is None else _bytes(trained, split)
+    gradients = _bytes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), trained), split)
+    head = _head_gradient(work)
+    rows = _rows(work)
+    kept, again = _activations(work, rows)
+    return Memory(
+        parameters=_bytes(trained, split),
+        base=0 if frozen is None else _bytes(frozen, placed(frozen)),
+        optimizer=moments + average,
+        gradients=gradients * min(2, work.micro_batches),
+        batch=work.micro_batches * _positions(work, rows) * 5 * 4,
+        activations=kept,
+        layer=again + _layer_bytes(work, params, rows) + head,
+        logits=_loss_bytes(work, rows),
+        update=moments + head * (1 if work.model.tie_embeddings else 2),
+    )
+
+
+def most_rows(work: Work, device_bytes: int) -> int:
+    """The most rows of a forward pass (over all devices) that fit; 0 if not even one row a device does."""
+    unit = work.axes["data"] * work.axes["fsdp"]
+    fits = lambda per_device: (
+        estimate(dataclasses.replace(work, micro_rows=unit * per_device, capacity=None)).total <= device_bytes
+    )
+    low, high = 0, 1
+    while high <= 4096 and fits(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low * unit
+
+
+def lower(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """The training step of `work` on a mesh; once compiled, its `memory_analysis()` is XLA's own account."""
+    _, trained, frozen = _shapes(work.model, work.param_dtype, work.lora)
+    spec = ProgramSpec(
+        model=work.model, optim=work.optim, loss=LossConfig(chunk=work.chunk), lora=work.lora,
+        compute_dtype=work.compute_dtype, num_tasks=2, total_steps=1000, capacity=work.capacity, mesh=mesh,
+        indivisible=work.indivisible,
+    )  # fmt: skip
+    program = programs.build(spec, trained)
+    whole = sharding.replicated(mesh)
+    place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    state = jax.eval_shape(lambda p: init_state(p, program.optimizer, ema=work.optim.ema_decay is not None), trained)
+    if frozen is not None:
+        frozen = jax.tree.map(place, frozen, sharding.shardings(mesh, frozen, indivisible=work.indivisible))
+    shape, rows = (work.micro_batches, work.micro_rows, work.seq_len), sharding.batch_sharding(mesh, lead=1)
+    ids = {field.name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for field in dataclasses.fields(Batch)}
+    weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
+    rate, seed = (jax.ShapeDtypeStruct((), kind, sharding=whole) for kind in (jnp.float32, jnp.int32))
+
+    def step(state, frozen, batch, numbers):
+        return program.update(state, frozen, Batch(**batch), Hparams(**numbers))
+
+    jitted = program.jit(step, donate_argnums=0, out_shardings=(program.state_shardings, whole))
+    with jax.set_mesh(mesh):
+        return jitted.lower(
+            jax.tree.map(place, state, program.state_shardings), frozen, ids | {"loss_weights": weights},
+            {"peak_lr": rate, "weight_decay": rate, "seed": seed},
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(shape: ModelConfig, dtype: str, adapters: LoraConfig | None) -> tuple[PyTree, PyTree, PyTree | None]:
+    """Shapes of all parameters, of those that train, and of the frozen base (None without adapters)."""
+    params = model.abstract_params(shape, jnp.dtype(dtype))[1]
+    if adapters is None:
+        return params, params, None
+    frozen = jax.eval_shape(lambda p: lora.freeze_base(p, adapters), params)
+    return params, jax.eval_shape(lambda p: lora.init_lora(p, adapters, 0), frozen), frozen
+
+
+def _activations(work: Work, rows: int) -> tuple[int, int]:
+    """(bytes that all layers keep, bytes that one layer without rematerialisation would keep) of one device's rows."""
+    share = _local_model(work)
+    plainly = dataclasses.replace(share, remat=Remat.NONE)
+    kept, *whole = (
+        _residual_bytes(shape, rows, work.seq_len, work.compute_dtype, work.param_dtype, work.lora)
+        for shape in (share, *(dataclasses.replace(plainly, num_layers=n, layer_kinds=None) for n in (1, 2)))
+    )
+    return kept // work.axes["sequence"], (whole[1] - whole[0]) // work.axes["sequence"]
+
+
+def _local_model(work: Work) -> ModelConfig:
+    """The share of one device of the tensor axis; dimensions that it does not divide are whole.
+
+    Kernels for attention keep what the blockwise path keeps. Rows whose tokens are split run the reference. What is
+    offloaded to the host takes no room.
+    """
+    ways, shape = work.axes["tensor"], work.model
+    part = lambda n: n // ways if n % ways == 0 else n
+    heads, kv_heads = part(shape.num_heads), part(shape.num_kv_heads)
+    backend = plain(work.seq_len) if shape.attention is Backend.AUTO else shape.attention
+    if backend in (Backend.CUDNN, Backend.SPLASH):
+        backend = Backend.BLOCKWISE
+    if work.axes["sequence"] > 1:
+        backend = Backend.REFERENCE
+    moe = None if shape.moe is None else dataclasses.replace(shape.moe, d_ff=part(shape.moe.d_ff))
+    remat = Remat.FULL if shape.remat is Remat.OFFLOAD else shape.remat
+    return dataclasses.replace(
+        shape, remat=remat, num_heads=heads, num_kv_heads=math.gcd(heads, kv_heads), d_ff=part(shape.d_ff), moe=moe,
+        vocab_size=part(shape.vocab_size), attention=backend,
+    )  # fmt: skip
+
+
+def _residual_bytes(
+    shape: ModelConfig, rows: int, seq_len: int, dtype: str, param_dtype: str, adapters: LoraConfig | None
+) -> int:
+    """Bytes that the forward pass keeps for the backward pass, parameters left out; linear in the rows."""
+    one, two = (_traced_residual_bytes(shape, n, seq_len, dtype, param_dtype, adapters) for n in (1, 2))
+    return one + (rows - 1) * (two - one)
+
+
+@functools.lru_cache(maxsize=256)
+def _traced_residual_bytes(
+    shape: ModelConfig, rows: int, seq_len: int, dtype: str, param_dtype: str, adapters: LoraConfig | None
+) -> int:
+    graphdef = model.abstract_params(shape)[0]
+    _, trained, frozen = _shapes(shape, param_dtype, adapters)
+
+    def kept(trained: PyTree, frozen: PyTree) -> list[Any]:
+        ids = jnp.zeros((rows, seq_len), jnp.int32)
+
+        def forward(trained: PyTree) -> Any:
+            params = trained if adapters is None else lora.apply_lora(frozen, trained, adapters)
+            return model.apply(graphdef, params, ids, ids, ids, dtype=jnp.dtype(dtype))
+
+        given = jax.tree.leaves((trained, frozen))
+        leaves = jax.tree.leaves(jax.vjp(forward, trained)[1])
+        return [leaf for leaf in leaves if hasattr(leaf, "shape") and not any(leaf is one for one in given)]
+
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.eval_shape(kept, trained, frozen))
+
+
+def _layer_bytes(work: Work, params: PyTree, rows: int) -> int:
+    """Copies of one layer's weights, their gradients before they are split, and gradients of wide activations."""
+    layer = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(params["layers"])) // work.axes["tensor"]
+    gradients = 0 if work.lora is not None else 4 * layer
+    shape = _local_model(work)
+    wide = shape.d_ff if shape.moe is None else shape.moe.d_ff * shape.moe.experts_per_token
+    again = WIDE_AGAIN + (0 if work.lora is None else WIDE_ADAPTED)
+    width = 4 * WIDE_GRADIENTS + jnp.dtype(work.compute_dtype).itemsize * again
+    return layer * _copy_width(work) + gradients + width * _positions(work, rows) * wide
+
+
+def _copy_width(work: Work) -> int:
+    """Bytes that computing with a weight takes besides the weight itself: gathered along `fsdp`, cast."""
+    whole, cast = jnp.dtype(work.param_dtype).itemsize, jnp.dtype(work.compute_dtype).itemsize
+    return (whole if work.axes["fsdp"] > 1 else 0) + (cast if work.compute_dtype != work.param_dtype else 0)
+
+
+def _head_gradient(work: Work) -> int:
+    """The head's gradient on its way to its parts: compilers split it when the update needs it, not before."""
+    if work.lora is not None or work.axes["fsdp"] == 1:
+        return 0
+    return 4 * _local_model(work).vocab_size * work.model.d_model
+
+
+def _loss_bytes(work: Work, rows: int) -> int:
+    positions = _positions(work, rows)
+    positions = positions if work.capacity is None else min(work.capacity, positions)
+    vocab, d_model = _local_model(work).vocab_size, work.model.d_model
+    limit = losses.CHUNK_BYTES.get(work.platform)
+    most = losses.CHUNK_POSITIONS if limit is None else max(1, limit // (4 * work.model.vocab_size))
+    chunk = min(positions, work.chunk or min(losses.CHUNK_POSITIONS, most))
+    hidden = 2 * positions * d_model * jnp.dtype(work.compute_dtype).itemsize  # and their gradient
+    head = vocab * d_model * (_copy_width(work) + (0 if work.lora is not None else 2 * 4))  # sum and summand
+    return hidden + LIVE_LOGITS * chunk * vocab * 4 + head
+
+
+def _rows(work: Work) -> int:
+    ways = work.axes["data"] * work.axes["fsdp"]
+    if work.micro_rows % ways:
+        raise UserError(
+            f"{work.micro_rows} rows of a forward pass do not divide over {ways} devices (data x fsdp); "
+            f"choose rows per micro-batch as a multiple of {ways}"
+        )
+    return work.micro_rows // ways
+
+
+def _positions(work: Work, rows: int) -> int:
+    return rows * work.seq_len // work.axes["sequence"]
+
+
+def _abstract_mesh(axes: Mapping[str, int]) -> AbstractMesh:
+    kinds = (AxisType.Auto,) * len(sharding.AXES)
+    return AbstractMesh(tuple(axes[axis] for axis in sharding.AXES), sharding.AXES, axis_types=kinds)
+
+
+def _bytes(tree: PyTree, placed: PyTree) -> int:
+    """Bytes of one device's share."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True)
+    return sum(math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in pairs)
+
+
+def plan_memory(
+    config: ExperimentConfig, *, device_bytes: int, devices: int | None = None, platform: str | None = None
+) -> dict[str, Any]:
+    """The memory of a config's step by part, and the largest forward pass that fits into `device_bytes`.
+
+    `devices`: size of the job to plan for (default: the product of the mesh axes; the devices here if one is -1).
+    `platform`: cpu, gpu or tpu (default: that of the devices here). Every position is taken to carry loss; with short
+    answers a step needs less.
+    """
+    work = work_of(config, devices=devices, platform=platform)
+    memory = estimate(work)
+    return {
+        "mesh": dict(work.axes),
+        "micro_rows": work.micro_rows,
+        "micro_batches": work.micro_batches,
+        "seq_len": work.seq_len,
+        "platform": work.platform,
+        "bytes": {**dataclasses.asdict(memory), "total": memory.total},
+        "device_bytes": device_bytes,
+        "fits": memory.total <= device_bytes,
+        "most_micro_rows": most_rows(work, device_bytes),
+    }
+
+
+def work_of(config: ExperimentConfig, *, devices: int | None = None, platform: str | None = None) -> Work:
+    """The step of a config; see `plan_memory`. No data are read."""
+    shape = hf.load_config(experiment.model_folder(config))
+    sizes = sharding.mesh_shape(config.mesh, planned_devices(config.mesh) if devices is None else devices)
+    return Work(
+        model=dataclasses.replace(shape, remat=config.model.remat, attention=config.model.attention),
+        optim=config.optim, axes=dict(zip(sharding.AXES, sizes, strict=True)),
+        micro_rows=config.batch.rows // config.batch.micro_batches, micro_batches=config.batch.micro_batches,
+        seq_len=config.data.seq_len, param_dtype=config.model.param_dtype.value,
+        compute_dtype=config.model.compute_dtype.value, chunk=config.loss.chunk, lora=config.lora,
+        platform=platform or jax.default_backend(), indivisible=config.mesh.indivisible,
+    )  # fmt: skip
+
+
+def planned_devices(mesh: sharding.MeshConfig) -> int:
+    """How many devices a mesh is meant for: its own product, or for an axis of -1 the devices here."""
+    sizes = [getattr(mesh, axis) for axis in sharding.AXES]
+    if -1 not in sizes:
+        return math.prod(sizes)
+    return mesh.devices if mesh.devices != -1 else jax.device_count()
+
+
+def print_table(table: Mapping[str, Any]) -> None:
+    """One line for each part, in MiB."""
+    axes = ", ".join(f"{axis}={n}" for axis, n in table["mesh"].items() if n > 1) or "one device"
+    print(f"per device, mesh {axes}; {table['micro_rows']} rows of {table['seq_len']} tokens a forward pass")
+    for name, size in table["bytes"].items():
+        print(f"  {name:<12} {size / 2**20:12,.1f} MiB")
+    verdict = "fits into" if table["fits"] else "does NOT fit into"
+    most = table["most_micro_rows"]
+    print(f"{verdict} {table['device_bytes'] / 2**30:.1f} GiB; largest forward pass that fits: {most} rows")

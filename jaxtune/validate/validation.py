@@ -1,0 +1,460 @@
+"""`jaxtune validate`: every problem of data files or of tasks in one report, before anything is trained."""
+
+import bisect
+import collections
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from jaxtune.batch import Example
+from jaxtune.chat.rendering import ChatTemplate, MaskPolicy, render_each
+from jaxtune.chat.tokenizer import Tokenizer
+from jaxtune.errors import UserError
+from jaxtune.tasks import shapes
+from jaxtune.tasks.problems import RULES, Problem, RecordError, Severity
+from jaxtune.tasks.shapes import Shape
+from jaxtune.tasks.sources.base import RecordSource
+from jaxtune.tasks.sources.compressed import CompressedJsonlSource
+from jaxtune.tasks.sources.jsonl import JsonlSource
+from jaxtune.tasks.sources.open import ConcatSource, from_file, from_hf_folder
+from jaxtune.tasks.task import TRAIN, Task
+from jaxtune.validate import duplicates
+from jaxtune.validate.duplicates import MESSAGE, Sketches
+from jaxtune.validate.scan import MARKERS, Scanner, head_shape, record_texts
+
+KEPT = 10_000
+"""Problems kept of each rule; all are counted."""
+
+COMPARISONS = 200_000
+"""Pairs of texts compared word by word in the search for near duplicates; the report says when this ended it."""
+
+FEW_LOSS_TOKENS = 0.01
+"""Share of trained tokens below which a task is reported as `few-loss-tokens`."""
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".array_record")
+"""Files that are read when a folder is given."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileSummary:
+    """One file that was read."""
+
+    file: str
+    task: str
+    split: str
+    shape: str | None
+    """How its records spell a conversation; None when that could not be told."""
+    records: int
+    bytes: int
+
+
+@dataclasses.dataclass(kw_only=True)
+class Report:
+    """What `validate_files` and `validate_tasks` found."""
+
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+    """The first of each rule, in the order in which they were found."""
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """All, by rule."""
+    files: list[FileSummary] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What was not looked at, and why."""
+    seconds: float = 0.0
+
+    def add(self, problem: Problem) -> None:
+        self.counts[problem.rule] += 1
+        if self.counts[problem.rule] <= KEPT:
+            self.problems.append(problem)
+
+    def _count(self, severity: Severity) -> int:
+        return sum(count for rule, count in self.counts.items() if RULES[rule].severity is severity)
+
+    @property
+    def num_errors(self) -> int:
+        return self._count(Severity.ERROR)
+
+    @property
+    def num_warnings(self) -> int:
+        return self._count(Severity.WARNING)
+
+    @property
+    def records(self) -> int:
+        return sum(file.records for file in self.files)
+
+    @property
+    def rules(self) -> list[str]:
+        """The broken rules, errors first, then by count."""
+        return sorted(self.counts, key=lambda rule: (RULES[rule].severity.value, -self.counts[rule], rule))
+
+    def first(self, limit: int | None) -> list[Problem]:
+        """The first problems of every rule in turn, errors first; at most `limit` (None: all that were kept)."""
+        by_rule = {rule: [p for p in self.problems if p.rule == rule] for rule in self.rules}
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*by_rule.values()))
+        chosen = set(map(id, itertools.islice((p for p in turns if p is not None), limit)))
+        return [p for problems in by_rule.values() for p in problems if id(p) in chosen]
+
+    def to_json(self, limit: int | None = None) -> dict[str, Any]:
+        """The report in plain JSON types, with at most `limit` problems."""
+        shown = self.first(limit)
+        return {
+            "ok": not self.num_errors,
+            "errors": self.num_errors,
+            "warnings": self.num_warnings,
+            "records": self.records,
+            "seconds": round(self.seconds, 3),
+            "files": [dataclasses.asdict(file) for file in self.files],
+            "counts": {
+                rule: {"severity": RULES[rule].severity.value, "count": self.counts[rule], "remedy": RULES[rule].remedy}
+                for rule in self.rules
+            },
+            "problems": [
+                {**dataclasses.asdict(problem), "severity": problem.severity.value, "remedy": problem.remedy}
+                for problem in shown
+            ],
+            "not_shown": sum(self.counts.values()) - len(shown),
+            "notes": self.notes,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What is needed to look at tokens: answers cut by the row length, and tasks with almost no trained tokens."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    max_length: int
+    """Row length in tokens."""
+    policy: MaskPolicy = MaskPolicy.ASSISTANT
+
+
+def validate_files(paths: Sequence[str | Path], *, lengths: Lengths | None = None) -> Report:
+    """Reads data files (or folders of them). Files are compared with each other; a file whose name says validation,
+    test, dev or eval is a split of its own."""
+    tasks = [_file_task(file) for path in paths for file in _expand(Path(path))]
+    return validate_tasks(tasks, lengths=lengths)
+
+
+def validate_tasks(tasks: Iterable[Task], *, lengths: Lengths | None = None) -> Report:
+    """Reads every split of every task once, in bounded memory, and gathers all that is wrong."""
+    start = time.monotonic()
+    with Sketches() as sketches:
+        run = _Run(sketches, lengths)
+        for task in tasks:
+            run.read_task(task)
+        run.compare()
+    run.report.seconds = time.monotonic() - start
+    return run.report
+
+
+def _expand(path: Path) -> list[tuple[Path, str | None]]:
+    """Data files at a path, each with the split of a saved data set."""
+    if not path.is_dir():
+        return [(path, None)]
+    splits = [folder.parent.name for folder in sorted(path.glob("*/state.json"))]
+    if splits and (path / "dataset_dict.json").is_file():
+        return [(path, split) for split in splits]
+    if (path / "state.json").is_file():
+        return [(path, None)]
+    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+    if not found:
+        raise UserError(f"folder {path} holds no data files; data files end in {', '.join(SUFFIXES)}")
+    return [(file, None) for file in found]
+
+
+def _file_task(file: tuple[Path, str | None]) -> Task:
+    path, split = file
+    source = from_file(path) if split is None else from_hf_folder(path, split=split)
+    name = "".join(c if c.isalnum() or c in "_.-/" else "_" for c in str(path).lstrip("/")) or "file"
+    return Task(name=name, splits={split or split_named(path.name): source})
+
+
+def split_named(name: str) -> str:
+    """The split that a file name speaks of; train when it speaks of none."""
+    parts = {part for part in "".join(c if c.isalnum() else " " for c in name.lower()).split()}
+    known = {"validation": ("validation", "valid", "val", "dev", "eval"), "test": ("test",)}
+    return next((split for split, names in known.items() if parts.intersection(names)), TRAIN)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Segment:
+    """Consecutive rows of the sketches that come from one file."""
+
+    first: int
+    task: Task
+    split: str | None
+    """None where the records are shared out among splits."""
+    source: RecordSource
+    shape: Shape
+
+
+class _Run:
+    """One validation: the report, and what is kept of each record to compare it with the others."""
+
+    def __init__(self, sketches: Sketches, lengths: Lengths | None):
+        self.report = Report()
+        self._lengths = lengths
+        self._controls = MARKERS if lengths is None else tuple(lengths.tokenizer.controls.ids)
+        self._sketches = sketches
+        self._segments: list[_Segment] = []
+        self._read: set[tuple[str | None, str]] = set()
+        self._words = functools.lru_cache(maxsize=1024)(lambda k: duplicates.Words.of(self._text(k)))
+
+    # Reading.
+
+    def read_task(self, task: Task) -> None:
+        """Reads every file of a task."""
+        whole = [] if task.records is None else [(None, task.records)]
+        named = [(split, source) for split, source in task.splits.items() if isinstance(source, RecordSource)]
+        for split, source in [*whole, *named]:
+            seen: Shape | None = None
+            for leaf in source.sources if isinstance(source, ConcatSource) else (source,):
+                shape = self._read_leaf(task, split, leaf)
+                if seen is not None and shape not in (None, seen):
+                    text = f"the records have the shape {shape.value}, those of the files before it {seen.value}"
+                    self.report.add(Problem(rule="mixed-shapes", message=text, file=leaf.name))
+                seen = seen or shape
+
+    def _read_leaf(self, task: Task, split: str | None, source: RecordSource) -> Shape | None:
+        before = self.report.num_errors
+        shape: Shape | None = None
+        records = size = 0
+        try:
+            shape = _shape(task, source)
+            self._segments.append(
+                _Segment(first=len(self._sketches), task=task, split=split, source=source, shape=shape)
+            )
+            again = {(split, origin) for origin in source.origins} <= self._read
+            self._read |= {(split, origin) for origin in source.origins}
+            for scanned in Scanner(task, shape, controls=self._controls).scan(source):
+                for line, id, (rule, message) in scanned.findings:
+                    self.report.add(Problem(rule=rule, message=message, file=source.name, line=line, id=id))
+                self._keep(scanned.rows, task, again)
+                records += len(scanned.rows)
+                size += scanned.bytes
+            if self._lengths is not None and self.report.num_errors == before:
+                self._measure(task, source, shape, self._lengths)
+        except RecordError as error:
+            for problem in error.problems:
+                self.report.add(problem)
+        except (UserError, OSError) as error:
+            self.report.add(Problem(rule="unreadable-file", message=str(error), file=source.name))
+        self.report.files.append(
+            FileSummary(
+                file=source.name,
+                task=task.name,
+                split=split or "shared out",
+                shape=shape and shape.value,
+                records=records,
+                bytes=size,
+            )
+        )
+        return shape
+
+    def _keep(self, rows: np.ndarray, task: Task, again: bool) -> None:
+        """Remembers records for the comparison; nothing of those that another task reads from the same file."""
+        if again:
+            rows = np.zeros_like(rows)
+        ids = rows["id"]
+        ids[ids != 0] ^= np.uint64(hash(task.name) & (2**64 - 1))  # ids are unique within a task, not among tasks
+        self._sketches.add(rows)
+
+    # Tokens.
+
+    def _measure(self, task: Task, source: RecordSource, shape: Shape, lengths: Lengths) -> None:
+        """Looks at the tokens of each record in the task's first wording."""
+        tokens = trained = 0
+        for start in range(0, len(source), 256):
+            numbers = range(start, min(start + 256, len(source)))
+            for i, example in zip(numbers, _examples(task, source, shape, numbers, lengths), strict=True):
+                if isinstance(example, UserError):
+                    self._at(source, i, task, "not-renderable", str(example))
+                    continue
+                weighs = example.loss_weights > 0
+                tokens += len(weighs)
+                trained += int(weighs.sum())
+                cut = int(weighs[lengths.max_length :].sum())
+                if cut:
+                    text = f"{len(weighs)} tokens, {lengths.max_length} in a row: {cut} trained tokens do not fit"
+                    self._at(source, i, task, "answer-cut", text)
+        if tokens and trained < FEW_LOSS_TOKENS * tokens:
+            text = f"task {task.name}: {trained:,} of {tokens:,} tokens are trained"
+            self.report.add(Problem(rule="few-loss-tokens", message=text, file=source.name))
+
+    def _at(self, source: RecordSource, i: int, task: Task, rule: str, message: str) -> None:
+        id = shapes.record_id(source[i], task.columns)
+        self.report.add(Problem(rule=rule, message=message, file=source.file(i), line=source.line(i), id=id))
+
+    # Comparing.
+
+    def compare(self) -> None:
+        """Looks for texts, prompts and ids that stand twice."""
+        repeats = self._equal_texts()
+        self._equal_prompts(repeats)
+        self._near_texts(repeats)
+        self._equal_ids()
+
+    def _equal_texts(self) -> set[int]:
+        """Reports texts that an earlier one equals, word for word; returns their numbers."""
+        repeats: set[int] = set()
+        for group in self._sketches.groups("text"):
+            first: dict[tuple[bytes, ...], int] = {}
+            for k in map(int, group):
+                other = first.setdefault(duplicates.words(self._text(k)), k)
+                if other != k:
+                    repeats.add(k)
+                    same = self._text(k) == self._text(other)
+                    self._report_pair(k, other, "exact-duplicate" if same else "near-duplicate", 1.0)
+        return repeats
+
+    def _equal_prompts(self, repeats: set[int]) -> None:
+        """Reports records of one split that ask what a record of another split asks."""
+        for group in self._sketches.groups("prompt"):
+            seen: dict[tuple[bytes, ...], dict[str, int]] = {}
+            for k in map(int, group):
+                if k in repeats:
+                    continue
+                split = self._split(k)
+                by_split = seen.setdefault(duplicates.words(self._text(k).rpartition(MESSAGE)[0]), {})
+                other = next((n for name, n in by_split.items() if name != split), None)
+                by_split.setdefault(split, k)
+                if other is not None:
+                    text = f"asks what {self._place(other)} ({self._split(other)}) asks, with another answer"
+                    self._report(k, "leaked-prompt", text)
+
+    def _near_texts(self, repeats: set[int]) -> None:
+        """Reports texts that nearly equal an earlier one."""
+        pairs = self._sketches.pairs()
+        if len(pairs) > COMPARISONS:
+            text = f"{len(pairs):,} pairs of texts may be near duplicates; the first {COMPARISONS:,} were compared"
+            self.report.notes.append(text)
+        for other, k in pairs[:COMPARISONS].tolist():
+            if k not in repeats:
+                likeness = duplicates.similarity(self._words(other), self._words(k))
+                if likeness >= duplicates.THRESHOLD:
+                    repeats.add(k)
+                    self._report_pair(k, other, "near-duplicate", likeness)
+
+    def _equal_ids(self) -> None:
+        for group in self._sketches.groups("id"):
+            first: dict[str | None, int] = {}
+            for k in map(int, group):
+                segment, record = self._record(k)
+                other = first.setdefault(shapes.record_id(record, segment.task.columns), k)
+                if other != k:
+                    self._report(k, "duplicate-id", f"{self._place(other)} has the same id")
+
+    def _report_pair(self, k: int, other: int, rule: str, likeness: float) -> None:
+        """Reports a text and the earlier one that it (nearly) equals."""
+        how = "equals" if rule == "exact-duplicate" else f"is {likeness:.0%} alike to"
+        mine, its = self._split(k), self._split(other)
+        if mine != its:
+            self._report(k, "leaked-duplicate", f"{how} {self._place(other)}, which is in {its}, this one in {mine}")
+        else:
+            self._report(k, rule, f"{how} {self._place(other)}")
+
+    def _report(self, k: int, rule: str, message: str) -> None:
+        segment, i = self._find(k)
+        self._at(segment.source, i, segment.task, rule, message)
+
+    def _find(self, k: int) -> tuple[_Segment, int]:
+        """The segment of record number k, and its number there."""
+        segment = self._segments[bisect.bisect_right(self._segments, k, key=lambda segment: segment.first) - 1]
+        return segment, k - segment.first
+
+    def _place(self, k: int) -> str:
+        segment, i = self._find(k)
+        return segment.source.where(i)
+
+    def _record(self, k: int) -> tuple[_Segment, Any]:
+        """Record number k, which was found free of errors."""
+        segment, i = self._find(k)
+        if isinstance(segment.source, JsonlSource | CompressedJsonlSource):
+            return segment, orjson.loads(segment.source.raw(i))
+        return segment, segment.source[i]
+
+    def _text(self, k: int) -> str:
+        segment, record = self._record(k)
+        return MESSAGE.join(record_texts(record, segment.task, segment.shape))
+
+    def _split(self, k: int) -> str:
+        """The split of record number k."""
+        segment, record = self._record(k)
+        return segment.split or segment.task.split_of(record)
+
+
+def _shape(task: Task, source: RecordSource) -> Shape:
+    """The shape to check a file's records by; where no record can be read, any will do to say why."""
+    if task.shape is not None:
+        return task.shape
+    if task.templates:
+        return Shape.FIELDS
+    if isinstance(source, JsonlSource | CompressedJsonlSource):
+        return head_shape(source, task.columns)
+    return shapes.detect(source, task.columns)
+
+
+def _examples(
+    task: Task, source: RecordSource, shape: Shape, numbers: Sequence[int], lengths: Lengths
+) -> list[Example | UserError]:
+    """Some records as tokens; an error in the place of each that the template refuses."""
+    if shape is Shape.TOKENS:
+        return [shapes.to_example(source[i], task.columns) for i in numbers]
+    conversations = [task.conversation(source[i], 0, shape=shape) for i in numbers]
+    return render_each(conversations, lengths.template, lengths.tokenizer, lengths.policy)
+
+
+# Printing.
+
+
+def print_report(report: Report, *, limit: int | None = 20, console: Console | None = None) -> None:
+    """Prints files, counts by rule with remedies, and the first problems."""
+    console = console or Console(highlight=False)
+    console.print(_file_table(report))
+    if report.counts:
+        console.print(_rule_table(report))
+    shown = report.first(limit)
+    for problem in shown:
+        style = "red" if problem.severity is Severity.ERROR else "yellow"
+        id = "" if problem.id is None else f" (id {problem.id})"
+        console.print(Text.assemble((problem.place, "bold"), id, " ", (problem.rule, style), " ", problem.message))
+    hidden = sum(report.counts.values()) - len(shown)
+    if hidden:
+        console.print(f"... and {hidden:,} more; --limit shows more of them, --json gives them to programs")
+    for note in report.notes:
+        console.print(f"Note: {note}")
+    verdict = (
+        "Nothing to correct."
+        if not report.counts
+        else f"{report.num_errors:,} errors, {report.num_warnings:,} warnings"
+    )
+    console.print(f"{report.records:,} records in {len(report.files)} files, {report.seconds:.1f} s. {verdict}")
+
+
+def _file_table(report: Report) -> Table:
+    table = Table(
+        "file", "split", "shape", Column("records", justify="right"), Column("MB", justify="right"), box=SIMPLE
+    )
+    for file in report.files:
+        size = f"{file.bytes / 1e6:.1f}" if file.bytes else ""
+        table.add_row(Text(file.file), file.split, file.shape or "?", f"{file.records:,}", size)
+    return table
+
+
+def _rule_table(report: Report) -> Table:
+    table = Table("", "rule", Column("count", justify="right"), "what to do", box=SIMPLE)
+    for rule in report.rules:
+        severity = RULES[rule].severity
+        style = "red" if severity is Severity.ERROR else "yellow"
+        table.add_row(Text(severity.value, style), rule, f"{report.counts[rule]:,}", Text(RULES[rule].remedy))
+    return table
