@@ -15,8 +15,8 @@ from jaxtune.reports.charts import Series
 from jaxtune.reports.heatmap import INK_TURNS, Grid, heat_table
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, decimals, plain_text, share, signed, tag
 from jaxtune.runs.history import Json, Run, read_run, replace_file
-from jaxtune.runs.intervals import Estimate, mean_of_estimates, paired_proportions
 from jaxtune.runs.results import macro_mean, reached, status
+from jaxtune.science.intervals import Estimate, mean_of_estimates, paired_proportions
 
 
 def axis_name(axis: str) -> str:

@@ -26,8 +26,8 @@ from jaxtune.reports.page import (
 )
 from jaxtune.reports.training import training_section
 from jaxtune.runs.history import Json, Run, number, read_run, replace_file
-from jaxtune.runs.intervals import Estimate, mean_of_estimates
 from jaxtune.runs.results import TaskResult, macro_mean, measured, overfitting, status, task_results
+from jaxtune.science.intervals import Estimate, mean_of_estimates
 from jaxtune.terminal.progress import duration, quantity
 
 REPORT = "report.html"

@@ -16,8 +16,8 @@ from jaxtune.reports.comparison import axis_name, transfer_section
 from jaxtune.reports.heatmap import Grid, heat_table, heatmap_png
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, Stat, change, decimals, join, share, signed, tag
 from jaxtune.runs.history import Json, Run, read_json, read_run, replace_file
-from jaxtune.runs.intervals import Estimate, mean_interval
 from jaxtune.runs.results import Outcome, reached
+from jaxtune.science.intervals import Estimate, mean_interval
 from jaxtune.terminal.progress import duration
 
 Pick = Callable[["Arm"], float]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune.runs.history import Json, Run, number
-from jaxtune.runs.intervals import Estimate, independent_proportions, paired_proportions
+from jaxtune.science.intervals import Estimate, independent_proportions, paired_proportions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxtune.runs.intervals import (
+from jaxtune.science.intervals import (
     Estimate,
     independent_proportions,
     mean_interval,

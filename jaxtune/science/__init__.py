@@ -1,0 +1,1 @@
+"""Statistics of experiments: pure functions on numbers, NumPy and SciPy only."""
