@@ -9,13 +9,12 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from jaxtune import metrics
 from jaxtune.chat import rendering as chat
 from jaxtune.chat.rendering import ChatTemplate, Conversation
 from jaxtune.chat.tokenizer import Tokenizer
 from jaxtune.errors import UserError
 from jaxtune.step.losses import LossSums
-from jaxtune.tasks import Task
+from jaxtune.tasks import Task, metrics
 
 Data = TypeVar("Data")
 

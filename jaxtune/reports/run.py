@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxtune.metrics import forgetting
 from jaxtune.reports import charts as figures
 from jaxtune.reports import page
 from jaxtune.reports.mixture import mixture_section
@@ -28,6 +27,7 @@ from jaxtune.reports.training import training_section
 from jaxtune.runs.history import Json, Run, number, read_run, replace_file
 from jaxtune.runs.results import TaskResult, macro_mean, measured, overfitting, status, task_results
 from jaxtune.science.intervals import Estimate, mean_of_estimates
+from jaxtune.tasks.metrics import forgetting
 from jaxtune.terminal.progress import duration, quantity
 
 REPORT = "report.html"

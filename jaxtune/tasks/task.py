@@ -17,8 +17,8 @@ import numpy as np
 from jaxtune.batch import Example
 from jaxtune.chat.rendering import Conversation, Message
 from jaxtune.errors import UserError
-from jaxtune.metrics import METRICS
 from jaxtune.tasks import shapes
+from jaxtune.tasks.metrics import METRICS
 from jaxtune.tasks.problems import Problem, ProblemLog, RecordError
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.base import RecordSource, canonical
