@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from pages import assert_self_contained
 from rich.console import Console
-from test_report import assert_self_contained
 
 from jaxtune import preview
 from jaxtune.chat.rendering import MaskPolicy

@@ -5,7 +5,7 @@ import shutil
 
 import fsspec
 import pytest
-from test_checkpoint import make_state, same
+from toy_states import make_state, same
 
 from jaxtune.errors import UserError
 from jaxtune.runs.bucket import Bucket

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from test_figures import contrast, linear, themes
+from test_charts import contrast, linear, themes
 
 from jaxtune.reports.heatmap import INK_TURNS, Grid, heat_table, heatmap_png
 

@@ -15,7 +15,7 @@ from jaxtune.tasks.builtin.exercise import Split, split_of
 from jaxtune.tasks.builtin.stream import Stream, hash64
 from jaxtune.tasks.builtin.words import COLOURS, NOUNS, french_number, french_phrase, german_number, german_phrase
 
-RECIPE = Path(__file__).parents[1] / "experiments/00-base-model"
+RECIPE = Path(__file__).parents[2] / "experiments/00-base-model"
 SPLITS = [split.value for split in Split]
 
 

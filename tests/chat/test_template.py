@@ -9,10 +9,11 @@ import re
 import pytest
 from chats import chats_for, family_tokenizer, picture
 
+import jaxtune
 from jaxtune.chat.rendering import TEMPLATES, ChatTemplate, Conversation, Message, load_template, render, render_prompt
 from jaxtune.errors import UserError
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "templates"
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "templates"
 
 
 def golden_text(name):
@@ -33,14 +34,13 @@ def test_a_built_in_template_renders_as_stored(name):
         file.write_text(golden_text(name), encoding="utf-8")
     assert golden_text(name) == file.read_text(encoding="utf-8"), (
         f"the render of template {name!r} moved. Models tuned with it expect the stored text; change it only to follow "
-        "the family's own template, then regenerate: JAXTUNE_UPDATE_GOLDEN=1 pytest tests/test_chat_templates.py"
+        "the family's own template, then regenerate: JAXTUNE_UPDATE_GOLDEN=1 pytest tests/chat/test_template.py"
     )
 
 
 def test_every_template_file_is_in_the_table():
-    files = {
-        path.stem for path in (pathlib.Path(__file__).parent.parent / "jaxtune" / "chat" / "templates").glob("*.jinja")
-    }
+    folder = pathlib.Path(jaxtune.__file__).parent / "chat" / "templates"
+    files = {path.stem for path in folder.glob("*.jinja")}
     assert files == set(TEMPLATES)
 
 

@@ -18,7 +18,7 @@ from jaxtune.step.programs import Programs
 from jaxtune.train import run as train
 from jaxtune.train.loop import Status
 
-SCRIPT = pathlib.Path(__file__).parent.parent / "experiments" / "06-kill-and-resume" / "kill.py"
+SCRIPT = pathlib.Path(__file__).parent.parent.parent / "experiments" / "06-kill-and-resume" / "kill.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent.parent)}
 
 

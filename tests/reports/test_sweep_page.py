@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import toy_runs
-from test_report import assert_self_contained
+from pages import assert_self_contained
 
 from jaxtune.errors import UserError
 from jaxtune.reports.sweep import (

@@ -18,7 +18,7 @@ from jaxtune.model import transformer as model
 from jaxtune.model.rope import RopeConfig
 from jaxtune.model.transformer import LayerKind, ModelConfig
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "families"
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "families"
 CONFIG = ModelConfig(
     vocab_size=37,
     d_model=12,

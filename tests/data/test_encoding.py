@@ -164,7 +164,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, encoded, monkeypa
 KILLED = """
     import os, signal, sys
     from jaxtune.data import encoding as cache
-    from tests.test_cache import sums, tokenized
+    from tests.data.test_encoding import sums, tokenized
     cache.PART = 4
     honest = cache.Part.write
     def write(part, path):
@@ -178,7 +178,7 @@ KILLED = """
 
 
 def test_a_killed_process_leaves_whole_parts_that_the_next_run_uses(tmp_path, encoded):
-    root = cache.Path(__file__).parent.parent
+    root = cache.Path(__file__).parent.parent.parent
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], cwd=root, check=False)
     assert killed.returncode == -9
     store = tokenized([sums(18)], tmp_path)["sums"]

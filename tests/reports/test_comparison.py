@@ -2,7 +2,7 @@ import math
 
 import pytest
 import toy_runs
-from test_report import assert_self_contained
+from pages import assert_self_contained
 
 from jaxtune.errors import UserError
 from jaxtune.reports.comparison import (
