@@ -1,5 +1,6 @@
 """The command line: exit codes, JSON, one clear message instead of a traceback."""
 
+import argparse
 import json
 import math
 import pathlib
@@ -10,7 +11,7 @@ import pytest
 from helpers import tiny_model
 from safetensors.numpy import load_file
 
-from jaxtune import cli
+from jaxtune import cli, commands
 
 SIZES = ["--sizes", "qa=120000", "math=8000"]
 
@@ -36,7 +37,7 @@ def place(tmp_path_factory):
         '''A small run.'''
         from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
         from jaxtune.mixture import Budget
-        from jaxtune.sharding import MeshConfig
+        from jaxtune.parallel.sharding import MeshConfig
         from jaxtune.tasks import Task, from_jsonl
 
         def config():
@@ -116,6 +117,48 @@ def test_wrong_usage_exits_with_2(arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian", "x.py"], "did you mean train?"),
+        (["train", "x.py", "--rundir", "r"], "did you mean --run-dir?"),
+        (["sweep", "x.py", "--sweepdir=r"], "did you mean --sweep-dir?"),
+        (["report", "x", "--jsn"], "did you mean --json?"),
+        (["export-hf", "r", "out", "--dtype", "bf16"], "did you mean bfloat16?"),
+        (["mix", "--sizes", "a=1", "--strategy", "propotional"], "did you mean proportional?"),
+        (["generate", "r", "--promt", "x"], "did you mean --prompt?"),
+    ],
+)
+def test_wrong_usage_names_the_nearest_word(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_option_of_the_command_that_is_misspelt_among_those_of_the_config(capsys, place):
+    code, _, err = run(capsys, "train", str(place / "config.py"), "--run-dir", str(place / "typo"), "--overwirte")
+    assert code == 1 and "did you mean --overwrite?" in err and not (place / "typo").exists()
+
+
+def test_options_are_not_abbreviated(capsys):
+    """An abbreviation would take an option of the config, such as --seed, for one of the command, such as --seeds."""
+    arguments = cli.build_parser().parse_known_args(
+        ["sweep", "x.py", "--sweep-dir", "s", "--grid", "a=1", "--seed", "3"]
+    )
+    assert arguments[0].seeds == [0] and arguments[1] == ["--seed", "3"]
+
+
+def command_functions() -> set[str]:
+    return {name for name in dir(commands) if name.startswith("run_")}
+
+
+def test_every_command_has_a_parser_and_every_parser_a_command():
+    parser = cli.build_parser()
+    (rows,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    runs = {row.get_default("run").__name__ for row in rows.choices.values()}
+    assert runs == command_functions()
 
 
 def test_an_unknown_config_option_names_the_nearest_and_writes_nothing(capsys, place):

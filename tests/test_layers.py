@@ -19,6 +19,7 @@ LAYERS = (
     ("experiment",),
     ("preview", "train"),
     ("sweep", "verify"),
+    ("commands",),
     ("cli",),
 )
 LAYER = {module: number for number, row in enumerate(LAYERS) for module in row}

@@ -1,0 +1,305 @@
+"""One function a command: from parsed arguments to a call of the library and what is printed; returns the exit code.
+
+Everything heavy is imported where it is used: `jaxtune mix` must not wait for JAX.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxtune.errors import UserError
+from jaxtune.mixture.allocation import MixtureConfig, OnCap, Strategy, mix_table
+
+
+def print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    print()
+
+
+def pairs(texts: Sequence[str], kind: Callable[[str], Any], option: str) -> dict[str, Any]:
+    """`qa=120000 math=8000` as a mapping."""
+    result: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        try:
+            parsed = kind(value)
+        except ValueError:
+            parsed = None
+        if not equals or not name or parsed is None or (isinstance(parsed, float) and math.isnan(parsed)):
+            raise UserError(f"{option} takes NAME=NUMBER pairs; got {text!r}")
+        if name in result:
+            raise UserError(f"{option} names {name!r} twice")
+        result[name] = parsed
+    return result
+
+
+def mixture_from_arguments(arguments: argparse.Namespace, base: MixtureConfig) -> MixtureConfig:
+    """The mixture of the options, over that of a config."""
+    changes: dict[str, Any] = {
+        name: getattr(arguments, name)
+        for name in ("temperature", "rate_max", "max_examples", "max_repeats")
+        if getattr(arguments, name) is not None
+    }
+    if arguments.weights:
+        changes |= {"weights": pairs(arguments.weights, float, "--weights"), "strategy": Strategy.WEIGHTS}
+    if arguments.strategy:
+        changes["strategy"] = Strategy(arguments.strategy)
+    if arguments.on_cap:
+        changes["on_cap"] = OnCap(arguments.on_cap)
+    if arguments.allow_underfill:
+        changes["allow_underfill"] = True
+    if changes.get("strategy") not in (None, Strategy.WEIGHTS) and base.weights is not None:
+        changes["weights"] = None
+    return dataclasses.replace(base, **changes)
+
+
+def run_mix(arguments: argparse.Namespace) -> None:
+    if (arguments.config is None) == (arguments.sizes is None):
+        raise UserError("jaxtune mix takes either a config or --sizes TASK=N ...")
+    if arguments.sizes:
+        if arguments.rest:
+            raise UserError(f"unknown argument {arguments.rest[0]!r} of jaxtune mix; see jaxtune mix --help")
+        sizes, base, budget = pairs(arguments.sizes, int, "--sizes"), MixtureConfig(), arguments.budget
+        config = mixture_from_arguments(arguments, base)
+        if budget is None and config.max_repeats != math.inf:
+            raise UserError("--max-repeats needs --budget: without an end every task repeats without limit")
+        rows = mix_table(sizes, config, budget)
+    else:
+        from jaxtune.preview import mixture_of
+
+        experiment = load_config(arguments)
+        experiment = dataclasses.replace(experiment, mixture=mixture_from_arguments(arguments, experiment.mixture))
+        rows = mixture_of(experiment, arguments.budget)
+    if arguments.json:
+        print_json(rows)
+        return
+    from jaxtune.terminal.tables import print_mixture
+
+    print_mixture(rows)
+
+
+def load_config(arguments: argparse.Namespace):
+    """The config file of a command with its overrides applied."""
+    from jaxtune import config
+
+    return config.override(config.load(arguments.config), arguments.rest)
+
+
+def run_options(arguments: argparse.Namespace) -> None:
+    from jaxtune import config
+
+    settings = load_config(arguments)
+    if arguments.json:
+        print_json(config.to_json(settings))
+    else:
+        print(config.describe(settings))
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    from jaxtune.parallel import job as distributed
+    from jaxtune.terminal.tables import print_summary
+    from jaxtune.train.run import train
+
+    place = distributed.detect(
+        os.environ, coordinator=arguments.coordinator, processes=arguments.processes, process=arguments.process
+    )
+    distributed.start(place, heartbeat_seconds=arguments.heartbeat_seconds)
+    with distributed.Guard():
+        config = load_config(arguments)
+        resume, overwrite = arguments.resume or arguments.resume_step is not None, arguments.overwrite
+        if arguments.restartable:
+            resume, overwrite = continue_or_start(config, arguments)
+        outcome = train(
+            config,
+            arguments.run_dir,
+            command={"config": arguments.config, "overrides": arguments.rest},
+            resume=resume,
+            resume_step=arguments.resume_step,
+            overwrite=overwrite,
+        )
+    if distributed.is_main():
+        print_summary(outcome.summary)
+        print(f"run folder: {outcome.run_dir}    report: {outcome.run_dir / 'report.html'}")
+    return outcome.exit_code
+
+
+def continue_or_start(config: Any, arguments: argparse.Namespace) -> tuple[bool, bool]:
+    """(resume, overwrite) for --restartable; process 0 decides for all.
+
+    A run that was ended before its first checkpoint starts anew; one with a checkpoint continues, and if that
+    checkpoint cannot be used, it is an error.
+    """
+    from jaxtune.parallel.job import from_main, is_main
+
+    if arguments.resume or arguments.resume_step is not None or arguments.overwrite:
+        raise UserError("--restartable decides between resuming and starting; leave --resume and --overwrite away")
+    resume = bool(from_main(config.checkpoint.can_resume(arguments.run_dir)))
+    begun = bool(from_main((arguments.run_dir / "config.json").exists()))
+    if is_main():
+        print("resuming the run" if resume else "no checkpoint yet: starting the run", file=sys.stderr)
+    return resume, begun and not resume
+
+
+def run_validate(arguments: argparse.Namespace) -> int:
+    from jaxtune.validate import validation as validate
+
+    if len(arguments.paths) == 1 and arguments.paths[0].endswith(".py"):
+        arguments.config = arguments.paths[0]
+        report = validate.validate_tasks(load_config(arguments).tasks)
+    else:
+        if arguments.rest:
+            raise UserError(f"unknown argument {arguments.rest[0]!r} of jaxtune validate; see jaxtune validate --help")
+        report = validate.validate_files(arguments.paths)
+    if arguments.json:
+        print_json(report.to_json(limit=arguments.limit))
+    else:
+        validate.print_report(report, limit=arguments.limit)
+    return 1 if report.num_errors else 0
+
+
+def run_preview(arguments: argparse.Namespace) -> None:
+    from jaxtune import preview
+
+    preview.run(
+        load_config(arguments), html=arguments.html, compare=arguments.compare, task=arguments.task,
+        examples=arguments.examples, as_json=arguments.json,
+    )  # fmt: skip
+
+
+def run_plan_memory(arguments: argparse.Namespace) -> None:
+    from jaxtune.train import memory
+
+    if not arguments.device_gib > 0 or (arguments.devices is not None and arguments.devices < 1):
+        raise UserError("--device-gib must be above 0, and --devices at least 1")
+    table = memory.plan_memory(
+        load_config(arguments), device_bytes=int(arguments.device_gib * 2**30), devices=arguments.devices,
+        platform=arguments.platform,
+    )  # fmt: skip
+    if arguments.json:
+        print_json(table)
+    else:
+        memory.print_table(table)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    from jaxtune import config as configs
+    from jaxtune.runs import folder as runfolder
+    from jaxtune.terminal import tables as terminal
+    from jaxtune.train import run as train
+
+    if arguments.model is not None and arguments.run_dir is not None:
+        raise UserError("give --model or --run-dir, not both")
+    if arguments.config is not None:
+        config = load_config(arguments)
+    elif arguments.run_dir is not None:
+        config = configs.override(configs.of_run(arguments.run_dir), arguments.rest)
+    else:
+        raise UserError("jaxtune evaluate takes a config, or --run-dir with a run folder")
+    folder = arguments.model or arguments.run_dir
+    if folder is not None:
+        path = str(runfolder.resolve_model_folder(folder))
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=path, tokenizer=None))
+    result = train.evaluate_only(config)
+    if arguments.json:
+        print_json(result)
+    else:
+        terminal.print_evaluation(result)
+
+
+def run_generate(arguments: argparse.Namespace) -> None:
+    from jaxtune.evaluate.decoding import SamplingConfig
+    from jaxtune.evaluate.dialogue import answer, converse
+    from jaxtune.runs import folder as runfolder
+
+    folder = runfolder.resolve_model_folder(arguments.model)
+    sampling = SamplingConfig(
+        max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, top_k=arguments.top_k,
+        top_p=arguments.top_p, min_p=arguments.min_p, seed=arguments.seed,
+    )  # fmt: skip
+    if arguments.prompt:
+        answers = answer(folder, arguments.prompt, system=arguments.system, sampling=sampling)
+        if arguments.json:
+            print_json(
+                [{"prompt": prompt, "answer": text} for prompt, text in zip(arguments.prompt, answers, strict=True)]
+            )
+        else:
+            print("\n".join(answers))
+        return
+    if arguments.json:
+        raise UserError("--json needs --prompt; without it jaxtune generate is a chat")
+    converse(folder, system=arguments.system, sampling=sampling)
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    from jaxtune.sweep import run as sweep
+    from jaxtune.train.loop import Status
+
+    config = load_config(arguments)
+    status = sweep.sweep(
+        config, arguments.sweep_dir, sweep.parse_grid(arguments.grid), arguments.seeds,
+        config_path=arguments.config, overrides=arguments.rest, overwrite=arguments.overwrite,
+        stacked=arguments.stacked, stack_size=arguments.stack_size,
+    )  # fmt: skip
+    return 0 if status is Status.FINISHED else 130
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    from jaxtune.reports import comparison as compare
+    from jaxtune.reports import run as report
+    from jaxtune.reports import sweep as ablation
+    from jaxtune.runs import history as tracking
+
+    folders, out = arguments.folders, arguments.out
+    if len(folders) > 1:
+        path = compare.write_comparison(folders, out or pathlib.Path("comparison.html"))
+        rows = compare.compare_table([tracking.read_run(folder) for folder in folders])
+    elif out is not None:
+        raise UserError("--out is for a comparison of several runs; the report of one is written into its folder")
+    elif ablation.is_sweep(folders[0]):
+        path, rows = ablation.write_sweep_report(folders[0]), ablation.sweep_table(folders[0])
+    else:
+        path = report.write_report(folders[0])
+        rows = compare.compare_table([tracking.read_run(folders[0])])
+    if arguments.json:
+        print_json(tracking.plain({"report": path, "runs": rows}))
+    else:
+        print(path)
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    from jaxtune import verify
+
+    outcome = verify.verify(arguments.run_dir, config_path=arguments.config, replay=arguments.replay)
+    if arguments.json:
+        print_json(outcome.to_json())
+    else:
+        verify.print_outcome(outcome)
+    return 0 if outcome.ok else 1
+
+
+def run_import(arguments: argparse.Namespace) -> None:
+    from jaxtune.hf import folder as hf
+    from jaxtune.terminal import tables as terminal
+
+    facts = hf.inspect(arguments.folder)
+    if arguments.json:
+        print_json(facts)
+    else:
+        terminal.print_facts(facts)
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    from jaxtune import config
+    from jaxtune.train import run as train
+
+    train.export_checkpoint(
+        config.of_run(arguments.run_dir), arguments.run_dir, arguments.out, arguments.step, arguments.dtype,
+        overwrite=arguments.overwrite, adapter=arguments.adapter,
+    )  # fmt: skip
+    print(arguments.out)
