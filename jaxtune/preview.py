@@ -16,8 +16,6 @@ from jaxtune.batch import Example
 from jaxtune.chat import mask_view as masks
 from jaxtune.config import ExperimentConfig, to_json
 from jaxtune.errors import UserError
-from jaxtune.experiment import resolution as experiment
-from jaxtune.experiment.resolution import TRAIN, Experiment
 from jaxtune.mixture.allocation import Budget
 from jaxtune.plan import order
 from jaxtune.plan.planning import unit_totals
@@ -25,6 +23,8 @@ from jaxtune.reports.mixture import Alternative, alternatives, parse_alternative
 from jaxtune.reports.preview import render
 from jaxtune.runs.history import Json, plain, replace_file
 from jaxtune.terminal import tables as terminal
+from jaxtune.train import documents, plans, resolution
+from jaxtune.train.resolution import TRAIN, Inputs
 
 BINS = 24
 TASKS_SHOWN = 24
@@ -45,11 +45,11 @@ def run(
     if examples < 0:
         raise UserError(f"--examples must be at least 0, got {examples}")
     compared = parse_alternatives(compare) if compare is not None else None
-    job = experiment.resolve(config, questions=False, show_progress=not as_json)
-    if task is not None and task not in job.tasks:
-        raise UserError(f"no task {task!r} in the mixture; it has {', '.join(job.tasks)}")
-    data = gather(job, examples, task)
-    other = (compared[0], compare_values(job, *compared)) if compared is not None else None
+    inputs = resolution.resolve(config, questions=False, show_progress=not as_json)
+    if task is not None and task not in inputs.tasks:
+        raise UserError(f"no task {task!r} in the mixture; it has {', '.join(inputs.tasks)}")
+    data = gather(inputs, examples, task)
+    other = (compared[0], compare_values(inputs, *compared)) if compared is not None else None
     if html is not None:
         replace_file(html, render(data, other).encode())
     if as_json:
@@ -58,7 +58,7 @@ def run(
         sys.stdout.write(orjson.dumps(plain(data), option=orjson.OPT_INDENT_2).decode() + "\n")
         return
     out = terminal.console()
-    print_preview(out, job, data, examples, task)
+    print_preview(out, inputs, data, examples, task)
     if other is not None:
         print_alternatives(out, *other)
     if html is not None:
@@ -69,39 +69,41 @@ def mixture_of(config: ExperimentConfig, budget: int | None = None) -> list[Json
     """The mixture's rows for a config, from its tokenised data; `budget` replaces its duration, in examples."""
     if budget is not None:
         config = dataclasses.replace(config, duration=Budget(examples=budget))
-    job = experiment.resolve(config, questions=False)
-    return experiment.mixture_json(job)["tasks"]
+    inputs = resolution.resolve(config, questions=False)
+    return documents.mixture_json(inputs)["tasks"]
 
 
-def gather(job: Experiment, examples: int, task: str | None = None) -> Json:
+def gather(inputs: Inputs, examples: int, task: str | None = None) -> Json:
     """Everything that the preview shows, as plain data."""
-    samples = experiment.samples(job, examples) if examples else {}
+    samples = documents.samples(inputs, examples) if examples else {}
     return {
-        "config": plain(to_json(job.config)),
-        "facts": facts(job),
-        "mixture": plain(experiment.mixture_json(job)),
-        "lengths": lengths(job),
-        "sources": sources(job),
+        "config": plain(to_json(inputs.config)),
+        "facts": facts(inputs),
+        "mixture": plain(documents.mixture_json(inputs)),
+        "lengths": lengths(inputs),
+        "sources": sources(inputs),
         "samples": {name: rows for name, rows in samples.items() if task in (None, name)},
     }
 
 
-def facts(job: Experiment) -> dict[str, str]:
+def facts(inputs: Inputs) -> dict[str, str]:
     """How records become tokens, and what the plan is."""
-    data, plan = job.config.data, job.plan
+    data, plan = inputs.config.data, inputs.plan
     return {
-        "Model": "the built-in base model" if job.config.model.path == experiment.BUILTIN else job.config.model.path,
-        "Tokenizer": f"{job.tokenizer.vocab_size:,} tokens",
-        "Chat template": job.template.name,
+        "Model": "the built-in base model"
+        if inputs.config.model.path == resolution.BUILTIN
+        else inputs.config.model.path,
+        "Tokenizer": f"{inputs.tokenizer.vocab_size:,} tokens",
+        "Chat template": inputs.template.name,
         "Trained": f"{data.mask_policy.value.replace('_', ' ')}, prompt loss weight {data.prompt_loss_weight:g}",
         "Too long": data.length_policy.value.replace("_", " "),
         "Rows": f"{plan.rows_per_step:,} of {plan.seq_len:,} tokens a step, {plan.packing.value.replace('_', ' ')}",
-        "Held out": ", ".join(job.held) or "nothing",
+        "Held out": ", ".join(inputs.held) or "nothing",
         "Plan hash": plan.hash,
     }
 
 
-def sources(job: Experiment) -> list[Json]:
+def sources(inputs: Inputs) -> list[Json]:
     """Where each task's training records come from and what shape they were found to have."""
     return [
         {
@@ -111,22 +113,22 @@ def sources(job: Experiment) -> list[Json]:
             "records": len(source),
             "wordings": task.num_templates,
         }
-        for name, task in job.tasks.items()
+        for name, task in inputs.tasks.items()
         for source in [task.source(TRAIN)]
     ]
 
 
-def lengths(job: Experiment) -> Json:
+def lengths(inputs: Inputs) -> Json:
     """Quantiles and histograms of tokens and trained tokens per example, all tasks on the same bins."""
     every = {
-        "tokens": {name: np.asarray(store.lengths).ravel() for name, store in job.train.items()},
-        "loss_tokens": {name: np.asarray(store.loss_lengths).ravel() for name, store in job.train.items()},
+        "tokens": {name: np.asarray(store.lengths).ravel() for name, store in inputs.train.items()},
+        "loss_tokens": {name: np.asarray(store.loss_lengths).ravel() for name, store in inputs.train.items()},
     }
     edges = {key: bin_edges(max(int(a.max(initial=1)) for a in arrays.values())) for key, arrays in every.items()}
     return {
-        "seq_len": job.config.data.seq_len,
+        "seq_len": inputs.config.data.seq_len,
         "edges": {key: bins.tolist() for key, bins in edges.items()},
-        "tasks": {name: {key: spread(every[key][name], edges[key]) for key in every} for name in job.train},
+        "tasks": {name: {key: spread(every[key][name], edges[key]) for key in every} for name in inputs.train},
     }
 
 
@@ -151,16 +153,16 @@ def spread(values: Int[np.ndarray, " n"], edges: Int[np.ndarray, " edges"]) -> J
     }
 
 
-def compare_values(job: Experiment, option: str, values: Sequence[str]) -> list[Alternative]:
+def compare_values(inputs: Inputs, option: str, values: Sequence[str]) -> list[Alternative]:
     """The mixture under other values of one option, for the number of examples that the config's plan draws."""
-    tasks = list(job.tasks.values())
-    table = {name: np.asarray(store.lengths) for name, store in job.train.items()}
-    trained = {name: np.asarray(store.loss_lengths) for name, store in job.train.items()}
-    config = job.config.mixture
+    tasks = list(inputs.tasks.values())
+    table = {name: np.asarray(store.lengths) for name, store in inputs.train.items()}
+    trained = {name: np.asarray(store.loss_lengths) for name, store in inputs.train.items()}
+    config = inputs.config.mixture
     return alternatives(
         {name: len(array) for name, array in table.items()},
-        experiment.task_mixture(config, tasks),
-        job.plan.num_examples,
+        plans.task_mixture(config, tasks),
+        inputs.plan.num_examples,
         option,
         values,
         unit_totals=unit_totals(table, trained, config.unit),
@@ -170,7 +172,7 @@ def compare_values(job: Experiment, option: str, values: Sequence[str]) -> list[
 # In the terminal
 
 
-def print_preview(out: Console, job: Experiment, data: Json, examples: int, task: str | None) -> None:
+def print_preview(out: Console, inputs: Inputs, data: Json, examples: int, task: str | None) -> None:
     """Facts, mixture, lengths, examples."""
     terminal.print_facts(data["facts"])
     out.print()
@@ -185,9 +187,9 @@ def print_preview(out: Console, job: Experiment, data: Json, examples: int, task
     out.print(sources_table(data["sources"]))
     out.print()
     out.print(lengths_table(data["lengths"]))
-    names = [name for name in job.tasks if task in (None, name)]
+    names = [name for name in inputs.tasks if task in (None, name)]
     for name in names[:TASKS_SHOWN] if examples else []:
-        print_examples(out, job, name, examples)
+        print_examples(out, inputs, name, examples)
     if examples and len(names) > TASKS_SHOWN:
         out.print(f"\n{len(names) - TASKS_SHOWN:,} more tasks; --task NAME shows one")
 
@@ -224,25 +226,26 @@ def blocks(counts: Sequence[int]) -> str:
     return "".join(BLOCKS[-(-count * (len(BLOCKS) - 1) // high)] for count in counts)
 
 
-def print_examples(out: Console, job: Experiment, name: str, examples: int) -> None:
+def print_examples(out: Console, inputs: Inputs, name: str, examples: int) -> None:
     """Some examples of a task with trained tokens on colour."""
-    store = job.train[name]
-    for number in order.permutation(job.config.seed, name, 0, len(store))[:examples]:
+    store = inputs.train[name]
+    for number in order.permutation(inputs.config.seed, name, 0, len(store))[:examples]:
         example = store.example(int(number))
         trained = example.loss_weights[example.loss_weights > 0]
         weights = ", ".join(f"{weight:g}" for weight in np.unique(trained)) or "none"
         out.print()
-        out.print(Text(job.describe(name, int(number)), style="bold"))
+        out.print(Text(inputs.describe(name, int(number)), style="bold"))
         out.print(Text(f"{len(trained):,} of {len(example.tokens):,} tokens trained, weights {weights}", style="dim"))
         out.print(
-            masks.mask_text(example, job.tokenizer) if out.color_system else bracketed(job, example), soft_wrap=True
+            masks.mask_text(example, inputs.tokenizer) if out.color_system else bracketed(inputs, example),
+            soft_wrap=True,
         )
 
 
-def bracketed(job: Experiment, example: Example) -> Text:
+def bracketed(inputs: Inputs, example: Example) -> Text:
     """An example for where there are no colours: what trains stands in double angle quotes."""
     parts, inside = [], False
-    for piece in masks.shown_tokens(example, job.tokenizer):
+    for piece in masks.shown_tokens(example, inputs.tokenizer):
         if (piece.weight > 0) != inside:
             inside = not inside
             parts.append("«" if inside else "»")

@@ -12,14 +12,15 @@ from jaxtune import config as configs
 from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
-from jaxtune.experiment import resolution as experiment
-from jaxtune.experiment.resolution import TRAIN, Experiment
 from jaxtune.runs import manifest
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.runs.history import METRICS, read_json, read_rows
 from jaxtune.runs.retention import has_checkpoint
 from jaxtune.step.programs import Programs
 from jaxtune.step.update import StepMetrics, TrainState
+from jaxtune.train import resolution
+from jaxtune.train.identity import global_batch, identify
+from jaxtune.train.resolution import TRAIN, Inputs
 from jaxtune.train.session import Placed, place
 
 BOUND = ("data", "tokenizer", "template", "base_model", "plan", "seeds", "batches", "config")
@@ -74,18 +75,18 @@ def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, repla
     except UserError as error:
         return Verification(run_dir=run_dir, checks=(Check(name="manifest", ok=False, lines=(str(error),)),))
     config = configs.of_run(run_dir) if config_path is None else configs.load(config_path)
-    job = experiment.resolve(config, questions=False, show_progress=False)
-    now = experiment.identity(job)
+    inputs = resolution.resolve(config, questions=False, show_progress=False)
+    now = identify(inputs)
     checks = [
         Check(name="manifest", ok=True, lines=("its own fingerprint fits",)),
         check_recorded_config(run_dir, recorded),
-        *check_inputs(recorded, now, job),
-        check_log(run_dir, job),
+        *check_inputs(recorded, now, inputs),
+        check_log(run_dir, inputs),
         check_checkpoints(run_dir, config),
         describe_circumstances(recorded, now),
     ]
     if replay:
-        checks.append(check_replay(run_dir, config, job, replay, exact=same_circumstances(recorded, now)))
+        checks.append(check_replay(run_dir, config, inputs, replay, exact=same_circumstances(recorded, now)))
     return Verification(run_dir=run_dir, checks=tuple(checks))
 
 
@@ -97,13 +98,13 @@ def check_recorded_config(run_dir: pathlib.Path, recorded: Mapping[str, Any]) ->
     return Check(name="recorded config", ok=not lines, lines=tuple(lines) or ("equals the manifest's",))
 
 
-def check_inputs(recorded: Mapping[str, Any], now: Mapping[str, Any], job: Experiment) -> Iterator[Check]:
+def check_inputs(recorded: Mapping[str, Any], now: Mapping[str, Any], inputs: Inputs) -> Iterator[Check]:
     """Config, data, tokenizer, template, base model, plan and pinned batches, each with what differs and why."""
     causes: list[str] = []
     for part in BOUND:
         lines = manifest.compare_manifests({part: recorded.get(part)}, {part: now.get(part)})
         if part == "data":
-            lines = [line + place_of_change(line, recorded, job) for line in lines]
+            lines = [line + place_of_change(line, recorded, inputs) for line in lines]
         if part in ("plan", "batches") and lines and causes:
             lines.append(f"because of the change in: {', '.join(causes)}")
         elif lines:
@@ -112,24 +113,24 @@ def check_inputs(recorded: Mapping[str, Any], now: Mapping[str, Any], job: Exper
         yield Check(name=part.replace("_", " "), ok=not lines, lines=tuple(lines) or (derived,))
 
 
-def place_of_change(line: str, recorded: Mapping[str, Any], job: Experiment) -> str:
+def place_of_change(line: str, recorded: Mapping[str, Any], inputs: Inputs) -> str:
     """Where the data of a task changed, as ` (examples 12 to 13: qa.jsonl:13 to qa.jsonl:14)`."""
-    task = next((name for name in job.tasks if line.startswith(f"data {name}: ")), None)
+    task = next((name for name in inputs.tasks if line.startswith(f"data {name}: ")), None)
     then = recorded.get("blocks", {}).get(task, "").split()
     if task is None or not then:
         return ""
-    store = job.train[task]
+    store = inputs.train[task]
     now = store.block_fingerprints()
     different = [b for b, (x, y) in enumerate(zip(then, now, strict=False)) if x != y]
     if len(then) != len(now) or not different:
         return ""
     low = different[0] * len(store) // len(now)
     high = (different[-1] + 1) * len(store) // len(now) - 1
-    where = [job.tasks[task].source(TRAIN).where(store.record(example)) for example in (low, high)]
+    where = [inputs.tasks[task].source(TRAIN).where(store.record(example)) for example in (low, high)]
     return f" (examples {low + 1} to {high + 1} of {len(store)}: {where[0]} to {where[1]})"
 
 
-def check_log(run_dir: pathlib.Path, job: Experiment) -> Check:
+def check_log(run_dir: pathlib.Path, inputs: Inputs) -> Check:
     """Whether the logged steps are those of the plan: trained tokens by task of steps drawn at random, and the sums."""
     if not (run_dir / METRICS).is_file():
         return Check(name="log", ok=False, lines=(f"{METRICS} is missing",))
@@ -141,11 +142,11 @@ def check_log(run_dir: pathlib.Path, job: Experiment) -> Check:
         lines.append(f"metrics.jsonl holds {len(rows)} training steps, but ends at step {max(rows)}")
     drawn = np.random.default_rng().permutation(sorted(rows))[:DRAWN]
     for step in sorted(map(int, drawn)):
-        planned = trained_tokens(job, step - 1)
+        planned = trained_tokens(inputs, step - 1)
         logged = {task: count for task, count in rows[step]["task_tokens"].items() if count}
-        if step <= job.total_steps and logged != planned:
+        if step <= inputs.total_steps and logged != planned:
             lines.append(f"step {step}: {logged} trained tokens were logged, the plan's batch has {planned}")
-    ledger = job.plan.ledger(max(rows)).to_json()
+    ledger = inputs.plan.ledger(max(rows)).to_json()
     planned = sum(row["loss_tokens"] for row in ledger.values())
     if rows[max(rows)]["loss_tokens"] != planned:
         lines.append(f"{rows[max(rows)]['loss_tokens']} trained tokens were logged in all, the plan has {planned}")
@@ -158,14 +159,14 @@ def training_rows(run_dir: pathlib.Path) -> dict[int, dict[str, Any]]:
     return {row["step"]: row for row in read_rows(run_dir / METRICS) if row["kind"] == "train"}
 
 
-def trained_tokens(job: Experiment, step: int) -> dict[str, int]:
+def trained_tokens(inputs: Inputs, step: int) -> dict[str, int]:
     """Targets with weight in a step's batch, by task, counted in the batch itself."""
-    batch = experiment.global_batch(job, step)
+    batch = global_batch(inputs, step)
     segments, tasks = np.asarray(batch.segment_ids), np.asarray(batch.task_ids)
     follows = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     counted = follows & (np.asarray(batch.loss_weights)[:, 1:] != 0)
-    counts = np.bincount(tasks[:, 1:][counted], minlength=len(job.plan.tasks))
-    return {task: int(n) for task, n in zip(job.plan.tasks, counts, strict=True) if n}
+    counts = np.bincount(tasks[:, 1:][counted], minlength=len(inputs.plan.tasks))
+    return {task: int(n) for task, n in zip(inputs.plan.tasks, counts, strict=True) if n}
 
 
 def check_checkpoints(run_dir: pathlib.Path, config: ExperimentConfig) -> Check:
@@ -204,12 +205,12 @@ def _relevant(part: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in part.items() if key not in aside}
 
 
-def check_replay(run_dir: pathlib.Path, config: ExperimentConfig, job: Experiment, steps: int, *, exact: bool) -> Check:
+def check_replay(run_dir: pathlib.Path, config: ExperimentConfig, inputs: Inputs, steps: int, *, exact: bool) -> Check:
     """Train steps again, from a checkpoint or from the base model, and compare losses, gradient norms and the state."""
     rows = training_rows(run_dir) if (run_dir / METRICS).is_file() else {}
     if not rows:
         return Check(name="replay", ok=False, lines=("metrics.jsonl holds no step to compare with",))
-    placed = place(job, Programs())
+    placed = place(inputs, Programs())
     with jax.set_mesh(placed.mesh):
         state = placed.initial_state()
         folder = config.checkpoint.folder(run_dir)

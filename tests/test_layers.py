@@ -16,9 +16,8 @@ LAYERS = (
     ("hf", "step", "tasks", "terminal"),
     ("data", "evaluate", "reports", "validate"),
     ("config",),
-    ("experiment",),
-    ("preview", "train"),
-    ("sweep", "verify"),
+    ("train",),
+    ("preview", "sweep", "verify"),
     ("commands",),
     ("cli",),
 )

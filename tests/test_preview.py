@@ -11,9 +11,9 @@ from jaxtune import preview
 from jaxtune.chat.rendering import MaskPolicy
 from jaxtune.config import DataConfig, ExperimentConfig, ModelSource
 from jaxtune.errors import UserError
-from jaxtune.experiment import resolution as experiment
 from jaxtune.mixture.allocation import Budget, MixtureConfig
 from jaxtune.tasks import Task, from_list
+from jaxtune.train import resolution
 
 
 def records(count, answer):
@@ -38,8 +38,8 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def job(config):
-    return experiment.resolve(config, questions=False, show_progress=False)
+def inputs(config):
+    return resolution.resolve(config, questions=False, show_progress=False)
 
 
 def test_the_preview_prints_mixture_lengths_reasons_and_examples(config, capsys):
@@ -52,11 +52,11 @@ def test_the_preview_prints_mixture_lengths_reasons_and_examples(config, capsys)
     assert out.count("tokens trained, weights 1") == 2
 
 
-def test_json_holds_the_same_numbers_as_the_plan(config, job, capsys):
+def test_json_holds_the_same_numbers_as_the_plan(config, inputs, capsys):
     preview.run(config, examples=2, compare="temperature=1,inf", as_json=True)
     data = json.loads(capsys.readouterr().out)
-    assert [row["count"] for row in data["mixture"]["tasks"]] == list(job.plan.allocation.counts.values())
-    assert data["mixture"]["plan_hash"] == job.plan.hash
+    assert [row["count"] for row in data["mixture"]["tasks"]] == list(inputs.plan.allocation.counts.values())
+    assert data["mixture"]["plan_hash"] == inputs.plan.hash
     assert [len(rows) for rows in data["samples"].values()] == [2, 2]
     assert [one["value"] for one in data["compare"]["values"]] == ["1", "inf"]
     assert sum(row["count"] for row in data["compare"]["values"][0]["tasks"]) == 60
@@ -69,28 +69,28 @@ def test_the_page_is_one_file_with_the_comparison(config, tmp_path, capsys):
     assert capsys.readouterr().out.rstrip().endswith("p.html")
 
 
-def test_without_colours_trained_text_stands_in_quotes(job):
-    example = job.train["sums"].example(3)
-    text = preview.bracketed(job, example).plain
+def test_without_colours_trained_text_stands_in_quotes(inputs):
+    example = inputs.train["sums"].example(3)
+    text = preview.bracketed(inputs, example).plain
     trained = text[text.index("«") + 1 : text.index("»")]
     assert text.count("«") == text.count("»") == 1
-    assert trained.startswith(str(job.train["sums"].record(3)))
+    assert trained.startswith(str(inputs.train["sums"].record(3)))
     assert "Question" not in trained
 
 
-def test_with_colours_trained_text_stands_on_colour(job):
+def test_with_colours_trained_text_stands_on_colour(inputs):
     printed = io.StringIO()
     out = Console(file=printed, force_terminal=True, color_system="truecolor", width=100)
-    preview.print_examples(out, job, "sums", 1)
+    preview.print_examples(out, inputs, "sums", 1)
     assert "\x1b[30;48;" in printed.getvalue() and "«" not in printed.getvalue()
 
 
-def test_histograms_count_every_example_once(job):
-    data = preview.lengths(job)
-    for name, store in job.train.items():
+def test_histograms_count_every_example_once(inputs):
+    data = preview.lengths(inputs)
+    for name, store in inputs.train.items():
         for key in ("tokens", "loss_tokens"):
             assert sum(data["tasks"][name][key]["counts"]) == len(store) * store.num_templates
-    assert data["tasks"]["echo"]["tokens"]["max"] == int(np.max(job.train["echo"].lengths))
+    assert data["tasks"]["echo"]["tokens"]["max"] == int(np.max(inputs.train["echo"].lengths))
 
 
 @pytest.mark.parametrize("longest", [1, 23, 24, 512, 4097])
@@ -129,5 +129,5 @@ def test_the_mixture_of_a_config_can_be_asked_for_another_budget(config):
 
 def test_the_facts_state_what_is_trained(config):
     masked = dataclasses.replace(config.data, mask_policy=MaskPolicy.LAST_ASSISTANT, prompt_loss_weight=0.25)
-    job = experiment.resolve(dataclasses.replace(config, data=masked), questions=False, show_progress=False)
-    assert preview.facts(job)["Trained"] == "last assistant, prompt loss weight 0.25"
+    inputs = resolution.resolve(dataclasses.replace(config, data=masked), questions=False, show_progress=False)
+    assert preview.facts(inputs)["Trained"] == "last assistant, prompt loss weight 0.25"

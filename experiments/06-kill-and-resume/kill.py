@@ -171,13 +171,13 @@ def read_end(config_file: pathlib.Path, run_dir: pathlib.Path) -> dict[str, Any]
     import numpy as np
 
     from jaxtune import config
-    from jaxtune.experiment import resolution as experiment
     from jaxtune.runs.checkpoints import Checkpoints, abstract
     from jaxtune.step.programs import Programs
+    from jaxtune.train import resolution
     from jaxtune.train.session import place
 
-    job = experiment.resolve(config.load(config_file), show_progress=False)
-    state = abstract(place(job, Programs()).initial_state())
+    inputs = resolution.resolve(config.load(config_file), show_progress=False)
+    state = abstract(place(inputs, Programs()).initial_state())
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.latest()
         restored = checkpoints.restore(step, state)

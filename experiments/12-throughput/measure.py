@@ -21,14 +21,15 @@ import numpy as np
 
 from jaxtune import config as configs
 from jaxtune.batch import Batch, PackPolicy
+from jaxtune.chat import load_template, tokenizer
 from jaxtune.config import ExperimentConfig
-from jaxtune.experiment import resolution as experiment
-from jaxtune.experiment.resolution import Experiment
 from jaxtune.hf import folder as hf
 from jaxtune.model import transformer as model
 from jaxtune.parallel import compilation as compiling
 from jaxtune.step.programs import Programs
+from jaxtune.train import resolution
 from jaxtune.train import session as placed
+from jaxtune.train.resolution import Inputs
 
 HERE = pathlib.Path(__file__).parent
 CASES = {"10M": HERE / "ten_million.py", "SmolLM2-135M": HERE.parent / "08-smollm2-compact" / "config.py"}
@@ -48,16 +49,16 @@ def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 / min(times)
 
 
-def work(job: Experiment, batch: Batch) -> dict[str, float]:
+def work(inputs: Inputs, batch: Batch) -> dict[str, float]:
     """FLOPs that the batch's real tokens need: forward and backward, nothing for padding.
 
     Layers: 6 x weights x tokens. Attention inside an example, causal: 6 x layers x heads x head_dim x length^2.
     Head: 6 x d x vocabulary, for every real token (the usual convention) or for trained positions only (what is done).
     """
-    shape = job.model
+    shape = inputs.model
     leaves = jax.tree_util.tree_leaves_with_path(model.abstract_params(shape)[1]["layers"])
     weights = sum(leaf.size for _, leaf in leaves)
-    segments = np.asarray(batch.segment_ids).reshape(-1, job.config.data.seq_len)
+    segments = np.asarray(batch.segment_ids).reshape(-1, inputs.config.data.seq_len)
     lengths = [n for row in segments for n in np.bincount(row)[1:]]
     tokens, trained = int(sum(lengths)), int((np.asarray(batch.loss_weights) > 0).sum())
     body = 6.0 * weights * tokens
@@ -71,8 +72,8 @@ class Steps:
 
     def __init__(self, config: ExperimentConfig, packing: PackPolicy, programs: Programs):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=packing))
-        self.job = experiment.resolve(config, questions=False, show_progress=False)
-        self.placed = placed.place(self.job, programs)
+        self.inputs = resolution.resolve(config, questions=False, show_progress=False)
+        self.placed = placed.place(self.inputs, programs)
         self.state = self.placed.initial_state()
         self.batches: Iterator[Batch] = self.placed.train_batches(0)
 
@@ -81,7 +82,7 @@ class Steps:
         sums: dict[str, float] = dict.fromkeys(("tokens", "trained", "done", "usual", "seconds"), 0.0)
         for _ in range(steps):
             batch = next(self.batches)
-            need = work(self.job, batch)
+            need = work(self.inputs, batch)
             start = time.perf_counter()
             self.state, metrics = self.placed.program.train_step(
                 self.state, self.placed.base.frozen, self.placed.put(batch), self.placed.numbers
@@ -108,7 +109,7 @@ def throughput(case: str, steps: int, rounds: int) -> Iterator[dict]:
     for packing, rows in found.items():
         middle = lambda f, rows=rows: statistics.median(f(row) for row in rows)
         yield {
-            "case": case, "packing": packing.value, "fill": runners[packing].job.plan.fill,
+            "case": case, "packing": packing.value, "fill": runners[packing].inputs.plan.fill,
             "tokens_per_s": middle(lambda r: r["tokens"] / r["seconds"]),
             "trained_share": middle(lambda r: r["trained"] / r["tokens"]),
             "matmul_gflops": middle(lambda r: r["matmul"] / 1e9),
@@ -145,15 +146,15 @@ def first_step(case: str, packing: PackPolicy, folder: pathlib.Path, name: str) 
 
 def write_ten_million(folder: pathlib.Path) -> None:
     """A model of ten million parameters with the built-in tokenizer; its weights are random."""
-    base = experiment.model_folder(configs.load(HERE.parent.parent / "configs" / "quickstart.py"))
+    base = resolution.model_folder(configs.load(HERE.parent.parent / "configs" / "quickstart.py"))
     shape = dataclasses.replace(
         hf.load_config(base), d_model=320, num_layers=8, num_heads=5, num_kv_heads=5, head_dim=64, d_ff=864
     )
     params = model.init_params(shape, 0)[1]
-    words = experiment.tokenizer.load(base)
+    words = tokenizer.load(base)
     hf.export_model(
         folder, shape, params, eos_token_id=words.eos_id, bos_token_id=words.bos_id, pad_token_id=words.pad_id,
-        tokenizer_files=words.files, chat_template=experiment.load_template(base).source,
+        tokenizer_files=words.files, chat_template=load_template(base).source,
     )  # fmt: skip
 
 

@@ -20,30 +20,31 @@ from jaxtune.batch import Example
 from jaxtune.data import encoding as cache
 from jaxtune.data.encoding import Encoding
 from jaxtune.errors import UserError
-from jaxtune.experiment import resolution as experiment
-from jaxtune.experiment.resolution import TRAIN, Experiment
 from jaxtune.plan.planning import Placement
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs import history as tracking
+from jaxtune.train import resolution
+from jaxtune.train.identity import global_batch, identify
+from jaxtune.train.resolution import TRAIN, Inputs
 
 
-def opened(run_dir: pathlib.Path) -> Experiment:
+def opened(run_dir: pathlib.Path) -> Inputs:
     """The run's experiment, resolved again and the same."""
     path, overrides = runfolder.read_command(run_dir)
-    job = experiment.resolve(config.override(config.load(path), overrides), questions=False)
-    runfolder.check_same(run_dir, experiment.identity(job))
-    return job
+    inputs = resolution.resolve(config.override(config.load(path), overrides), questions=False)
+    runfolder.check_same(run_dir, identify(inputs))
+    return inputs
 
 
-def rendered(job: Experiment, placement: Placement) -> Example:
+def rendered(inputs: Inputs, placement: Placement) -> Example:
     """The placement's example, tokenised from its record in the source file."""
-    data = job.config.data
+    data = inputs.config.data
     encoding = Encoding(
-        template=job.template, tokenizer=job.tokenizer, max_length=data.seq_len, mask_policy=data.mask_policy,
+        template=inputs.template, tokenizer=inputs.tokenizer, max_length=data.seq_len, mask_policy=data.mask_policy,
         length_policy=data.length_policy, prompt_loss_weight=data.prompt_loss_weight,
     )  # fmt: skip
-    record = job.train[placement.task].record(placement.example)
-    part, troubles = cache.encode_records(job.tasks[placement.task], TRAIN, [record], encoding)
+    record = inputs.train[placement.task].record(placement.example)
+    part, troubles = cache.encode_records(inputs.tasks[placement.task], TRAIN, [record], encoding)
     if troubles:
         raise SystemExit(f"{troubles[0].text}")
     ends = np.cumsum(part.lengths[0])
@@ -57,23 +58,23 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=731, help="number of the update, from 1, as in metrics.jsonl")
     arguments = parser.parse_args()
     try:
-        job = opened(arguments.run_dir)
+        inputs = opened(arguments.run_dir)
     except UserError as error:
         sys.exit(f"error: {error}")
     index = arguments.step - 1
-    batch = experiment.global_batch(job, index)
+    batch = global_batch(inputs, index)
     trained: collections.Counter[str] = collections.Counter()
     wrong = 0
-    for row, placements in enumerate(job.plan.rows(index)):
+    for row, placements in enumerate(inputs.plan.rows(index)):
         for placement in placements:
-            example = rendered(job, placement)
+            example = rendered(inputs, placement)
             place = slice(placement.offset, placement.offset + len(example.tokens))
             same = np.array_equal(batch.tokens[row, place], example.tokens) and np.array_equal(
                 batch.loss_weights[row, place], example.loss_weights
             )
             wrong += not same
             trained[placement.task] += int((example.loss_weights[1:] > 0).sum())
-            where = job.describe(placement.task, placement.example, placement.epoch)
+            where = inputs.describe(placement.task, placement.example, placement.epoch)
             verdict = "found" if same else "NOT IN THE BATCH"
             print(f"row {row} tokens {place.start}-{place.stop}  wording {placement.template}  {where}: {verdict}")
     rows = tracking.read_rows(arguments.run_dir / "metrics.jsonl")

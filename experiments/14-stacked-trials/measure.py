@@ -24,13 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import config as configs
-from jaxtune.experiment import resolution as experiment
 from jaxtune.hf import folder as hf
 from jaxtune.model import transformer as model
 from jaxtune.step import trials
 from jaxtune.step.programs import Programs
 from jaxtune.sweep import run as sweep
 from jaxtune.train import lanes as stacked
+from jaxtune.train import resolution
 from jaxtune.train.loop import peak_memory_mb
 from jaxtune.train.session import Placed, place, place_beside
 
@@ -64,9 +64,9 @@ def toy_model(folder: pathlib.Path) -> pathlib.Path:
 def arms(config: configs.ExperimentConfig, programs: Programs) -> list[Placed]:
     """The arms on the device, all with one program."""
     resolved = [configs.override(config, trial.arguments()) for trial in sweep.grid(AXES, [0])]
-    jobs = [experiment.resolve(one, show_progress=False) for one in resolved]
-    first = place(jobs[0], programs)
-    return [first, *(place_beside(first, job) for job in jobs[1:])]
+    several = [resolution.resolve(one, show_progress=False) for one in resolved]
+    first = place(several[0], programs)
+    return [first, *(place_beside(first, inputs) for inputs in several[1:])]
 
 
 def batches(placed: Placed) -> list:
@@ -141,7 +141,7 @@ def run_sweep(size: str, folder: pathlib.Path, out: pathlib.Path, *, by_one_prog
 def measure_sweeps(size: str, folder: pathlib.Path) -> None:
     """Sweeps with cold and warm compilation caches; the exported models of both ways are compared."""
     settled = settings(size, folder)
-    experiment.resolve(settled, show_progress=False)  # tokenised once, before any clock runs
+    resolution.resolve(settled, show_progress=False)  # tokenised once, before any clock runs
     exported = {}
     for cache in ("cold", "warm"):
         for how in ("separate", "stacked"):

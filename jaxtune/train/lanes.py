@@ -22,8 +22,6 @@ from jaxtune.config import ExperimentConfig
 from jaxtune.data.batches import BatchIterator
 from jaxtune.evaluate import loss as evaluate
 from jaxtune.evaluate.loss import LossResult
-from jaxtune.experiment import resolution as experiment
-from jaxtune.experiment.resolution import Experiment
 from jaxtune.parallel import sharding
 from jaxtune.parallel.job import StopSignal
 from jaxtune.runs import folder as runfolder
@@ -35,7 +33,10 @@ from jaxtune.step.programs import Programs
 from jaxtune.step.trials import TrialPrograms
 from jaxtune.step.update import Hparams, StepMetrics, TrainState
 from jaxtune.terminal.progress import GroupProgress
+from jaxtune.train import resolution
+from jaxtune.train.identity import identify
 from jaxtune.train.loop import Loop, NotFinite, Status
+from jaxtune.train.resolution import Inputs
 from jaxtune.train.run import enable_compilation_cache, open_loop, refuse_used, write_folder
 from jaxtune.train.session import Placed, on_mesh, place, place_beside, program_spec
 
@@ -46,7 +47,7 @@ class Planned:
 
     name: str
     run_dir: pathlib.Path
-    job: Experiment
+    inputs: Inputs
     identity: Json
     """Contents of its manifest."""
     command: Mapping[str, Any]
@@ -61,35 +62,35 @@ def plan_run(
 ) -> Planned:
     """Check and plan a run. Raises UserError for whatever in its input cannot be used."""
     runfolder.check(run_dir, resume=resume, overwrite=overwrite)
-    job = experiment.resolve(config)
-    identity = experiment.identity(job)
+    inputs = resolution.resolve(config)
+    identity = identify(inputs)
     if resume:
         runfolder.check_same(run_dir, identity)
     else:
         refuse_used(config)
     return Planned(
-        name=run_dir.name, run_dir=run_dir, job=job, identity=identity, command=command, resume=resume,
-        overwrite=overwrite, shape=shape(job),
+        name=run_dir.name, run_dir=run_dir, inputs=inputs, identity=identity, command=command, resume=resume,
+        overwrite=overwrite, shape=shape(inputs),
     )  # fmt: skip
 
 
-def shape(job: Experiment) -> Json:
+def shape(inputs: Inputs) -> Json:
     """Program, batches, base model, devices and validation data of a run, as plain JSON."""
-    config = job.config
-    job, mesh, _ = on_mesh(job)
-    spec = program_spec(job, mesh).shape
+    config = inputs.config
+    inputs, mesh, _ = on_mesh(inputs)
+    spec = program_spec(inputs, mesh).shape
     program = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.name != "mesh"}
     chosen = {
         name: {"examples": manifest.array_fingerprint(part.numbers), "tokens": part.store.fingerprint}
-        for name, part in job.validation.items()
+        for name, part in inputs.validation.items()
     }
     return plain(
         {
             **program,
             "mesh": config.mesh,
             "batch": {"rows": config.batch.rows, "passes": config.batch.micro_batches, "seq_len": config.data.seq_len},
-            "base": {"folder": job.folder, "dtype": config.model.param_dtype},
-            "validation": {"plan": None if job.eval_plan is None else job.eval_plan.hash, **chosen},
+            "base": {"folder": inputs.folder, "dtype": config.model.param_dtype},
+            "validation": {"plan": None if inputs.eval_plan is None else inputs.eval_plan.hash, **chosen},
             "profile_steps": config.health.profile_steps,
         }
     )
@@ -126,23 +127,23 @@ class GroupOutcome:
 def train_stacked(runs: Sequence[Planned], programs: Programs) -> GroupOutcome:
     """Train runs of one shape together and write their run folders."""
     started = time.monotonic()
-    enable_compilation_cache(runs[0].job.config.compilation_cache)
+    enable_compilation_cache(runs[0].inputs.config.compilation_cache)
 
     # 1. Devices: one mesh, one base model, one program.
-    placed = [place(runs[0].job, programs)]
-    placed += [place_beside(placed[0], run.job) for run in runs[1:]]
+    placed = [place(runs[0].inputs, programs)]
+    placed += [place_beside(placed[0], run.inputs) for run in runs[1:]]
     compiled = trial_programs(placed[0], programs, len(runs))
 
     # 2. The run folders, new or resumed, and the stacked state. From here on things are written.
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(placed[0].mesh))
         state, arms = compiled.blank(), []
-        display = GroupProgress([run.name for run in runs], runs[0].job.total_steps)
+        display = GroupProgress([run.name for run in runs], runs[0].inputs.total_steps)
         for number, (run, where) in enumerate(zip(runs, placed, strict=True)):
             if run.resume:
                 runfolder.reopen(run.run_dir)
             else:
-                write_folder(run.job, run.run_dir, run.identity, run.command, overwrite=run.overwrite)
+                write_folder(run.inputs, run.run_dir, run.identity, run.command, overwrite=run.overwrite)
             loop, own = open_loop(stack, where, where.initial_state(), run.run_dir, programs, resume=run.resume)
             loop.display, loop.trained_with = display.of(run.name), [r.name for r in runs if r is not run]
             arms.append(Arm(number, run.name, loop, int(own.step)))
@@ -215,7 +216,9 @@ class Group:
             arm.loop.score(self.compiled.take(self.state, arm.number), 0, "before")
         for arm in behind:
             arm.loop.caught_up(arm.loop.record(results[arm.number], arm.position), arm.position)
-        self.end([arm for arm in self.arms if arm.position == arm.loop.job.total_steps or arm.loop.out_of_patience()])
+        self.end(
+            [arm for arm in self.arms if arm.position == arm.loop.inputs.total_steps or arm.loop.out_of_patience()]
+        )
 
     def steps(self, stop: StopSignal) -> bool:
         """Train until every run has ended; True if a signal stopped them."""
@@ -248,7 +251,7 @@ class Group:
         running = self.running
         own = {arm.number: next(arm.batches) for arm in running if arm.batches is not None}
         batch = stacked_batch(own, self.compiled.size)
-        batch = sharding.put_batch(self.placed.mesh, batch, self.placed.job.micro_rows, trials=True)
+        batch = sharding.put_batch(self.placed.mesh, batch, self.placed.inputs.micro_rows, trials=True)
         waited = time.monotonic() - asked
         self.state, metrics = self.compiled.train_step(
             self.state, self.placed.base.frozen, batch, self.numbers, sorted(own)
@@ -284,7 +287,7 @@ class Group:
             if status is Status.STOPPED:
                 arm.status = status
                 loop.conclude(status, done, arm.seconds)
-            elif status is not None or done == loop.job.total_steps:
+            elif status is not None or done == loop.inputs.total_steps:
                 ended.append(arm)
         self.end(ended)
 
@@ -316,11 +319,11 @@ class Group:
 
     def validate(self, arms: Sequence[Arm]) -> dict[int, LossResult | None]:
         """Validation losses of some runs, by number: one pass over the data for all of them."""
-        plan = self.placed.job.eval_plan
+        plan = self.placed.inputs.eval_plan
         if plan is None or not arms:
             return {arm.number: None for arm in arms}
         numbers = sorted(arm.number for arm in arms)
-        with contextlib.closing(self.placed.evaluation_batches(plan, self.placed.job.validation)) as batches:
+        with contextlib.closing(self.placed.evaluation_batches(plan, self.placed.inputs.validation)) as batches:
             sums = list(self.sums(batches, numbers))
         found: dict[int, LossResult | None] = {
             k: evaluate.per_task_loss(lambda s, k=k: trial(s, k), sums, list(plan.tasks)) for k in numbers

@@ -98,7 +98,7 @@ class Loop:
         self, placed: Placed, checkpoints: Checkpoints, tracker: Tracker, memory: Progressing, run_dir: pathlib.Path,
         memo: dict[Any, Any],
     ):  # fmt: skip
-        self.placed, self.job, self.config = placed, placed.job, placed.config
+        self.placed, self.inputs, self.config = placed, placed.inputs, placed.config
         self.checkpoints, self.tracker, self.memory = checkpoints, tracker, memory
         self.run_dir, self.memo = run_dir, memo
         self.validated: tuple[int, LossResult | None] | None = None
@@ -113,7 +113,7 @@ class Loop:
 
     def steps(self, state: TrainState, start: int, stop: StopSignal) -> tuple[Status, TrainState, int]:
         """Train from `start` to the end, an early stop or a signal; returns status, state and exit code."""
-        total = self.job.total_steps
+        total = self.inputs.total_steps
         if self.memory.unvalidated:
             self.catch_up(state, start)
         if self.out_of_patience():
@@ -152,11 +152,11 @@ class Loop:
     def due(self, done: int) -> bool:
         """Whether to validate after `done` updates."""
         every = self.config.eval.every
-        return done == self.job.total_steps or bool(every and done % every == 0)
+        return done == self.inputs.total_steps or bool(every and done % every == 0)
 
     def saves(self, done: int) -> bool:
         """Whether to save after `done` updates, whatever validation says."""
-        return done == self.job.total_steps or done % self.config.checkpoint.save_every == 0
+        return done == self.inputs.total_steps or done % self.config.checkpoint.save_every == 0
 
     def improves(self, watched: float | None, done: int, *, unvalidated: bool) -> bool:
         """Take note of a validation, or that one is still to be done; True if it is the best so far."""
@@ -165,7 +165,7 @@ class Loop:
 
     def ended(self, done: int, stopping: bool) -> Status | None:
         """How the run ends after `done` updates, said on the terminal; None: it goes on, or has done them all."""
-        total = self.job.total_steps
+        total = self.inputs.total_steps
         if stopping:
             self.display.write(f"stopped after step {done} of {total}; the same command with --resume continues")
             return Status.STOPPED
@@ -195,7 +195,7 @@ class Loop:
         now = time.monotonic()
         seconds, self.clock = now - self.clock, now
         waited, self.waited = self.waited, 0.0
-        sums, names = values.sums, self.job.task_names
+        sums, names = values.sums, self.inputs.task_names
         assert not sums.over_capacity, (
             f"step {step}: {sums.over_capacity} weighted positions beyond the planned capacity"
         )
@@ -204,7 +204,7 @@ class Loop:
         self.memory.tokens += real
         self.memory.loss_tokens += trained
         slots = self.config.batch.rows * self.config.data.seq_len
-        for name, count in self.job.examples_in(step).items():
+        for name, count in self.inputs.examples_in(step).items():
             self.memory.task_examples[name] = self.memory.task_examples.get(name, 0) + count
         for name, count in zip(names, sums.tokens.tolist(), strict=True):
             self.memory.task_tokens[name] = self.memory.task_tokens.get(name, 0) + count
@@ -237,7 +237,7 @@ class Loop:
         """Stop on non-finite numbers beyond the budget; log spikes with the step's examples."""
         if not values.finite:
             self.memory.skipped += 1
-            examples = self.job.describe_step(step)
+            examples = self.inputs.describe_step(step)
             self.tracker.log({"kind": "nonfinite", "step": step + 1, "examples": examples})
             if self.memory.skipped > self.config.health.skip_budget:
                 raise NotFinite(
@@ -253,7 +253,7 @@ class Loop:
         recent = self.memory.recent
         if len(recent) >= 10 and loss > self.config.health.spike_factor * statistics.median(recent):
             self.tracker.log(
-                {"kind": "spike", "step": step + 1, "loss": loss, "examples": self.job.describe_step(step)}
+                {"kind": "spike", "step": step + 1, "loss": loss, "examples": self.inputs.describe_step(step)}
             )
         self.memory.recent = [*recent[-49:], loss]
 
@@ -279,13 +279,13 @@ class Loop:
 
         The base model's answers are the same in every arm of a sweep and generated once.
         """
-        if not self.job.questions:
+        if not self.inputs.questions:
             return None
         key = (
             "before",
-            str(self.job.folder),
-            self.job.questions[0].id,
-            len(self.job.questions),
+            str(self.inputs.folder),
+            self.inputs.questions[0].id,
+            len(self.inputs.questions),
             repr(self.config.eval),
         )
         result = self.memo.get(key) if when == "before" else None
@@ -304,7 +304,11 @@ class Loop:
 
     def save(self, state: TrainState, step: int, watched: float | None) -> None:
         """Checkpoint after `step` updates."""
-        extra = {"progress": dataclasses.asdict(self.memory), "plan_hash": self.job.plan.hash, "seed": self.config.seed}
+        extra = {
+            "progress": dataclasses.asdict(self.memory),
+            "plan_hash": self.inputs.plan.hash,
+            "seed": self.config.seed,
+        }
         for name in ("best_value", "reference"):
             if math.isinf(extra["progress"][name]):
                 extra["progress"][name] = None  # JSON has no infinity
@@ -345,7 +349,7 @@ class Loop:
         return {
             "status": status.value,
             "steps": step,
-            "total_steps": self.job.total_steps,
+            "total_steps": self.inputs.total_steps,
             "before": runfolder.first_numbers(self.run_dir) if is_main() else {},
             "after": {
                 **(

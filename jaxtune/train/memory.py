@@ -22,7 +22,6 @@ from jaxtune import optim
 from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
-from jaxtune.experiment import resolution as experiment
 from jaxtune.hf import folder as hf
 from jaxtune.model import lora
 from jaxtune.model import transformer as model
@@ -34,6 +33,7 @@ from jaxtune.parallel import sharding
 from jaxtune.step import losses, programs
 from jaxtune.step.programs import ProgramSpec
 from jaxtune.step.update import Hparams, LossConfig, init_state
+from jaxtune.train import resolution
 
 LIVE_LOGITS = 3
 """Arrays as large as a chunk's logits that exist together: the logits, their exponentials, their gradient."""
@@ -333,7 +333,7 @@ def plan_memory(
 
 def work_of(config: ExperimentConfig, *, devices: int | None = None, platform: str | None = None) -> Work:
     """The step of a config; see `plan_memory`. No data are read."""
-    shape = hf.load_config(experiment.model_folder(config))
+    shape = hf.load_config(resolution.model_folder(config))
     sizes = sharding.mesh_shape(config.mesh, planned_devices(config.mesh) if devices is None else devices)
     return Work(
         model=dataclasses.replace(shape, remat=config.model.remat, attention=config.model.attention),

@@ -13,8 +13,6 @@ import jax
 from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
-from jaxtune.experiment import resolution as experiment
-from jaxtune.experiment.resolution import Experiment
 from jaxtune.parallel.job import Guard, StopSignal, barrier, from_main, is_main
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints, abstract
@@ -22,7 +20,10 @@ from jaxtune.runs.history import JsonlTracker, Tracker, Trackers, read_json
 from jaxtune.runs.mirrors import make_mirror
 from jaxtune.step.programs import Programs
 from jaxtune.step.update import TrainState
+from jaxtune.train import documents, resolution
+from jaxtune.train.identity import identify
 from jaxtune.train.loop import Loop, Progressing, Status, is_finished
+from jaxtune.train.resolution import Inputs
 from jaxtune.train.session import Placed, place
 
 
@@ -55,8 +56,8 @@ def train(
     enable_compilation_cache(config.compilation_cache)
 
     # 2. Data, tokenizer, mixture, plan: everything that can be wrong with the input shows here.
-    job = experiment.resolve(config)
-    identity = experiment.identity(job)
+    inputs = resolution.resolve(config)
+    identity = identify(inputs)
     if resume:
         runfolder.check_same(run_dir, identity)
         if resume_step is None and from_main(is_finished(run_dir)):
@@ -66,13 +67,13 @@ def train(
 
     # 3. Devices: mesh, base model, programs, state.
     programs = programs or Programs()
-    placed = place(job, programs)
+    placed = place(inputs, programs)
     state = placed.take_initial_state()
 
     # 4. The run folder, new or resumed. From here on things are written.
     barrier("jaxtune: input checked by all")
     if not resume:
-        write_folder(job, run_dir, identity, command, overwrite=overwrite)
+        write_folder(inputs, run_dir, identity, command, overwrite=overwrite)
     elif is_main():
         runfolder.reopen(run_dir)
     barrier("jaxtune: run folder")
@@ -114,15 +115,15 @@ def refuse_used(config: ExperimentConfig) -> None:
 
 
 def write_folder(
-    job: Experiment, run_dir: pathlib.Path, identity: Mapping[str, Any], command: Mapping[str, Any] | None, *,
+    inputs: Inputs, run_dir: pathlib.Path, identity: Mapping[str, Any], command: Mapping[str, Any] | None, *,
     overwrite: bool,
 ) -> None:  # fmt: skip
     """A new run folder with everything that is known before step 0."""
     if is_main():
         runfolder.prepare(run_dir, overwrite=overwrite)
         runfolder.write_facts(
-            run_dir, config=configs.to_json(job.config), identity=identity, mixture=experiment.mixture_json(job),
-            samples=experiment.samples(job), command=dict(command or {"config": None, "overrides": []}),
+            run_dir, config=configs.to_json(inputs.config), identity=identity, mixture=documents.mixture_json(inputs),
+            samples=documents.samples(inputs), command=dict(command or {"config": None, "overrides": []}),
         )  # fmt: skip
 
 
@@ -137,14 +138,14 @@ def open_loop(
         checkpoints.fetch()
     memory = Progressing()
     if resume:
-        state, memory = restore(checkpoints, state, resume_step, placed.job)
+        state, memory = restore(checkpoints, state, resume_step, placed.inputs)
     tracker = open_tracker(config, run_dir, int(state.step) if resume else None)
     stack.callback(tracker.close)
     return Loop(placed, checkpoints, tracker, memory, run_dir, programs.memo), state
 
 
 def restore(
-    checkpoints: Checkpoints, state: TrainState, step: int | None, job: Experiment
+    checkpoints: Checkpoints, state: TrainState, step: int | None, inputs: Inputs
 ) -> tuple[TrainState, Progressing]:
     """The state to continue from: the newest checkpoint, or the one asked for. Never falls back in silence."""
     latest = checkpoints.latest() if step is None else step
@@ -152,10 +153,10 @@ def restore(
         raise UserError(f"no checkpoint to resume from in {checkpoints.directory}; start again with --overwrite")
     restored = checkpoints.restore(latest, abstract(state))
     extra = checkpoints.extra(latest)
-    if extra["plan_hash"] != job.plan.hash:
+    if extra["plan_hash"] != inputs.plan.hash:
         raise UserError(
             f"checkpoint {latest} was made with plan {extra['plan_hash'][:12]}, this config gives "
-            f"{job.plan.hash[:12]}; resume with the config and data of the run, or start another run folder"
+            f"{inputs.plan.hash[:12]}; resume with the config and data of the run, or start another run folder"
         )
     checkpoints.set_aside_after(latest)
     return restored, Progressing(**runfolder.read_progress(extra))
@@ -184,12 +185,12 @@ def enable_compilation_cache(folder: str | None) -> None:
 def evaluate_only(config: ExperimentConfig) -> dict[str, Any]:
     """Validation loss and test scores by task of a config's model, as it is."""
     enable_compilation_cache(config.compilation_cache)
-    job = experiment.resolve(config)
-    placed = place(job, Programs())
+    inputs = resolution.resolve(config)
+    placed = place(inputs, Programs())
     with jax.set_mesh(placed.mesh):
         loss = placed.validation_loss(placed.base.trainable)
-        score = placed.score(placed.base.trainable) if job.questions else None
-    numbers: dict[str, Any] = {"model": str(job.folder)}
+        score = placed.score(placed.base.trainable) if inputs.questions else None
+    numbers: dict[str, Any] = {"model": str(inputs.folder)}
     if loss is not None:
         numbers |= {"loss": loss.loss, "macro_loss": loss.macro_loss, "task_loss": dict(loss.task_loss)}
         numbers |= {"task_accuracy": dict(loss.task_accuracy), "task_tokens": dict(loss.task_tokens)}
@@ -207,9 +208,9 @@ def export_checkpoint(
         raise UserError(f"{run_dir} trained all parameters and has no adapter; leave --adapter away")
     if adapter and dtype is not None:
         raise UserError("adapters are written in float32; leave --dtype away")
-    job = experiment.resolve(config, questions=False)
-    runfolder.check_same(run_dir, experiment.identity(job))
-    placed = place(job, Programs())
+    inputs = resolution.resolve(config, questions=False)
+    runfolder.check_same(run_dir, identify(inputs))
+    placed = place(inputs, Programs())
     with Checkpoints(config.checkpoint.folder(run_dir), config.checkpoint, read_only=True) as checkpoints:
         number = {"best": checkpoints.best, "latest": checkpoints.latest}.get(step, lambda: checkpoint_number(step))()
         if number is None:

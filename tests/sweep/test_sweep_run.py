@@ -8,8 +8,8 @@ from helpers import tiny_config, tiny_model
 
 from jaxtune import config as configs
 from jaxtune.errors import UserError
-from jaxtune.experiment import resolution as experiment
 from jaxtune.sweep import run as sweep
+from jaxtune.train import resolution
 from jaxtune.train.loop import NotFinite, Status
 from jaxtune.train.run import Outcome
 
@@ -32,7 +32,7 @@ def test_arms_of_one_seed_meet_each_task_in_the_same_order(tmp_path):
     met = []
     for temperature in ("1", "inf"):
         config = configs.override(tiny_config(tmp_path), ["--mixture.temperature", temperature])
-        plan = experiment.resolve(config, show_progress=False).plan
+        plan = resolution.resolve(config, show_progress=False).plan
         placed = [p for step in range(plan.num_steps) for row in plan.rows(step) for p in row]
         met.append(
             {task: [p.example for p in sorted(placed, key=lambda p: p.use) if p.task == task] for task in plan.tasks}

@@ -21,7 +21,6 @@ from jaxtune import cli, verify
 from jaxtune import config as configs
 from jaxtune.config import EarlyStoppingConfig
 from jaxtune.errors import UserError
-from jaxtune.experiment import resolution as experiment
 from jaxtune.model.lora import LoraConfig
 from jaxtune.parallel import sharding
 from jaxtune.parallel.job import StopSignal
@@ -31,6 +30,7 @@ from jaxtune.step import trials
 from jaxtune.step.programs import Programs
 from jaxtune.sweep import run as sweep
 from jaxtune.train import lanes as stacked
+from jaxtune.train import resolution
 from jaxtune.train.loop import Status
 from jaxtune.train.session import place
 
@@ -139,9 +139,9 @@ def test_a_group_says_what_it_does(place_of, together, capsys):
 def test_a_run_that_is_not_finite_ends_alone(place_of, programs, alone, monkeypatch, capsys):
     real = stacked.place_beside
 
-    def poisoned(first, job):
-        found = real(first, job)
-        if job.config.optim.peak_lr != 3e-3 or job.config.mixture.temperature != 1:
+    def poisoned(first, inputs):
+        found = real(first, inputs)
+        if inputs.config.optim.peak_lr != 3e-3 or inputs.config.mixture.temperature != 1:
             return found
         spoiled = jax.tree.map(lambda x: x * np.nan, found.base.trainable)
         return dataclasses.replace(found, base=dataclasses.replace(found.base, trainable=spoiled))
@@ -217,8 +217,8 @@ def test_runs_side_by_side_on_a_mesh_agree_with_runs_alone(place_of, programs, a
 
 
 def test_no_number_crosses_from_trial_to_trial(place_of):
-    job = experiment.resolve(dataclasses.replace(tiny_config(place_of), mesh=MeshConfig(trial=2, data=2, devices=4)))
-    placed = place(job, Programs())
+    inputs = resolution.resolve(dataclasses.replace(tiny_config(place_of), mesh=MeshConfig(trial=2, data=2, devices=4)))
+    placed = place(inputs, Programs())
     compiled = trials.build(placed.program, placed.base.trainable, placed.mesh, 4)
     leaves, tree = jax.tree.flatten(step_arguments(placed, compiled))  # lowering calls dataclasses with placeholders
     with jax.set_mesh(placed.mesh):
@@ -237,7 +237,7 @@ def step_arguments(placed, compiled) -> tuple:
     with contextlib.closing(placed.train_batches(0)) as batches:
         batch = stacked.stacked_batch({0: next(batches)}, compiled.size)
     with jax.set_mesh(placed.mesh):
-        put = sharding.put_batch(placed.mesh, batch, placed.job.micro_rows, trials=True)
+        put = sharding.put_batch(placed.mesh, batch, placed.inputs.micro_rows, trials=True)
     numbers = stacked.stacked_numbers([placed.numbers], compiled.size)
     who = trials.turns(range(compiled.size), compiled.size, placed.mesh)
     return jax.eval_shape(compiled.blank), placed.base.frozen, put, numbers, *who
@@ -245,8 +245,8 @@ def step_arguments(placed, compiled) -> tuple:
 
 def test_the_base_under_adapters_is_not_stacked(place_of):
     config = dataclasses.replace(tiny_config(place_of), lora=LoraConfig(rank=2))
-    placed = place(experiment.resolve(config), Programs())
-    beside = stacked.place_beside(placed, experiment.resolve(dataclasses.replace(config, seed=1)))
+    placed = place(resolution.resolve(config), Programs())
+    beside = stacked.place_beside(placed, resolution.resolve(dataclasses.replace(config, seed=1)))
     assert beside.base.frozen is placed.base.frozen
     compiled = trials.build(placed.program, placed.base.trainable, placed.mesh, 3)
     arguments = step_arguments(placed, compiled)

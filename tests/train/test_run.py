@@ -14,11 +14,11 @@ from helpers import fresh, tiny_config, tiny_model
 
 from jaxtune.config import EarlyStoppingConfig, HealthConfig
 from jaxtune.errors import UserError
-from jaxtune.experiment import resolution as experiment
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints
 from jaxtune.runs.history import read_rows, read_run
 from jaxtune.step.programs import Programs
+from jaxtune.train import plans, resolution
 from jaxtune.train import run as train
 from jaxtune.train.loop import Loop, Status, peak_memory_mb
 
@@ -73,7 +73,7 @@ def test_a_run_folder_explains_itself(finished):
 
 def test_the_ledger_equals_the_plan(finished, place):
     ledger = json.loads((finished.run_dir / "summary.json").read_text())["ledger"]
-    planned = experiment.resolve(tiny_config(place), show_progress=False).plan.ledger().to_json()
+    planned = resolution.resolve(tiny_config(place), show_progress=False).plan.ledger().to_json()
     assert ledger["examples"] == {task: row["examples"] for task, row in planned.items()}
     assert ledger["loss_tokens"] == {task: row["loss_tokens"] for task, row in planned.items()}
 
@@ -232,8 +232,8 @@ def test_a_non_finite_loss_names_step_and_examples(place, programs, monkeypatch)
     config = dataclasses.replace(tiny_config(place), health=HealthConfig(skip_budget=0, profile_steps=(1, 6)))
     real = train.place
 
-    def poisoned(job, shared):
-        placed = real(job, shared)
+    def poisoned(inputs, shared):
+        placed = real(inputs, shared)
         base = dataclasses.replace(placed.base, trainable=jax.tree.map(lambda x: x * np.nan, placed.base.trainable))
         return dataclasses.replace(placed, base=base)
 
@@ -268,23 +268,23 @@ def test_the_loss_of_seen_examples_is_measured_beside_that_of_unseen_ones(finish
 
 
 def test_seen_examples_are_those_of_the_first_steps(place):
-    job = experiment.resolve(tiny_config(place), questions=False)
-    [met] = [{(p.task, p.example) for row in job.plan.rows(0) for p in row}]
-    one_step = experiment.seen_examples(job, 1)
+    inputs = resolution.resolve(tiny_config(place), questions=False)
+    [met] = [{(p.task, p.example) for row in inputs.plan.rows(0) for p in row}]
+    one_step = plans.seen_examples(inputs.plan, inputs.train, inputs.validation, 1)
     assert {(task, int(i)) for task, part in one_step.items() for i in part.numbers} <= met
-    assert not experiment.seen_examples(job, 0)
-    for task, part in experiment.seen_examples(job, job.total_steps).items():
-        assert len(set(part.numbers.tolist())) == len(part.numbers) <= len(job.validation[task].numbers)
+    assert not plans.seen_examples(inputs.plan, inputs.train, inputs.validation, 0)
+    for task, part in plans.seen_examples(inputs.plan, inputs.train, inputs.validation, inputs.total_steps).items():
+        assert len(set(part.numbers.tolist())) == len(part.numbers) <= len(inputs.validation[task].numbers)
 
 
 def test_validation_has_no_more_rows_than_its_examples_need(place, programs):
     def validated(rows):
         config = dataclasses.replace(tiny_config(place), eval=dataclasses.replace(tiny_config(place).eval, rows=rows))
-        placed = train.place(experiment.resolve(config, questions=False), programs)
+        placed = train.place(resolution.resolve(config, questions=False), programs)
         with jax.set_mesh(placed.mesh):
             loss = placed.validation_loss(placed.base.trainable)
-        assert loss is not None and placed.job.eval_plan is not None
-        return placed.job.eval_plan, loss.macro_loss
+        assert loss is not None and placed.inputs.eval_plan is not None
+        return placed.inputs.eval_plan, loss.macro_loss
 
     wide, loss = validated(64)
     assert wide.num_steps == 1 and wide.rows_per_step == wide.num_rows < 64
@@ -294,7 +294,7 @@ def test_validation_has_no_more_rows_than_its_examples_need(place, programs):
 
 
 def test_no_second_copy_of_the_parameters_is_kept(place, programs):
-    placed = train.place(experiment.resolve(tiny_config(place), questions=False), programs)
+    placed = train.place(resolution.resolve(tiny_config(place), questions=False), programs)
     size = placed.flops_per_step(1)
     with jax.set_mesh(placed.mesh):
         state = placed.take_initial_state()

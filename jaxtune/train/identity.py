@@ -1,0 +1,67 @@
+"""The identity of a run: fingerprints of its data, tokenizer, template, base model, plan, config and some batches."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jaxtune.batch import Batch
+from jaxtune.config import ExperimentConfig, to_json
+from jaxtune.data.batches import StepBatches
+from jaxtune.plan import order
+from jaxtune.runs import manifest
+from jaxtune.train.resolution import TRAIN, VALIDATION, Inputs
+
+
+def identify(inputs: Inputs) -> dict[str, Any]:
+    """The manifest of a run: what it is bound to."""
+    stores = {(name, TRAIN): inputs.train[name] for name in inputs.tasks}
+    stores |= {(name, VALIDATION): part.store for name, part in inputs.validation.items()}
+    sources = {}
+    for (name, split), store in stores.items():
+        label = name if split == TRAIN else f"{name} ({split})"
+        sources[label] = store.fingerprint
+        # A file may change without changing a token.
+        sources[f"{label}, its source"] = {**inputs.tasks, **inputs.held}[name].source(split).fingerprint
+    weights = sorted(
+        path
+        for path in inputs.folder.iterdir()
+        if path.suffix in (".safetensors", ".json") and "token" not in path.name
+    )
+    return manifest.build_manifest(
+        data=sources,
+        tokenizer={path.name: manifest.file_fingerprint(path) for path in inputs.tokenizer.files},
+        template=inputs.template.source,
+        plan={"hash": inputs.plan.hash, "steps": inputs.plan.num_steps, "examples": inputs.plan.num_examples},
+        config=to_json(inputs.config),
+        seeds={"run": inputs.config.seed},
+        base_model={path.name: manifest.file_fingerprint(path) for path in (*weights, *adapter_files(inputs.config))},
+        blocks={name: inputs.train[name].block_fingerprints() for name in inputs.tasks},
+        batches={str(step): batch_fingerprint(inputs, step) for step in pinned_steps(inputs)},
+    )
+
+
+def adapter_files(config: ExperimentConfig) -> list[pathlib.Path]:
+    """Files of the adapters that a run starts from, if it starts from some."""
+    if config.lora is None or config.lora.start is None:
+        return []
+    return [pathlib.Path(config.lora.start) / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+
+
+def pinned_steps(inputs: Inputs) -> list[int]:
+    """Steps whose batches the manifest holds: the first, the last, and eight of a permutation of the run's seed."""
+    last = inputs.total_steps - 1
+    drawn = order.permutation(inputs.config.seed, "pinned batches", 0, inputs.total_steps)[:8]
+    return sorted({0, last, *map(int, drawn)})
+
+
+def global_batch(inputs: Inputs, step: int) -> Batch:
+    """The whole batch of a step [rows, seq] on the host, rows in the plan's order."""
+    return StepBatches(inputs.plan, inputs.train)[step]
+
+
+def batch_fingerprint(inputs: Inputs, step: int) -> str:
+    """SHA-256 of a step's global batch."""
+    batch = global_batch(inputs, step)
+    fields = (batch.tokens, batch.loss_weights, batch.segment_ids, batch.positions, batch.task_ids)
+    return manifest.array_fingerprint(*map(np.asarray, fields))

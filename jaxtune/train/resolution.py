@@ -1,0 +1,153 @@
+"""A config resolved against its files: tokenizer, template, tokenised tasks, mixture, plan. No device is touched."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+
+from jaxtune.chat import rendering as chat
+from jaxtune.chat import tokenizer
+from jaxtune.chat.template import TEMPLATES, ChatTemplate, load_template
+from jaxtune.chat.tokenizer import Tokenizer
+from jaxtune.config import ExperimentConfig
+from jaxtune.data.encoding import Encoding, tokenize
+from jaxtune.data.store import TaskTokens
+from jaxtune.data.subset import Subset
+from jaxtune.errors import UserError
+from jaxtune.evaluate import loss as evaluate
+from jaxtune.evaluate.loss import Question
+from jaxtune.hf import folder as hf
+from jaxtune.hf import peft
+from jaxtune.model.transformer import ModelConfig
+from jaxtune.plan.planning import Plan
+from jaxtune.tasks import Task, hold_out
+from jaxtune.train import plans
+
+BUILTIN = "builtin"
+"""Model path that means the small base model inside the package."""
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Inputs of a run: model, tokenizer, tasks, tokens and plans that a config names, read and checked."""
+
+    config: ExperimentConfig
+    folder: pathlib.Path
+    """The base model's folder."""
+    model: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    tasks: Mapping[str, Task]
+    """Tasks that are trained on."""
+    held: Mapping[str, Task]
+    """Tasks that are only evaluated."""
+    train: Mapping[str, TaskTokens]
+    validation: Mapping[str, Subset]
+    plan: Plan
+    eval_plan: Plan | None
+    """None where no task has validation data."""
+    questions: tuple[Question, ...]
+    """Test questions for generation."""
+
+    @property
+    def task_names(self) -> list[str]:
+        """Trained tasks, then held-out ones."""
+        return [*self.tasks, *self.held]
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.plan.num_steps
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of one forward pass, over all devices."""
+        return self.config.batch.rows // self.config.batch.micro_batches
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a generated answer: the trained terminator, and the tokenizer's own end of text."""
+        ends = {chat.terminator_id(self.template, self.tokenizer), self.tokenizer.eos_id}
+        return frozenset(i for i in ends if i is not None)
+
+    def describe_step(self, step: int) -> list[str]:
+        """`task: file:line` of every example in a step, with its epoch where it is not the first."""
+        placed = [placement for row in self.plan.rows(step) for placement in row]
+        return [self.describe(p.task, p.example, p.epoch) for p in placed]
+
+    def describe(self, task: str, example: int, epoch: int = 0) -> str:
+        """Where an example of the plan stands in its source."""
+        where = self.tasks[task].source(TRAIN).where(self.train[task].record(example))
+        return f"{task}: {where}" + (f" (epoch {epoch + 1})" if epoch else "")
+
+    def examples_in(self, step: int) -> dict[str, int]:
+        """How many examples of each task a step holds."""
+        counts: dict[str, int] = {}
+        for row in self.plan.rows(step):
+            for placement in row:
+                counts[placement.task] = counts.get(placement.task, 0) + 1
+        return counts
+
+
+def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: bool = True) -> Inputs:
+    """Read, check and plan everything. Raises UserError for whatever in the input cannot be used."""
+    folder = model_folder(config)
+    shape = dataclasses.replace(hf.load_config(folder), remat=config.model.remat, attention=config.model.attention)
+    words, template = load_text(config, folder)
+    hf.check_tokenizer(shape, words.vocab_size, config.model.tokenizer or folder)
+    if config.data.seq_len > shape.max_seq_len:
+        raise UserError(
+            f"data.seq_len={config.data.seq_len} is longer than the model's context of {shape.max_seq_len} tokens"
+        )
+    if config.lora is not None and config.lora.start is not None:
+        peft.starting_adapters(shape, config.lora)
+    parted = hold_out(config.tasks, config.held_out)
+    if not parted.kept:
+        raise UserError(f"held_out={list(config.held_out)} leaves no task to train on")
+    encoding = Encoding(
+        template=template, tokenizer=words, max_length=config.data.seq_len, mask_policy=config.data.mask_policy,
+        length_policy=config.data.length_policy, prompt_loss_weight=config.data.prompt_loss_weight,
+    )  # fmt: skip
+    where = cache_folder(config)
+    options = {"processes": config.data.processes, "show_progress": show_progress}
+    train = tokenize(list(parted.kept.values()), TRAIN, encoding, where, **options)
+    evaluated = [task for task in (*parted.kept.values(), *parted.held.values()) if VALIDATION in task.splits]
+    validation = plans.choose(tokenize(evaluated, VALIDATION, encoding, where, **options), config)
+    plan = plans.make_training_plan(config, train, list(parted.kept.values()))
+    asked = []
+    if questions and config.eval.generate:
+        everyone = [*parted.kept.values(), *parted.held.values()]
+        asked = evaluate.questions(everyone, TEST, template, words, limit=config.eval.generate_examples)
+    return Inputs(
+        config=config, folder=folder, model=shape, tokenizer=words, template=template,
+        tasks=parted.kept, held=parted.held, train=train, validation=validation, plan=plan,
+        eval_plan=plans.make_validation_plan(config, validation), questions=tuple(asked),
+    )  # fmt: skip
+
+
+def model_folder(config: ExperimentConfig) -> pathlib.Path:
+    """The base model's folder on this machine."""
+    if config.model.path == BUILTIN:
+        return pathlib.Path(__file__).parent.parent / "assets" / "base"
+    return hf.resolve(config.model.path)
+
+
+def load_text(config: ExperimentConfig, folder: pathlib.Path) -> tuple[Tokenizer, ChatTemplate]:
+    """Tokenizer and chat template of a config."""
+    source = pathlib.Path(config.model.tokenizer) if config.model.tokenizer else folder
+    words = tokenizer.load(source)
+    if config.model.template is None:
+        return words, load_template(source)
+    if config.model.template in TEMPLATES:
+        return words, TEMPLATES[config.model.template]
+    if pathlib.Path(config.model.template).exists():
+        return words, load_template(config.model.template)
+    raise UserError(
+        f"model.template {config.model.template!r} is neither a file nor a built-in template ({', '.join(TEMPLATES)})"
+    )
+
+
+def cache_folder(config: ExperimentConfig) -> pathlib.Path:
+    """Where tokenised data are kept."""
+    return pathlib.Path(config.data.cache_dir or os.environ.get("JAXTUNE_CACHE", ".cache/jaxtune")) / "tokens"
