@@ -84,3 +84,16 @@ def test_every_package_that_is_imported_is_declared():
 def distribution_name(requirement: str) -> str:
     """`orbax-checkpoint>=0.12` -> `orbax-checkpoint`."""
     return re.split(r"[\[<>=~; ]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def test_every_import_of_the_package_stands_for_a_module_also_inside_strings():
+    """Programs that tests and experiments write into files are text: a moved module would break them unseen."""
+    root = PACKAGE.parent
+    files = [path for top in ("jaxtune", "tests", "configs", "experiments") for path in (root / top).rglob("*.py")]
+    missing = []
+    for path in [*files, *(root / "notebooks").glob("*.ipynb"), root / "README.md"]:
+        for name in re.findall(r"\bfrom (jaxtune(?:\.\w+)*) import\b", path.read_text(encoding="utf-8")):
+            place = root.joinpath(*name.split("."))
+            if not place.is_dir() and not place.with_suffix(".py").is_file():
+                missing.append((path.relative_to(root).as_posix(), name))
+    assert not missing

@@ -25,12 +25,12 @@ from typing import Any
 CONFIG = """
 import pathlib
 
-from jaxtune.retention import CheckpointConfig
+from jaxtune.runs.retention import CheckpointConfig
 from jaxtune.config import BatchConfig, DataConfig, EarlyStoppingConfig, ExperimentConfig, ModelSource
 from jaxtune.evaluate import EvalConfig
 from jaxtune.mixture import Budget, MixtureConfig
 from jaxtune.optim import OptimConfig
-from jaxtune.sharding import MeshConfig
+from jaxtune.parallel.sharding import MeshConfig
 from jaxtune.tasks import Task, from_jsonl
 
 HERE = pathlib.Path(__file__).parent

@@ -6,8 +6,8 @@ With `--topology v5p:4x4x4` XLA's TPU compiler is used; it needs no TPU (`pip in
 `jax[tpu]` names). Without, as many CPU devices are simulated: the partitioner, and so the collective operations, are
 the same; memory and instruction choice are those of XLA's CPU compiler.
 
-One JSON object is printed, and added to the file `--out`: memory of a device by XLA's account and by `jaxtune.memory`,
-seconds, and the collective operations of a step with the bytes that a device receives in them.
+One JSON object is printed, and added to the file `--out`: memory of a device by XLA's account and by
+`jaxtune.train.memory`, seconds, and the collective operations of a step with the bytes that a device receives in them.
 """
 
 import argparse

@@ -294,8 +294,8 @@ def test_options_out_of_range_and_a_missing_folder_are_user_errors(tmp_path):
 SAVER = """
 import dataclasses, sys
 import jax, jax.numpy as jnp
-from jaxtune.checkpoint import Checkpoints
-from jaxtune.retention import CheckpointConfig
+from jaxtune.runs.checkpoints import Checkpoints
+from jaxtune.runs.retention import CheckpointConfig
 
 @dataclasses.dataclass(frozen=True)
 class State:

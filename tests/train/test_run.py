@@ -254,7 +254,7 @@ def test_run_folder_rules(tmp_path):
 
 
 def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
-    code = "from jaxtune.loop import peak_memory_mb; print(peak_memory_mb())"
+    code = "from jaxtune.train.loop import peak_memory_mb; print(peak_memory_mb())"
     held = np.ones(2**27, np.uint8)  # the parent's peak is at least 128 MB higher
     child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert held[-1] and child < peak_memory_mb()
