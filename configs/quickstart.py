@@ -7,7 +7,7 @@ Reaches: macro exact match 0.0 % before, 78.1 % after, over seven test sets of 6
 
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
 from jaxtune.evaluate.loss import EvalConfig
-from jaxtune.mixture.allocation import Budget, MixtureConfig
+from jaxtune.mixture.settings import Budget, MixtureConfig
 from jaxtune.optim import OptimConfig, Optimizer
 from jaxtune.tasks.builtin import TASKS
 

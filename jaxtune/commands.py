@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import MixtureConfig, OnCap, Strategy, mix_table
+from jaxtune.mixture.allocation import allocate
+from jaxtune.mixture.settings import MixtureConfig, OnCap, Strategy
 
 
 def print_json(value: Any) -> None:
@@ -69,7 +70,7 @@ def run_mix(arguments: argparse.Namespace) -> None:
         config = mixture_from_arguments(arguments, base)
         if budget is None and config.max_repeats != math.inf:
             raise UserError("--max-repeats needs --budget: without an end every task repeats without limit")
-        rows = mix_table(sizes, config, budget)
+        rows = allocate(sizes, config, budget).to_json()["tasks"]
     else:
         from jaxtune.preview import mixture_of
 

@@ -20,7 +20,7 @@ from jaxtune.chat.rendering import MaskPolicy
 from jaxtune.data.fit import LengthPolicy
 from jaxtune.errors import UserError
 from jaxtune.evaluate.loss import Aggregate, EvalConfig
-from jaxtune.mixture.allocation import Budget, MixtureConfig
+from jaxtune.mixture.settings import Budget, MixtureConfig
 from jaxtune.model.attention.core import Backend
 from jaxtune.model.lora import LoraConfig
 from jaxtune.model.transformer import Remat

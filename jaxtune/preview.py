@@ -16,10 +16,10 @@ from jaxtune.batch import Example
 from jaxtune.chat import mask_view as masks
 from jaxtune.config import ExperimentConfig, to_json
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import Budget
+from jaxtune.mixture import Alternative, alternatives, parse_alternatives
+from jaxtune.mixture.settings import Budget
 from jaxtune.plan import order
 from jaxtune.plan.planning import unit_totals
-from jaxtune.reports.mixture import Alternative, alternatives, parse_alternatives
 from jaxtune.reports.preview import render
 from jaxtune.runs.history import Json, plain, replace_file
 from jaxtune.terminal import tables as terminal
@@ -70,7 +70,7 @@ def mixture_of(config: ExperimentConfig, budget: int | None = None) -> list[Json
     if budget is not None:
         config = dataclasses.replace(config, duration=Budget(examples=budget))
     inputs = resolution.resolve(config, questions=False)
-    return documents.mixture_json(inputs)["tasks"]
+    return inputs.plan.to_json()["tasks"]
 
 
 def gather(inputs: Inputs, examples: int, task: str | None = None) -> Json:

@@ -8,7 +8,7 @@ import jaxtune
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
 from jaxtune.evaluate.loss import EvalConfig
 from jaxtune.hf import folder as hf
-from jaxtune.mixture.allocation import Budget, MixtureConfig
+from jaxtune.mixture.settings import Budget, MixtureConfig
 from jaxtune.model import transformer as model
 from jaxtune.optim import OptimConfig
 from jaxtune.parallel.sharding import MeshConfig

@@ -56,7 +56,7 @@ def place(tmp_path_factory):
 def test_mix_prints_the_temperatures_of_the_handbook(capsys, temperature, ratio):
     code, out, _ = run(capsys, "mix", *SIZES, "--temperature", temperature, "--json")
     rows = json.loads(out)
-    assert code == 0 and set(rows[0]) == {"task", "size", "probability", "count", "epochs", "capped"}
+    assert code == 0 and {"task", "size", "probability", "count", "epochs", "capped"} <= set(rows[0])
     assert rows[0]["probability"] / rows[1]["probability"] == pytest.approx(ratio, rel=1e-6)
 
 

@@ -10,7 +10,7 @@ from helpers import tiny_config
 
 from jaxtune import config
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import Budget
+from jaxtune.mixture.settings import Budget
 from jaxtune.model.lora import LoraConfig, Variant
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))

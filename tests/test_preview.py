@@ -11,7 +11,7 @@ from jaxtune import preview
 from jaxtune.chat.rendering import MaskPolicy
 from jaxtune.config import DataConfig, ExperimentConfig, ModelSource
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import Budget, MixtureConfig
+from jaxtune.mixture import Budget, MixtureConfig, allocate
 from jaxtune.tasks import Task, from_list
 from jaxtune.train import resolution
 
@@ -125,6 +125,12 @@ def test_the_mixture_of_a_config_can_be_asked_for_another_budget(config):
     rows = preview.mixture_of(config, 30)
     assert sum(row["count"] for row in rows) == 30
     assert sum(row["count"] for row in preview.mixture_of(config)) == 60
+
+
+def test_mix_prints_one_table_of_columns_for_sizes_and_for_a_config(config):
+    [by_size, *_] = allocate({"qa": 10, "math": 3}, MixtureConfig(), 5).to_json()["tasks"]
+    [by_config, *_] = preview.mixture_of(config)
+    assert by_size.keys() == by_config.keys()
 
 
 def test_the_facts_state_what_is_trained(config):

@@ -21,7 +21,8 @@ import numpy as np
 from jaxtune.batch import best_fit
 from jaxtune.data.batches import StepBatches, batches
 from jaxtune.data.store import Part, TaskTokens, merge
-from jaxtune.mixture.allocation import MixtureConfig, allocate
+from jaxtune.mixture.allocation import allocate
+from jaxtune.mixture.settings import MixtureConfig
 from jaxtune.plan.ledger import count_batch
 from jaxtune.plan.order import Interleaving, MixedOrder, stream_key
 from jaxtune.plan.planning import Plan, make_plan

@@ -10,7 +10,7 @@ import pathlib
 
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
 from jaxtune.evaluate.loss import EvalConfig
-from jaxtune.mixture.allocation import Budget, MixtureConfig
+from jaxtune.mixture.settings import Budget, MixtureConfig
 from jaxtune.optim import OptimConfig
 from jaxtune.tasks import Task, from_jsonl
 

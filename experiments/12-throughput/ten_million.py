@@ -4,7 +4,7 @@ import os
 
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
 from jaxtune.evaluate.loss import EvalConfig
-from jaxtune.mixture.allocation import Budget
+from jaxtune.mixture.settings import Budget
 from jaxtune.tasks.builtin import TASKS
 
 

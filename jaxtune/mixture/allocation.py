@@ -6,7 +6,6 @@ and fractions, so a mixture is the same on every platform.
 
 import dataclasses
 import difflib
-import enum
 import math
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -14,94 +13,17 @@ from typing import Any
 
 from jaxtune.errors import UserError
 from jaxtune.mixture.apportion import Number, as_fraction, largest_remainder, normalised, water_fill
-from jaxtune.mixture.rates import Group, RateRule, Strategy, shares
+from jaxtune.mixture.rates import RateRule, shares
+from jaxtune.mixture.settings import Budget, Group, MixingUnit, MixtureConfig, OnCap, Strategy, check_number
 
 _TEMPERATURE = {Strategy.PROPORTIONAL: 1.0, Strategy.EQUAL: math.inf, Strategy.UNIMAX: math.inf}
 """Temperatures that strategies fix."""
 
-
-class OnCap(enum.Enum):
-    """What happens to the examples that a capped task cannot supply."""
-
-    REDISTRIBUTE = "redistribute"
-    """The other tasks take them, keeping the ratios among themselves."""
-    SHRINK = "shrink"
-    """They are left out; the run is shorter."""
-    STOP = "stop"
-    """The run ends where the first task is exhausted: exact proportions."""
-    ERROR = "error"
-    """The mixture is refused."""
-
-
-class MixingUnit(enum.Enum):
-    """What the probabilities are shares of."""
-
-    EXAMPLES = "examples"
-    TOKENS = "tokens"
-    LOSS_TOKENS = "loss_tokens"
-
-
-class Selection(enum.Enum):
-    """Which examples `max_examples` keeps."""
-
-    PERMUTED = "permuted"
-    """The first of a seeded permutation."""
-    HEAD = "head"
-    """The first of the file."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MixtureConfig:
-    """How tasks are mixed; see `allocate`."""
-
-    strategy: Strategy = Strategy.TEMPERATURE
-    """temperature, proportional, equal, unimax or weights."""
-    temperature: Number = 2.0
-    """T > 0: 1 is proportional, inf is equal."""
-    rate_max: Number | None = None
-    """K, the mixing rate maximum: no size counts for more than this before the temperature. None: no limit."""
-    scale: Number = 1.0
-    """Sizes are multiplied by this before `rate_max`."""
-    max_examples: int | Mapping[str, int] | None = None
-    """E: at most so many distinct examples of a task are used; for all tasks, or by task name."""
-    selection: Selection = Selection.PERMUTED
-    """Which examples `max_examples` keeps."""
-    max_repeats: Number | Mapping[str, Number] = math.inf
-    """R > 0: no task supplies more than floor(R * usable examples); for all tasks, or by task name."""
-    weights: Mapping[str, Number] | None = None
-    """Rates by task name, for the strategy `weights`; 0 leaves the task out."""
-    groups: Mapping[str, Group] = dataclasses.field(default_factory=dict)
-    """Task clusters by name; tasks in no group stand beside the groups."""
-    on_cap: OnCap = OnCap.REDISTRIBUTE
-    """What happens when `max_repeats` binds."""
-    allow_underfill: bool = False
-    """Take every task at its cap when the caps together hold less than the budget."""
-    unit: MixingUnit = MixingUnit.EXAMPLES
-    """What the probabilities are shares of; budgets are always counted in examples."""
-
-    def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, infinite=True)
-        _check_number("scale", self.scale)
-        if self.rate_max is not None:
-            _check_number("rate_max", self.rate_max, infinite=True)
-        if isinstance(self.max_repeats, Mapping):
-            for task, value in self.max_repeats.items():
-                _check_number(f"max_repeats of {task!r}", value, infinite=True)
-        else:
-            _check_number("max_repeats", self.max_repeats, infinite=True)
-        limits = self.max_examples if isinstance(self.max_examples, Mapping) else {"": self.max_examples}
-        for task, limit in limits.items():
-            if limit is not None and limit < 1:
-                raise UserError(f"max_examples{f' of {task!r}' if task else ''} must be at least 1, got {limit}")
-        if (self.weights is not None) != (self.strategy is Strategy.WEIGHTS):
-            raise UserError(
-                "strategy 'weights' and `weights` go together: "
-                f"got strategy {self.strategy.value!r} and weights {self.weights!r}; give both or neither"
-            )
-        for task, weight in (self.weights or {}).items():
-            _check_number(f"weight of {task!r}", weight, zero=True)
-        if self.strategy is Strategy.UNIMAX and self.on_cap is not OnCap.REDISTRIBUTE:
-            raise UserError(f"strategy 'unimax' redistributes by definition; on_cap is {self.on_cap.value!r}")
+TOKEN_COLUMNS = (
+    *("tokens", "loss_tokens", "response_tokens", "prompt_tokens"),
+    *("token_share", "loss_token_share"),
+)
+"""Columns of a task's row that need the lengths of its examples."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,9 +68,9 @@ class Allocation:
         return 0.5 * math.fsum(abs(self.realised[t] - self.probabilities[t]) for t in self.probabilities)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON: one row a task and the totals."""
+        """Plain JSON: one row a task and the totals. A row's `TOKEN_COLUMNS` are None until a plan fills them."""
         return {
-            "tasks": [_task_row(self, task) for task in self.sizes],
+            "tasks": [{**_task_row(self, task), **dict.fromkeys(TOKEN_COLUMNS)} for task in self.sizes],
             "strategy": self.config.strategy.value,
             "temperature": _json_number(self.config.temperature),
             "unit": self.config.unit.value,
@@ -158,29 +80,6 @@ class Allocation:
             "effective_tasks": self.effective_tasks,
             "total_variation": self.total_variation,
         }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How long a run is: exactly one of the four."""
-
-    examples: int | None = None
-    """Examples drawn, repeats included."""
-    epochs: Number | None = None
-    """Times the natural total: the sum of the usable examples of all tasks with a rate above 0."""
-    steps: int | None = None
-    """Optimizer steps."""
-    tokens: int | None = None
-    """Tokens of the drawn examples, prompts included, padding not."""
-
-    def __post_init__(self) -> None:
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        if len(given) != 1:
-            raise UserError(
-                f"give exactly one of examples, epochs, steps and tokens as the budget; got {given or 'none'}"
-            )
-        for name, value in given.items():
-            _check_number(f"budget in {name}", value)
 
 
 def allocate(
@@ -289,19 +188,6 @@ def resolve_budget(
     return _budget_for_tokens(as_fraction(tokens), sizes, config, mean_tokens, unit_totals)
 
 
-def mix_table(
-    sizes: Mapping[str, int],
-    config: MixtureConfig,
-    budget: int | None,
-    *,
-    unit_totals: Mapping[str, int | Fraction] | None = None,
-) -> list[dict[str, Any]]:
-    """Rows `task, size, probability, count, epochs, capped`; count and epochs are None without a budget."""
-    allocation = allocate(sizes, config, budget, unit_totals=unit_totals)
-    columns = ("task", "size", "probability", "count", "epochs", "capped")
-    return [{column: _task_row(allocation, task)[column] for column in columns} for task in sizes]
-
-
 # Budgets and integers
 
 
@@ -317,7 +203,7 @@ def _expected(
     p: Mapping[str, Fraction], caps: Mapping[str, int | None], budget: int, config: MixtureConfig
 ) -> dict[str, Fraction]:
     """Exact expected examples of each task, x."""
-    _check_number("the budget in examples", budget)
+    check_number("the budget in examples", budget)
     wanted = {task: share * budget for task, share in p.items()}
     over = {task: cap for task, cap in caps.items() if cap is not None and wanted[task] > cap}
     if not over:
@@ -402,9 +288,9 @@ def _check_group(name: str, group: Group, sizes: Mapping[str, int]) -> None:
     if not group.tasks and not group.groups:
         raise UserError(f"group {name!r} is empty; give it tasks or groups")
     if group.weight is not None:
-        _check_number(f"weight of group {name!r}", group.weight, zero=True)
+        check_number(f"weight of group {name!r}", group.weight, zero=True)
     if group.temperature is not None:
-        _check_number(f"temperature of group {name!r}", group.temperature, infinite=True)
+        check_number(f"temperature of group {name!r}", group.temperature, infinite=True)
     for sub, inner in group.groups.items():
         _check_group(sub, inner, sizes)
 
@@ -415,13 +301,6 @@ def _check_names(where: str, names: Iterable[str], known: Mapping[str, Any]) -> 
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]!r}" if close else ""
             raise UserError(f"{where}: unknown task {name!r}{hint}. Tasks: {_listed(known)}")
-
-
-def _check_number(name: str, value: Number, *, infinite: bool = False, zero: bool = False) -> None:
-    allowed = (value > 0 or (zero and value == 0)) and (infinite or value != math.inf)
-    if not allowed:  # also catches NaN, which compares as false
-        bounds = "at least 0" if zero else "above 0"
-        raise UserError(f"{name} must be {bounds}{'' if infinite else ' and finite'}, got {value}")
 
 
 def _unit_means(

@@ -1,45 +1,13 @@
 """Task sizes to nominal shares: the rate of a task, and groups of tasks that nest."""
 
 import dataclasses
-import enum
 import math
 from collections.abc import Mapping
 from fractions import Fraction
 
 from jaxtune.errors import UserError
 from jaxtune.mixture.apportion import Number, as_fraction, root
-
-
-class Strategy(enum.Enum):
-    """How a task's size becomes its rate."""
-
-    TEMPERATURE = "temperature"
-    """rate = min(size * scale, rate_max) ** (1 / temperature)"""
-    PROPORTIONAL = "proportional"
-    """The same at temperature 1."""
-    EQUAL = "equal"
-    """The same at infinite temperature: every task alike."""
-    UNIMAX = "unimax"
-    """Equal, with the repetition caps filled from the smallest task up (UniMax, arXiv 2304.09151)."""
-    WEIGHTS = "weights"
-    """The given weights as they are."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
-    """Tasks mixed among themselves first, then as one entry of the mixture around them; groups nest.
-
-    p_i = sum over groups g that hold i of P_g * p_(i|g), as nested SeqIO mixtures do.
-    """
-
-    tasks: tuple[str, ...] = ()
-    """Names of the member tasks."""
-    groups: Mapping[str, "Group"] = dataclasses.field(default_factory=dict)
-    """Member groups by name."""
-    weight: Number | None = None
-    """Rate among its siblings; None applies the strategy to the summed size of its tasks."""
-    temperature: Number | None = None
-    """Temperature among its own members; None inherits."""
+from jaxtune.mixture.settings import Group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,15 +20,8 @@ from jaxtyping import Int
 
 from jaxtune.batch import PackPolicy, best_fit
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import (
-    Allocation,
-    Budget,
-    MixingUnit,
-    MixtureConfig,
-    Selection,
-    allocate,
-    resolve_budget,
-)
+from jaxtune.mixture.allocation import Allocation, allocate, resolve_budget
+from jaxtune.mixture.settings import Budget, MixingUnit, MixtureConfig, Selection
 from jaxtune.plan.ledger import COLUMNS, Ledger
 from jaxtune.plan.lengths import Lengths, Table
 from jaxtune.plan.order import MixedOrder, Order, SequentialOrder, keyed, permute, stream_key

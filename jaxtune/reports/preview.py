@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtune.mixture import Alternative
 from jaxtune.reports import charts as figures
 from jaxtune.reports import page
-from jaxtune.reports.mixture import Alternative, alternatives_section, mixture_section
+from jaxtune.reports.mixture import alternatives_section, mixture_section
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, Stat, share, tag
 from jaxtune.runs.history import Json, task_shares
 from jaxtune.terminal.progress import quantity

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from jaxtune.errors import UserError
-from jaxtune.mixture import allocation as mixture
+from jaxtune.mixture import Group
 from jaxtune.tasks.sources.base import RecordSource
 from jaxtune.tasks.task import Task
 from jaxtune.tasks.wording import Builder, Template
@@ -129,7 +129,7 @@ def invert(
     )
 
 
-def cluster_groups(tasks: Iterable[Task]) -> dict[str, mixture.Group]:
+def cluster_groups(tasks: Iterable[Task]) -> dict[str, Group]:
     """Nested mixture groups by cluster: tasks of `language/translation` form a group inside the group `language`."""
     members: dict[str, list[tuple[str, str]]] = {}
     for task in tasks:
@@ -139,13 +139,13 @@ def cluster_groups(tasks: Iterable[Task]) -> dict[str, mixture.Group]:
     return {head: _group(inside) for head, inside in members.items()}
 
 
-def _group(members: Sequence[tuple[str, str]]) -> mixture.Group:
+def _group(members: Sequence[tuple[str, str]]) -> Group:
     inner: dict[str, list[tuple[str, str]]] = {}
     for path, name in members:
         if path:
             head, _, rest = path.partition("/")
             inner.setdefault(head, []).append((rest, name))
-    return mixture.Group(
+    return Group(
         tasks=tuple(name for path, name in members if not path),
         groups={head: _group(inside) for head, inside in inner.items()},
     )

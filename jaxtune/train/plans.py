@@ -10,7 +10,7 @@ from jaxtune.batch import PackPolicy
 from jaxtune.config import ExperimentConfig
 from jaxtune.data.store import TaskTokens
 from jaxtune.data.subset import Subset
-from jaxtune.mixture.allocation import MixtureConfig
+from jaxtune.mixture.settings import MixtureConfig
 from jaxtune.plan import order
 from jaxtune.plan.planning import Plan, make_eval_plan, plan_for_budget
 from jaxtune.tasks import Task

@@ -12,7 +12,7 @@ from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.data.batches import StepBatches, batches, prefetched
 from jaxtune.data.encoding import Encoding, tokenize
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import Budget, MixtureConfig, Strategy
+from jaxtune.mixture.settings import Budget, MixtureConfig, Strategy
 from jaxtune.plan.ledger import count_batch
 from jaxtune.plan.planning import make_eval_plan, plan_for_budget
 from jaxtune.tasks import Task, Template, from_list

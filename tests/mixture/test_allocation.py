@@ -6,17 +6,8 @@ import hypothesis.strategies as st
 import pytest
 
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import (
-    Budget,
-    Group,
-    MixingUnit,
-    MixtureConfig,
-    OnCap,
-    Strategy,
-    allocate,
-    mix_table,
-    resolve_budget,
-)
+from jaxtune.mixture.allocation import allocate, resolve_budget
+from jaxtune.mixture.settings import Budget, Group, MixingUnit, MixtureConfig, OnCap, Strategy
 
 SUPERGLUE = {
     "boolq": 9220,
@@ -322,12 +313,12 @@ def test_a_budget_has_exactly_one_positive_spelling(given):
         Budget(**given)
 
 
-def test_the_table_rows_are_the_command_lines():
-    rows = mix_table({"qa": 120_000, "math": 8_000}, MixtureConfig(max_repeats=3), 100_000)
-    assert rows[0].keys() == {"task", "size", "probability", "count", "epochs", "capped"}
+def test_rows_have_the_same_columns_with_and_without_a_budget():
+    rows = allocate({"qa": 120_000, "math": 8_000}, MixtureConfig(max_repeats=3), 100_000).to_json()["tasks"]
     assert [row["count"] for row in rows] == [79_479, 20_521]
     assert rows[1]["epochs"] == 20_521 / 8_000
-    (endless,) = mix_table({"qa": 120_000}, MixtureConfig(), None)
+    (endless,) = allocate({"qa": 120_000}, MixtureConfig(), None).to_json()["tasks"]
+    assert rows[0].keys() == endless.keys() >= {"task", "size", "probability", "count", "epochs", "capped"}
     assert (endless["probability"], endless["count"], endless["epochs"], endless["capped"]) == (1, None, None, False)
 
 

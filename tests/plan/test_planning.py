@@ -7,7 +7,8 @@ import pytest
 
 from jaxtune.batch import Example, PackPolicy, assemble
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import Budget, MixingUnit, MixtureConfig, OnCap, Selection, Strategy, allocate
+from jaxtune.mixture.allocation import allocate
+from jaxtune.mixture.settings import Budget, MixingUnit, MixtureConfig, OnCap, Selection, Strategy
 from jaxtune.plan.ledger import count_batch
 from jaxtune.plan.order import permutation
 from jaxtune.plan.planning import make_eval_plan, make_plan, plan_for_budget, unit_totals

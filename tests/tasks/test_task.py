@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxtune.chat.rendering import Conversation, Message
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import Group
+from jaxtune.mixture.settings import Group
 from jaxtune.tasks import (
     FewShot,
     FewShotStyle,

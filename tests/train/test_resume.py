@@ -12,7 +12,7 @@ import pytest
 from helpers import tiny_config, tiny_model
 
 from jaxtune.config import EarlyStoppingConfig
-from jaxtune.mixture.allocation import Budget
+from jaxtune.mixture.settings import Budget
 from jaxtune.parallel.job import StopSignal
 from jaxtune.step.programs import Programs
 from jaxtune.train import run as train
