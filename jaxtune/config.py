@@ -23,9 +23,9 @@ from jaxtune.evaluate.loss import Aggregate, EvalConfig
 from jaxtune.mixture.settings import Budget, MixtureConfig
 from jaxtune.model.attention.core import Backend
 from jaxtune.model.lora import LoraConfig
-from jaxtune.model.transformer import Remat
+from jaxtune.model.settings import Remat
 from jaxtune.optim import OptimConfig
-from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.parallel.mesh import MeshConfig
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.mirrors import MirrorKind
 from jaxtune.runs.retention import CheckpointConfig

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtune.errors import UserError
 from jaxtune.parallel import job as distributed
 from jaxtune.parallel import sharding
-from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 
 ROWS, SEQ = 8, 16
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace, stop: distributed.StopSignal) -> int:
-    mesh = sharding.make_mesh(MeshConfig(fsdp=2))
+    mesh = make_mesh(MeshConfig(fsdp=2))
     rows = sharding.local_rows(mesh, ROWS)
     places = State(sharding.replicated(mesh), {"w": jax.NamedSharding(mesh, jax.P("fsdp"))})
     state = jax.jit(lambda: State(jnp.zeros((), jnp.int32), {"w": jnp.ones((SEQ, 4))}), out_shardings=places)()

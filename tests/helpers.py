@@ -10,13 +10,14 @@ from jaxtune.evaluate.loss import EvalConfig
 from jaxtune.hf import folder as hf
 from jaxtune.mixture.settings import Budget, MixtureConfig
 from jaxtune.model import transformer as model
+from jaxtune.model.settings import ModelConfig
 from jaxtune.optim import OptimConfig
-from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.parallel.mesh import MeshConfig
 from jaxtune.runs.retention import CheckpointConfig
 from jaxtune.tasks import Task, from_list
 
 ASSETS = pathlib.Path(jaxtune.__file__).parent / "assets" / "base"
-TINY = model.ModelConfig(
+TINY = ModelConfig(
     vocab_size=1536, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32, max_seq_len=128
 )
 

@@ -37,7 +37,7 @@ def place(tmp_path_factory):
         '''A small run.'''
         from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
         from jaxtune.mixture import Budget
-        from jaxtune.parallel.sharding import MeshConfig
+        from jaxtune.parallel.mesh import MeshConfig
         from jaxtune.tasks import Task, from_jsonl
 
         def config():

@@ -26,9 +26,10 @@ from safetensors.numpy import load_file, save_file
 from jaxtune import optim
 from jaxtune.batch import Batch
 from jaxtune.model import transformer as model
+from jaxtune.model.settings import ModelConfig
 from jaxtune.step import update as step
 
-CONFIG = model.ModelConfig(
+CONFIG = ModelConfig(
     vocab_size=1536, d_model=192, num_layers=5, num_heads=3, num_kv_heads=1, head_dim=64, d_ff=512, max_seq_len=512
 )
 SEQ_LEN = 128

@@ -30,7 +30,7 @@ from jaxtune.config import BatchConfig, DataConfig, EarlyStoppingConfig, Experim
 from jaxtune.evaluate import EvalConfig
 from jaxtune.mixture import Budget, MixtureConfig
 from jaxtune.optim import OptimConfig
-from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.parallel.mesh import MeshConfig
 from jaxtune.tasks import Task, from_jsonl
 
 HERE = pathlib.Path(__file__).parent
@@ -65,10 +65,11 @@ def write_project(folder: pathlib.Path) -> pathlib.Path:
     """A config with three JSONL tasks of unequal size and a random two-layer model; returns the config file."""
     from jaxtune.hf import folder as hf
     from jaxtune.model import transformer as model
+    from jaxtune.model.settings import ModelConfig
 
     assets = pathlib.Path(hf.__file__).parent.parent / "assets" / "base"
     shipped = json.loads((assets / "config.json").read_text())
-    shape = model.ModelConfig(
+    shape = ModelConfig(
         vocab_size=shipped["vocab_size"], d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32,
         max_seq_len=128,
     )  # fmt: skip

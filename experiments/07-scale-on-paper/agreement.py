@@ -14,10 +14,9 @@ import jax
 from jaxtune.model.attention.core import Backend
 from jaxtune.model.lora import LoraConfig
 from jaxtune.model.moe import MoeConfig
-from jaxtune.model.transformer import ModelConfig, Remat
+from jaxtune.model.settings import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
-from jaxtune.parallel import sharding
-from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.parallel.mesh import AXES, MeshConfig, make_mesh
 from jaxtune.train import memory
 from jaxtune.train.memory import Work
 
@@ -38,7 +37,7 @@ def work(
     """A step of `SMALL`, changed as `model` says."""
     shape = dataclasses.replace(SMALL, remat=remat, **(model or {}))
     return Work(
-        model=shape, optim=OptimConfig(), axes=dict.fromkeys(sharding.AXES, 1) | (axes or {}), micro_rows=rows,
+        model=shape, optim=OptimConfig(), axes=dict.fromkeys(AXES, 1) | (axes or {}), micro_rows=rows,
         seq_len=seq_len, **({"micro_batches": 1} | fields),
     )  # fmt: skip
 
@@ -73,7 +72,7 @@ def main() -> None:
     print("| step | XLA, MiB | of it arguments | plan, MiB | plan / XLA |\n| --- | ---: | ---: | ---: | ---: |")
     for name, step in WORKS.items():
         sizes: dict[str, Any] = dict(step.axes)
-        mesh = sharding.make_mesh(MeshConfig(**sizes, devices=math.prod(sizes.values())))
+        mesh = make_mesh(MeshConfig(**sizes, devices=math.prod(sizes.values())))
         account = memory.lower(step, mesh).compile(QUICK).memory_analysis()
         given = account.argument_size_in_bytes
         held = given + account.temp_size_in_bytes + account.output_size_in_bytes - account.alias_size_in_bytes

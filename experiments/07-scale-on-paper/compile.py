@@ -29,10 +29,9 @@ from jax.experimental import topologies
 
 from jaxtune.model.attention.core import Backend
 from jaxtune.model.rope import RopeConfig
-from jaxtune.model.transformer import ModelConfig, Remat
+from jaxtune.model.settings import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
-from jaxtune.parallel import sharding
-from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.parallel.mesh import AXES, MeshConfig, make_mesh
 from jaxtune.step import losses
 from jaxtune.train import memory
 
@@ -50,7 +49,7 @@ def work_of(options: argparse.Namespace) -> memory.Work:
         vocab_size=128256, num_kv_heads=8, head_dim=128, max_seq_len=131072, tie_embeddings=False, remat=Remat.FULL,
         attention=Backend(options.attention), rope=RopeConfig(theta=500000.0), **sizes,
     )  # fmt: skip
-    axes = dict.fromkeys(sharding.AXES, 1) | {"data": options.data, "fsdp": options.fsdp, "tensor": options.tensor}
+    axes = dict.fromkeys(AXES, 1) | {"data": options.data, "fsdp": options.fsdp, "tensor": options.tensor}
     return memory.Work(
         model=shape, optim=OptimConfig(), axes=axes, micro_rows=options.rows, micro_batches=1,
         seq_len=options.seq_len, compute_dtype=options.compute_dtype, chunk=losses.CHUNK_POSITIONS, platform="tpu",
@@ -66,7 +65,7 @@ def account(options: argparse.Namespace) -> dict:
         devices = jax.devices()
     else:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
-    mesh = sharding.make_mesh(MeshConfig(**work.axes, devices=num_devices), devices)
+    mesh = make_mesh(MeshConfig(**work.axes, devices=num_devices), devices)
     begun, used = time.monotonic(), time.process_time()
     lowered = memory.lower(work, mesh)
     traced = time.monotonic()

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtune.batch import Batch
 from jaxtune.model import transformer as model
 from jaxtune.model.rope import RopeConfig
-from jaxtune.model.transformer import LayerKind, ModelConfig
+from jaxtune.model.settings import LayerKind, ModelConfig
 from jaxtune.optim import OptimConfig
-from jaxtune.parallel import sharding
+from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.step import programs
 from jaxtune.step.update import LossConfig, hparams
 
@@ -40,7 +40,7 @@ def with_depth(config: ModelConfig, layers: int) -> ModelConfig:
 
 def seconds(config: ModelConfig, rows: int, length: int) -> dict[str, float]:
     """CPU seconds of tracing and of compiling, and the size of the compiled program's text."""
-    mesh = sharding.make_mesh(sharding.MeshConfig(devices=1))
+    mesh = make_mesh(MeshConfig(devices=1))
     spec = programs.ProgramSpec(
         model=config, optim=OptimConfig(), loss=LossConfig(), lora=None, compute_dtype="float32", num_tasks=4,
         total_steps=1000, capacity=rows * length // 2, tokens=rows * length, mesh=mesh,

@@ -15,9 +15,10 @@ import numpy as np
 from jaxtune.batch import Batch
 from jaxtune.model import transformer as model
 from jaxtune.model.rope import RopeConfig
-from jaxtune.model.transformer import ModelConfig
+from jaxtune.model.settings import ModelConfig
 from jaxtune.optim import OptimConfig
 from jaxtune.parallel import sharding
+from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.step import programs
 from jaxtune.step.update import LossConfig, hparams
 
@@ -90,7 +91,7 @@ def drawn(shapes: dict) -> dict:
 def main() -> None:
     batches = common.batches(ARGUMENTS)
     config = model_config(ARGUMENTS.config)
-    mesh = sharding.make_mesh(sharding.MeshConfig(devices=1))
+    mesh = make_mesh(MeshConfig(devices=1))
     optim = OptimConfig(peak_lr=common.LR, weight_decay=common.WD, clip_norm=common.CLIP, warmup_frac=0.1)
     sizes = bounds(ARGUMENTS.config, ARGUMENTS.mode)
     spec = programs.ProgramSpec(

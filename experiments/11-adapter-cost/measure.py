@@ -17,7 +17,8 @@ import numpy as np
 from jaxtune.model import lora
 from jaxtune.model.lora import LoraConfig, Variant
 from jaxtune.model.quantize import Bits
-from jaxtune.model.transformer import ModelConfig, abstract_params, apply
+from jaxtune.model.settings import ModelConfig
+from jaxtune.model.transformer import abstract_params, apply
 from jaxtune.step import losses
 
 CONFIG = ModelConfig(

@@ -26,6 +26,7 @@ from jaxtune.config import ExperimentConfig
 from jaxtune.hf import folder as hf
 from jaxtune.model import transformer as model
 from jaxtune.parallel import compilation as compiling
+from jaxtune.parallel import mesh
 from jaxtune.step.programs import Programs
 from jaxtune.train import resolution
 from jaxtune.train import session as placed
@@ -97,7 +98,7 @@ def throughput(case: str, steps: int, rounds: int) -> Iterator[dict]:
     """Padded and packed by turns in one process, with the matmul rate measured before each."""
     config = configs.load(CASES[case])
     programs = Programs()
-    with jax.set_mesh(placed.sharding.make_mesh(config.mesh)):
+    with jax.set_mesh(mesh.make_mesh(config.mesh)):
         runners = {packing: Steps(config, packing, programs) for packing in PACKINGS}
         for runner in runners.values():
             runner.run(1)  # compiles

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtune import config as configs
 from jaxtune.hf import folder as hf
 from jaxtune.model import transformer as model
+from jaxtune.model.settings import ModelConfig
 from jaxtune.step import trials
 from jaxtune.step.programs import Programs
 from jaxtune.sweep import run as sweep
@@ -37,7 +38,7 @@ from jaxtune.train.session import Placed, place, place_beside
 ROOT = pathlib.Path(__file__).parent.parent.parent
 AXES = {"optim.peak_lr": ["1e-3", "3e-3"], "mixture.temperature": ["1", "4"]}
 STEPS = 30
-TOY = model.ModelConfig(
+TOY = ModelConfig(
     vocab_size=1536, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32, max_seq_len=128
 )
 

@@ -19,9 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from jaxtune.errors import UserError
-from jaxtune.model.transformer import Cache, ModelConfig, apply_cached, apply_logits, init_cache
+from jaxtune.model.settings import ModelConfig
+from jaxtune.model.transformer import Cache, apply_cached, apply_logits, init_cache
 from jaxtune.parallel import compilation as compiling
-from jaxtune.parallel.sharding import ROWS, row_shards
+from jaxtune.parallel.mesh import ROWS
+from jaxtune.parallel.sharding import row_shards
 
 SMALLEST_CACHE = 128
 """Least slots of a cache: shorter ones would save little and compile more programs."""

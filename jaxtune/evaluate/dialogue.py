@@ -15,7 +15,8 @@ from jaxtune.chat.tokenizer import Tokenizer
 from jaxtune.errors import UserError
 from jaxtune.evaluate.decoding import SamplingConfig, generate, stream
 from jaxtune.hf import folder as hf
-from jaxtune.model.transformer import ModelConfig, abstract_params
+from jaxtune.model.settings import ModelConfig
+from jaxtune.model.transformer import abstract_params
 from jaxtune.step.update import Params
 
 

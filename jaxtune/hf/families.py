@@ -2,51 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtune.errors import UserError
-from jaxtune.hf.fields import ZERO, Fields, read_ropes, write_rope
+from jaxtune.hf.fields import Fields
 from jaxtune.model.moe import MoeConfig
-from jaxtune.model.transformer import Activation, LayerKind, ModelConfig
+from jaxtune.model.settings import LayerKind, ModelConfig
 
-SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "d_model",
-    "intermediate_size": "d_ff",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "max_position_embeddings": "max_seq_len",
-}
-ACTIVATIONS = {
-    "silu": Activation.SILU,
-    "swish": Activation.SILU,
-    "gelu_pytorch_tanh": Activation.GELU_TANH,
-    "gelu_new": Activation.GELU_TANH,
-    "gelu": Activation.GELU,
-}
-ACTIVATION_NAMES = {Activation.SILU: "silu", Activation.GELU_TANH: "gelu_pytorch_tanh", Activation.GELU: "gelu"}
 LAYER_NAMES = {"sliding_attention": LayerKind.LOCAL, "full_attention": LayerKind.GLOBAL}
-RUN_OPTIONS = frozenset({"remat", "attention"})
-"""Fields of ModelConfig that say how to run the model, not what it is: config.json knows nothing of them."""
 
 Sizes = Mapping[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One parameter, or the slice of a stacked one at `index` (layer; or layer and expert)."""
-
-    path: tuple[str, ...]
-    index: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor of the checkpoint; its parts lie one after the other along its first axis."""
-
-    name: str
-    parts: tuple[Part, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,152 +37,11 @@ class Family:
     """Tensor name -> the parameters it holds."""
 
 
-def read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
-    """The ModelConfig of a config.json; UserError on unknown and unsupported fields names `origin`."""
-    family = _family(fields.get("model_type"), origin)
-    left = Fields(fields, origin)
-    left.require("architectures", [family.architecture])
-    for name in ZERO:
-        left.require(name, 0)
-    sizes = {ours: left.take(theirs, int) for theirs, ours in SIZES.items()}
-    arguments = sizes | {
-        "family": fields["model_type"],
-        "num_kv_heads": left.take("num_key_value_heads", int, sizes["num_heads"]),
-        "head_dim": _read_head_dim(left, sizes["d_model"], sizes["num_heads"]),
-        "norm_eps": left.number("rms_norm_eps", family.eps_default),
-        "tie_embeddings": left.take("tie_word_embeddings", bool, family.tie_default),
-        "activation": _read_activation(left, family),
-        **read_ropes(
-            left,
-            sizes["max_seq_len"],
-            theta_default=family.theta_default,
-            local_theta_default=family.local_theta_default,
-        ),
-        **family.read(left, sizes),
-    }
-    left.finish()
-    try:
-        return ModelConfig(**arguments)
-    except UserError as error:
-        raise UserError(f"{origin}: {error}") from error
-
-
-def write_config(config: ModelConfig) -> dict[str, Any]:
-    """The fields of a config.json that `read_config` turns back into `config`, run options aside."""
-    family = _family(config.family, "the model config")
-    fields: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.family}
-    fields |= {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
-    fields |= {
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        family.activation_field: ACTIVATION_NAMES[config.activation],
-        **write_rope(config.rope, config.max_seq_len, phi=config.family == "phi3"),
-        **family.write(config),
-    }
-    _check_round_trip(fields, config)
-    return fields
-
-
-def tensors(config: ModelConfig) -> Iterator[Tensor]:
-    """Every tensor of the family's checkpoint, in the order of the layers."""
-    family = _family(config.family, "the model config")
-    yield Tensor("model.embed_tokens.weight", (Part(("embed", "embedding"), ()),))
-    for layer in range(config.num_layers):
-        for name, parts in _layer_tensors(config, family, layer):
-            yield Tensor(f"model.layers.{layer}.{name}", parts)
-    yield Tensor("model.norm.weight", (Part(("final_norm", "scale"), ()),))
-    if not config.tie_embeddings:
-        yield Tensor("lm_head.weight", (Part(("head", "kernel"), ()),))
-
-
-LAYER_TENSORS = {
-    "attn_norm.scale": "input_layernorm.weight",
-    "mlp_norm.scale": "post_attention_layernorm.weight",
-    **{f"attn.{x}.kernel": f"self_attn.{x}_proj.weight" for x in "qkvo"},
-    **{f"attn.{x}.bias": f"self_attn.{x}_proj.bias" for x in "qkvo"},
-    **{f"attn.{x}_norm.scale": f"self_attn.{x}_norm.weight" for x in "qk"},
-    **{f"mlp.{x}.kernel": f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
-    **{f"mlp.{x}.bias": f"mlp.{x}_proj.bias" for x in ("gate", "up", "down")},
-    "moe.router.kernel": "mlp.gate.weight",
-    **{f"moe.{x}.kernel": f"mlp.experts.{{expert}}.{x}_proj.weight" for x in ("gate", "up", "down")},
-}
-"""Tensor names inside a layer, by parameter path, as Llama and Qwen have them."""
-
-
-def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[tuple[str, tuple[Part, ...]]]:
-    def part(path: str, *index: int) -> Part:
-        return Part(("layers", *path.split(".")), (layer, *index))
-
-    for name, paths in family.fused.items():
-        yield name, tuple(part(path) for path in paths)
-    in_fused = {path for paths in family.fused.values() for path in paths}
-    for path in _layer_paths(config):
-        name = family.names.get(path) or LAYER_TENSORS[path]
-        if "{expert}" in name and config.moe is not None:
-            for expert in range(config.moe.num_experts):
-                yield name.format(expert=expert), (part(path, expert),)
-        elif path not in in_fused:
-            yield name, (part(path),)
-
-
-def _layer_paths(config: ModelConfig) -> Iterator[str]:
-    """Paths of the parameters that one layer has."""
-    yield from ("attn_norm.scale", "mlp_norm.scale")
-    if config.post_norms:
-        yield from ("attn_post_norm.scale", "mlp_post_norm.scale")
-    yield from (f"attn.{name}.kernel" for name in "qkvo")
-    if config.qkv_bias:
-        yield from (f"attn.{name}.bias" for name in "qkv")
-    if config.out_bias:
-        yield "attn.o.bias"
-    if config.qk_norm:
-        yield from ("attn.q_norm.scale", "attn.k_norm.scale")
-    if config.moe is not None:
-        yield from (f"moe.{name}.kernel" for name in ("router", "gate", "up", "down"))
-        return
-    yield from (f"mlp.{name}.kernel" for name in ("gate", "up", "down"))
-    if config.mlp_bias:
-        yield from (f"mlp.{name}.bias" for name in ("gate", "up", "down"))
-
-
-def _family(name: Any, origin: str) -> Family:
+def family_of(name: Any, origin: str) -> Family:
     if name not in FAMILIES:
         hint = " The text model alone, 'gemma3_text', is supported." if name == "gemma3" else ""
         raise UserError(f"{origin}: model_type {name!r} is not supported; known: {', '.join(FAMILIES)}.{hint}")
     return FAMILIES[name]
-
-
-def _check_round_trip(fields: Mapping[str, Any], config: ModelConfig):
-    """Raise unless config.json says everything that the config holds."""
-    back = read_config(fields, "the exported config.json")
-    names = [f.name for f in dataclasses.fields(config) if f.name not in RUN_OPTIONS | {"layer_kinds"}] + ["kinds"]
-    lost = [
-        f"{name} = {getattr(config, name)!r} would come back as {getattr(back, name)!r}"
-        for name in names
-        if getattr(config, name) != getattr(back, name)
-    ]
-    if lost:
-        raise UserError(f"a config.json of model_type {config.family!r} cannot express this model: {'; '.join(lost)}.")
-
-
-def _read_head_dim(left: Fields, width: int, heads: int) -> int:
-    head_dim = left.take("head_dim", int, None)
-    if head_dim is None and (heads < 1 or width % heads):
-        raise UserError(
-            f"{left.origin}: hidden_size ({width}) is no multiple of num_attention_heads ({heads}); state head_dim."
-        )
-    return width // heads if head_dim is None else head_dim
-
-
-def _read_activation(left: Fields, family: Family) -> Activation:
-    name = left.take(family.activation_field, str, family.activation_default)
-    if name not in ACTIVATIONS:
-        raise UserError(
-            f"{left.origin}: {family.activation_field} = {name!r} is not supported; known: {', '.join(ACTIVATIONS)}."
-        )
-    return ACTIVATIONS[name]
 
 
 def _read_kinds(left: Fields, num_layers: int, is_local: Callable[[int], bool]) -> tuple[LayerKind, ...]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxtune.errors import UserError
-from jaxtune.model.rope import RopeConfig, RopeScaling
 
 HARMLESS = frozenset(
     {
@@ -94,99 +93,3 @@ class Fields:
                 f"{self.origin}: unknown for this model_type: {listed}. "
                 "Such a field may change what the model computes, so it is not ignored; remove it if it does not."
             )
-
-
-OPTIONAL = {
-    RopeScaling.NONE: (),
-    RopeScaling.LINEAR: ("factor",),
-    RopeScaling.LLAMA3: ("factor", "low_freq_factor", "high_freq_factor"),
-    RopeScaling.YARN: ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
-    RopeScaling.LONGROPE: ("factor", "attention_factor"),
-}
-"""Numeric fields by kind of scaling."""
-
-EXTENDED = (RopeScaling.LLAMA3, RopeScaling.YARN, RopeScaling.LONGROPE)
-"""Kinds that know the context length of pretraining."""
-
-
-def read_ropes(
-    left: Fields, max_seq_len: int, *, theta_default: float, local_theta_default: float | None
-) -> dict[str, RopeConfig]:
-    """`rope`, and `local_rope` for families whose local layers have their own (those with a default for it).
-
-    Both spellings are read: rope_theta with rope_scaling, and rope_parameters (flat, or by layer type).
-    """
-    parameters: dict[str, Any] = {"rope_theta": left.number("rope_theta", theta_default)}
-    parameters["partial_rotary_factor"] = left.number("partial_rotary_factor", 1.0)
-    parameters |= left.take("rope_scaling", dict, {})
-    local_theta = local_theta_default
-    if local_theta is not None:
-        local_theta = left.number("rope_local_base_freq", local_theta)
-    newer = left.take("rope_parameters", dict, {})
-    if local_theta is not None and "full_attention" in newer:
-        by_layer = Fields(newer, f"{left.origin}: rope_parameters")
-        newer = by_layer.take("full_attention", dict)
-        local = Fields(by_layer.take("sliding_attention", dict, {}), f"{left.origin}: rope of sliding layers")
-        by_layer.finish()
-        local.require("rope_type", "default")
-        local_theta = local.number("rope_theta", local_theta)
-        local.finish()
-    parameters |= newer
-    original = left.take("original_max_position_embeddings", int, None)
-    if original is not None:
-        parameters["original_max_position_embeddings"] = original
-    left.require("rope_interleaved", False)
-    rope = _read_rope(Fields(parameters, f"{left.origin}: rope"), max_seq_len)
-    return {"rope": rope} if local_theta is None else {"rope": rope, "local_rope": RopeConfig(theta=local_theta)}
-
-
-def write_rope(rope: RopeConfig, max_seq_len: int, *, phi: bool) -> dict[str, Any]:
-    """rope_theta and rope_scaling: the spelling that every release of transformers and most other tools read.
-
-    Phi keeps the context length of pretraining outside rope_scaling, and accepts three fields in it.
-    """
-    fields: dict[str, Any] = {"rope_theta": rope.theta}
-    if rope.partial != 1.0:
-        fields["partial_rotary_factor"] = rope.partial
-    if phi:
-        fields["original_max_position_embeddings"] = rope.original_max_len or max_seq_len
-    if rope.scaling is RopeScaling.NONE:
-        return fields
-    scaling: dict[str, Any] = {"type" if phi else "rope_type": rope.scaling.value}
-    if rope.scaling in EXTENDED and not phi:
-        scaling["original_max_position_embeddings"] = rope.original_max_len
-    derived = rope.original_max_len is not None and rope.factor == max_seq_len / rope.original_max_len
-    for name in OPTIONAL[rope.scaling]:
-        value = getattr(rope, name)
-        if value is not None and not (phi and name == "factor" and derived):
-            scaling[name] = value
-    if rope.scaling is RopeScaling.YARN and not rope.truncate:
-        scaling["truncate"] = False
-    if rope.scaling is RopeScaling.LONGROPE:
-        scaling |= {name: list(getattr(rope, name)) for name in ("short_factor", "long_factor")}
-    return fields | {"rope_scaling": scaling}
-
-
-def _read_rope(left: Fields, max_seq_len: int) -> RopeConfig:
-    older = left.take("type", str, "default")
-    kind = left.take("rope_type", str, older)
-    kinds = {scaling.value: scaling for scaling in RopeScaling} | {"su": RopeScaling.LONGROPE}
-    if kind not in kinds:
-        raise UserError(f"{left.origin}: scaling type {kind!r} is not supported; known: {', '.join(kinds)}.")
-    scaling = kinds[kind]
-    original = left.take("original_max_position_embeddings", int, max_seq_len)
-    values: dict[str, Any] = {name: left.number(name, None) for name in OPTIONAL[scaling]}
-    if scaling in EXTENDED:
-        values["original_max_len"] = original
-    if scaling is RopeScaling.YARN:
-        values["truncate"] = left.take("truncate", bool, True)
-    if scaling is RopeScaling.LONGROPE:
-        values |= {name: tuple(map(float, left.take(name, list))) for name in ("short_factor", "long_factor")}
-    if scaling in (RopeScaling.YARN, RopeScaling.LONGROPE) and values["factor"] is None:
-        values["factor"] = max_seq_len / original
-    theta, partial = left.number("rope_theta"), left.number("partial_rotary_factor", 1.0)
-    left.finish()
-    try:
-        return RopeConfig(theta=theta, partial=partial, scaling=scaling, **values)
-    except UserError as error:
-        raise UserError(f"{left.origin}: {error}") from error

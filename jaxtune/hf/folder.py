@@ -17,16 +17,15 @@ from jax.experimental import multihost_utils
 
 from jaxtune.errors import UserError
 from jaxtune.hf import safetensors as safetensors_io
-from jaxtune.hf.families import Tensor, read_config, tensors, write_config
-from jaxtune.hf.safetensors import Entry
-from jaxtune.model.transformer import ModelConfig, abstract_params
+from jaxtune.hf.configs import read_config, write_config
+from jaxtune.hf.layout import FLOATS, Params, Piece, from_stored, leaf_at, match_tensors, stored_layout, to_stored
+from jaxtune.hf.tensors import Tensor, tensors
+from jaxtune.model.settings import ModelConfig
+from jaxtune.model.transformer import abstract_params
 
-Params = dict[str, Any]
 ShardingRule = Callable[[str], jax.sharding.Sharding]
 """Dotted parameter path, for instance layers.attn.q.kernel -> where the array lives."""
 
-FLOATS = ("F32", "BF16", "F16")
-"""Dtypes a checkpoint may store."""
 CHUNK_BYTES = 256 * 2**20
 """A stacked parameter goes to its devices in pieces of about this size, which bounds host memory."""
 SHARD_BYTES = 5 * 10**9
@@ -85,7 +84,7 @@ def import_model(
     config = load_config(folder)
     entries = safetensors_io.find_tensors(folder)
     shapes = abstract_params(config, dtype)[1]
-    pieces = _match(folder, config, shapes, entries)
+    pieces = match_tensors(folder, config, shapes, entries)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
     loaded = []
     for keys, leaf in leaves:
@@ -169,95 +168,6 @@ def read_json(file: Path) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- layout
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Rows of a stored tensor that are the parameter, or its slice at `index`."""
-
-    entry: Entry
-    rows: slice
-    index: tuple[int, ...]
-
-
-def _leaf(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
-
-
-def _stored_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape in the checkpoint of a parameter slice: weights are [out, in], heads are merged."""
-    if path[-1] == "kernel":
-        inputs = 2 if path[-2:] == ("o", "kernel") else 1
-        return math.prod(shape[inputs:]), math.prod(shape[:inputs])
-    return (math.prod(shape),) if path[-1] == "bias" else shape
-
-
-def _to_stored(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
-    stored = _stored_shape(path, value.shape)
-    return value.reshape(stored[::-1]).T if path[-1] == "kernel" else value.reshape(stored)
-
-
-def _from_stored(path: tuple[str, ...], value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return (value.T if path[-1] == "kernel" else value).reshape(shape)
-
-
-def _layout(tensor: Tensor, shapes: Params) -> tuple[tuple[int, ...], list[slice]]:
-    """Shape of a stored tensor, and the rows of each of its parts."""
-    rows, place, tail = [], 0, ()
-    for part in tensor.parts:
-        stored = _stored_shape(part.path, _leaf(shapes, part.path).shape[len(part.index) :])
-        rows.append(slice(place, place + stored[0]))
-        place, tail = place + stored[0], stored[1:]
-    return (place, *tail), rows
-
-
-def _match(
-    folder: Path, config: ModelConfig, shapes: Params, entries: Mapping[str, Entry]
-) -> dict[tuple[str, ...], list[Piece]]:
-    """The stored pieces of every parameter; raises one UserError with everything that does not fit."""
-    pieces: dict[tuple[str, ...], list[Piece]] = {}
-    wrong, known = [], set()
-    for tensor in tensors(config):
-        known.add(tensor.name)
-        shape, rows = _layout(tensor, shapes)
-        entry = entries.get(tensor.name)
-        if entry is None:
-            wrong.append(f"tensor {tensor.name!r} is missing (expected shape {list(shape)})")
-        elif entry.shape != shape:
-            wrong.append(
-                f"tensor {tensor.name!r} in {entry.file.name} has shape {list(entry.shape)}, expected {list(shape)}"
-            )
-        elif entry.dtype not in FLOATS:
-            wrong.append(
-                f"tensor {tensor.name!r} in {entry.file.name} has dtype {entry.dtype}, expected {' or '.join(FLOATS)}"
-            )
-        else:
-            for part, span in zip(tensor.parts, rows, strict=True):
-                pieces.setdefault(part.path, []).append(Piece(entry, span, part.index))
-    for name in sorted(set(entries) - known):
-        if not _is_redundant(name, config, entries):
-            wrong.append(f"tensor {name!r} in {entries[name].file.name} is unknown to model_type {config.family!r}")
-    if wrong:
-        listed = "\n  ".join(wrong[:10]) + (f"\n  and {len(wrong) - 10} more" if len(wrong) > 10 else "")
-        raise UserError(
-            f"{folder}: {len(wrong)} tensors do not fit config.json:\n  {listed}\n"
-            "Use weights and config.json of the same model."
-        )
-    return pieces
-
-
-def _is_redundant(name: str, config: ModelConfig, entries: Mapping[str, Entry]) -> bool:
-    """Tensors that say nothing new: rotary frequencies, and a stored head that equals the embedding it is tied to."""
-    if name.endswith(".rotary_emb.inv_freq"):
-        return True
-    if name != "lm_head.weight" or not config.tie_embeddings or "model.embed_tokens.weight" not in entries:
-        return False
-    head, embedding = entries[name], entries["model.embed_tokens.weight"]
-    if (head.shape, head.dtype) != (embedding.shape, embedding.dtype):
-        return False
-    return safetensors_io.read_tensor(head).tobytes() == safetensors_io.read_tensor(embedding).tobytes()
-
-
 # -------------------------------------------------------------------------------------------------------------- import
 
 
@@ -287,7 +197,7 @@ def _read(path: tuple[str, ...], piece: Piece, shape: tuple[int, ...], dtype: An
     value = safetensors_io.read_tensor(piece.entry, piece.rows)
     if value.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
         value = (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)  # exact, and faster than astype
-    return _from_stored(path, value, shape).astype(dtype, copy=False)
+    return from_stored(path, value, shape).astype(dtype, copy=False)
 
 
 def _place(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
@@ -319,10 +229,10 @@ def _outgoing(config: ModelConfig, params: Params, dtype: Any) -> dict[str, Outg
         raise ValueError("the parameters do not have the structure and shapes of the model config")
     outgoing = {}
     for tensor in tensors(config):
-        stored = np.dtype(_leaf(params, tensor.parts[0].path).dtype if dtype is None else dtype)
+        stored = np.dtype(leaf_at(params, tensor.parts[0].path).dtype if dtype is None else dtype)
         if stored not in safetensors_io.NAMES or safetensors_io.NAMES[stored] not in FLOATS:
             raise UserError(f"cannot export dtype {stored}; choose float32, bfloat16 or float16.")
-        outgoing[tensor.name] = Outgoing(tensor, stored, _layout(tensor, expected)[0])
+        outgoing[tensor.name] = Outgoing(tensor, stored, stored_layout(tensor, expected)[0])
     return outgoing
 
 
@@ -366,10 +276,10 @@ def _gather(outgoing: Outgoing, params: Params) -> np.ndarray:
     """The stored form of one tensor on the host; on several hosts a collective that all must call."""
     parts = []
     for part in outgoing.tensor.parts:
-        value = _leaf(params, part.path)[part.index]
+        value = leaf_at(params, part.path)[part.index]
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
             value = multihost_utils.process_allgather(value, tiled=True)
-        parts.append(_to_stored(part.path, np.asarray(value)))
+        parts.append(to_stored(part.path, np.asarray(value)))
     stored = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return stored.astype(outgoing.dtype, copy=False)
 
@@ -413,7 +323,7 @@ def inspect(source: str | Path) -> dict[str, Any]:
     config = load_config(folder)
     shapes = abstract_params(config)[1]
     entries = safetensors_io.find_tensors(folder)
-    _match(folder, config, shapes, entries)
+    match_tensors(folder, config, shapes, entries)
     return {
         "folder": str(folder),
         "family": config.family,

@@ -18,10 +18,11 @@ from jaxtyping import Array, PyTree
 
 from jaxtune.errors import UserError
 from jaxtune.hf import safetensors as safetensors_io
-from jaxtune.hf.families import tensors
 from jaxtune.hf.folder import put_in_place, read_json
+from jaxtune.hf.tensors import tensors
 from jaxtune.model.lora import ADAPTABLE, LoraConfig, Scaling, Variant, adapter_shapes, init_lora
-from jaxtune.model.transformer import ModelConfig, abstract_params
+from jaxtune.model.settings import ModelConfig
+from jaxtune.model.transformer import abstract_params
 
 PREFIX = "base_model.model."
 SUFFIXES = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}

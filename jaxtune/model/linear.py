@@ -12,7 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from jaxtune.parallel.compilation import on_one_device
+from jaxtune.parallel.mesh import on_one_device
 
 PRODUCT = "product"
 """Name of a linear layer's matmul result, for rematerialisation policies."""

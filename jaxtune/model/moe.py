@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxtune.errors import UserError
 from jaxtune.model.grouped import grouped_product
 from jaxtune.model.linear import Linear
-from jaxtune.parallel.compilation import on_one_device
-from jaxtune.parallel.sharding import ROWS
+from jaxtune.parallel.mesh import ROWS, on_one_device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,117 +14,21 @@ L layers, E experts, T cache slots. Parameters (float32 unless asked otherwise),
 """
 
 import dataclasses
-import enum
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxtune.errors import UserError
 from jaxtune.model.attention.blockwise import RESIDUAL
-from jaxtune.model.attention.core import Backend, attention, cached_attention, plain
-from jaxtune.model.linear import PRODUCT, Linear, RMSNorm, normal, product
-from jaxtune.model.moe import Moe, MoeConfig
-from jaxtune.model.rope import RopeConfig, rotary_dim, rotate, tables
-from jaxtune.parallel.compilation import on_one_device
-from jaxtune.parallel.sharding import ROWS, Layout, constrain, gathered, keep_all_but_gathered, weights_are_split
-
-
-class Activation(enum.Enum):
-    """Gate of the feed-forward layer."""
-
-    SILU = "silu"
-    GELU_TANH = "gelu_tanh"
-    GELU = "gelu"
-
-
-class LayerKind(enum.Enum):
-    """What a layer attends to: the whole segment, or its last `sliding_window` tokens."""
-
-    GLOBAL = "global"
-    LOCAL = "local"
-
-
-class Remat(enum.Enum):
-    """What the backward pass computes again instead of keeping it in memory."""
-
-    NONE = "none"  # nothing
-    DOTS = "dots"  # all but the results of matmuls with weights, and of attention
-    FULL = "full"  # everything inside a layer; only the layers' inputs are kept
-    OFFLOAD = "offload"  # as DOTS, with the matmul results kept in host memory
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Shape and family of a Transformer. All but `remat` and `attention` says what it computes; these two say how."""
-
-    vocab_size: int
-    d_model: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    d_ff: int
-    max_seq_len: int
-    """Longest context; longer rows are an error."""
-    family: str = "llama"
-    """Hugging Face `model_type`: names the tensor layout for import and export."""
-    activation: Activation = Activation.SILU
-    norm_eps: float = 1e-5
-    norm_offset: bool = False
-    """RMSNorm multiplies by 1 + scale, with scale starting at zero (Gemma)."""
-    post_norms: bool = False
-    """A second norm after attention and feed-forward, before the residual sum (Gemma 2, 3)."""
-    qk_norm: bool = False
-    """RMSNorm over each query and key head before the rotation (Qwen 3, Gemma 3)."""
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    tie_embeddings: bool = True
-    embed_scale: float | None = None
-    """Factor on embeddings, rounded to the compute dtype (Gemma: sqrt(D))."""
-    attn_scale: float | None = None
-    """Factor on query-key products; None is Dh ** -0.5."""
-    attn_soft_cap: float | None = None
-    final_soft_cap: float | None = None
-    """Logits become cap * tanh(logits / cap); the loss must apply it too."""
-    sliding_window: int | None = None
-    layer_kinds: tuple[LayerKind, ...] | None = None
-    """One per layer; None: all LOCAL with a sliding window, else all GLOBAL."""
-    rope: RopeConfig = RopeConfig()
-    local_rope: RopeConfig | None = None
-    """Rotary embedding of LOCAL layers where it differs (Gemma 3)."""
-    moe: MoeConfig | None = None
-    """Mixture of experts in place of the dense feed-forward; `d_ff` is then unused."""
-    remat: Remat = Remat.NONE
-    attention: Backend = Backend.AUTO
-
-    def __post_init__(self):
-        sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise UserError(f"model {name} is {getattr(self, name)}; it must be at least 1.")
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}).")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise UserError(f"sliding_window is {self.sliding_window}; it must be at least 1, or None.")
-        if len(self.kinds) != self.num_layers:
-            raise UserError(f"layer_kinds has {len(self.kinds)} entries; the model has {self.num_layers} layers.")
-        if LayerKind.LOCAL in self.kinds and self.sliding_window is None:
-            raise UserError("layer_kinds has local layers; set sliding_window.")
-        for rope in (self.rope, self.local_rope):
-            if rope is not None:
-                rotary_dim(rope, self.head_dim)
-
-    @property
-    def kinds(self) -> tuple[LayerKind, ...]:
-        """Kind of every layer, with the default filled in."""
-        if self.layer_kinds is not None:
-            return self.layer_kinds
-        return (LayerKind.GLOBAL if self.sliding_window is None else LayerKind.LOCAL,) * self.num_layers
+from jaxtune.model.attention.core import cached_attention
+from jaxtune.model.attention.layer import kind_numbers, packed_attention, score_options, window_of
+from jaxtune.model.block import STD, Block, rms_norm
+from jaxtune.model.linear import PRODUCT, Linear, normal, product
+from jaxtune.model.rope import tables
+from jaxtune.model.settings import ModelConfig, Remat
+from jaxtune.parallel.sharding import Layout, constrain, gathered, keep_all_but_gathered, weights_are_split
 
 
 @jax.tree_util.register_dataclass
@@ -144,72 +48,6 @@ def init_cache(config: ModelConfig, batch_size: int, slots: int, dtype=jnp.float
     return Cache(
         keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype), lengths=jnp.zeros((batch_size,), jnp.int32)
     )
-
-
-class Attention(nnx.Module):
-    """Projections of grouped-query attention, with rotary embeddings."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
-        d, h, k, dh = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
-        out_bias = (d,) if config.out_bias else None
-
-        def project(heads: int) -> Linear:
-            bias = (heads, dh) if config.qkv_bias else None
-            return Linear("bsd,dhe->bshe", (d, heads, dh), bias, std=STD, rngs=rngs, dtype=dtype)
-
-        self.q, self.k, self.v = project(h), project(k), project(k)
-        self.o = Linear("bshe,hed->bsd", (h, dh, d), out_bias, std=_std_out(config), rngs=rngs, dtype=dtype)
-        self.q_norm = _norm(config, dh, dtype) if config.qk_norm else None
-        self.k_norm = _norm(config, dh, dtype) if config.qk_norm else None
-
-    def project(self, x: Float[Array, "b s d"], cos, sin):
-        """Rotated queries and keys, and values."""
-        query = constrain(self.q(x), Layout.HEADS)
-        key, value = (constrain(project(x), Layout.KEYS_VALUES) for project in (self.k, self.v))
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        return rotate(query, cos, sin), rotate(key, cos, sin), value
-
-
-class Mlp(nnx.Module):
-    """down(activation(gate x) * up x) (arXiv 2002.05202)."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
-        d, f = config.d_model, config.d_ff
-        wide, narrow = ((f,), (d,)) if config.mlp_bias else (None, None)
-        self.gate = Linear("bsd,df->bsf", (d, f), wide, std=STD, rngs=rngs, dtype=dtype)
-        self.up = Linear("bsd,df->bsf", (d, f), wide, std=STD, rngs=rngs, dtype=dtype)
-        self.down = Linear("bsf,fd->bsd", (f, d), narrow, std=_std_out(config), rngs=rngs, dtype=dtype)
-        self.activation = config.activation
-
-    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        gate, up = (constrain(project(x), Layout.FEED_FORWARD) for project in (self.gate, self.up))
-        activate = ACTIVATIONS[self.activation]
-        # The backward pass keeps gate and up only: activating them again is cheaper than storing what that takes.
-        return jax.checkpoint(lambda gate, up: self.down(activate(gate) * up), prevent_cse=False)(gate, up)
-
-
-class Block(nnx.Module):
-    """One layer: attention and feed-forward, each with a residual sum."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
-        self.attn_norm = _norm(config, config.d_model, dtype)
-        self.attn = Attention(config, rngs=rngs, dtype=dtype)
-        self.mlp_norm = _norm(config, config.d_model, dtype)
-        self.mlp = Mlp(config, rngs=rngs, dtype=dtype) if config.moe is None else None
-        self.moe = None if config.moe is None else _moe(config, config.moe, rngs=rngs, dtype=dtype)
-        self.attn_post_norm = _norm(config, config.d_model, dtype) if config.post_norms else None
-        self.mlp_post_norm = _norm(config, config.d_model, dtype) if config.post_norms else None
-
-    def __call__(self, x: Float[Array, "b s d"], cos, sin, attend) -> Float[Array, "b s d"]:
-        """`attend(query, key, value)` does the mixing over tokens."""
-        x = constrain(x, Layout.HIDDEN)
-        mixed = self.attn.o(constrain(attend(*self.attn.project(self.attn_norm(x), cos, sin)), Layout.HEADS))
-        x = x + (mixed if self.attn_post_norm is None else self.attn_post_norm(mixed))
-        feed_forward = self.mlp if self.moe is None else self.moe
-        assert feed_forward is not None
-        y = feed_forward(self.mlp_norm(x))
-        return x + (y if self.mlp_post_norm is None else self.mlp_post_norm(y))
 
 
 class Embed(nnx.Module):
@@ -235,7 +73,7 @@ class Transformer(nnx.Module):
         self.config = config
         self.embed = Embed(config, rngs=rngs, dtype=param_dtype)
         self.layers = stack(rngs)
-        self.final_norm = _norm(config, config.d_model, param_dtype)
+        self.final_norm = rms_norm(config, config.d_model, param_dtype)
         shape = (config.d_model, config.vocab_size)
         untied = lambda: Linear("bsd,dv->bsv", shape, std=STD, rngs=rngs, dtype=param_dtype)
         self.head = None if config.tie_embeddings else untied()  # assigned once: Flax fixes an attribute's kind
@@ -256,14 +94,14 @@ class Transformer(nnx.Module):
 
         def layer(x, scanned):
             weights, kind = scanned
-            attend = functools.partial(_attend, config, kind, segment_ids)
+            attend = functools.partial(packed_attention, config, kind, segment_ids)
             block = nnx.merge(graphdef, gathered(weights, "layers"))
             cos, sin = _of_kind(rotations, kind)
             return block(x, cos, sin, attend), None
 
         layer = _rematerialised(layer, config.remat)
         x = self._embed(tokens, dtype)
-        x, _ = jax.lax.scan(layer, x if noise is None else x + noise, (stacked, _kinds(config)))
+        x, _ = jax.lax.scan(layer, x if noise is None else x + noise, (stacked, kind_numbers(config)))
         return self.final_norm(x)
 
     def extend(
@@ -296,14 +134,16 @@ class Transformer(nnx.Module):
                     stored = new.astype(buffers[i].dtype)
                     buffers[i] = buffers[i].at[index, rows, places].set(stored, mode="drop")
                 keys, values = (buffer[index].astype(query.dtype) for buffer in buffers)
-                return cached_attention(query, keys, values, positions, window=_window(config, kind), **_scores(config))
+                return cached_attention(
+                    query, keys, values, positions, window=window_of(config, kind), **score_options(config)
+                )
 
             block = nnx.merge(graphdef, gathered(weights, "layers"))
             cos, sin = _of_kind(rotations, kind)
             x = block(x, cos, sin, attend)
             return (x, *buffers), None
 
-        scanned = (stacked, _kinds(config), jnp.arange(config.num_layers))
+        scanned = (stacked, kind_numbers(config), jnp.arange(config.num_layers))
         (x, keys, values), _ = jax.lax.scan(layer, (self._embed(tokens, dtype), cache.keys, cache.values), scanned)
         ends = jnp.where(segment_ids > 0, positions + 1, 0).max(axis=1).astype(jnp.int32)
         return self.final_norm(x), Cache(keys=keys, values=values, lengths=jnp.maximum(cache.lengths, ends))
@@ -369,29 +209,6 @@ def apply_logits(graphdef: nnx.GraphDef, params, hidden: Float[Array, "b s d"]) 
     return nnx.merge(graphdef, params).logits(hidden)
 
 
-ACTIVATIONS = {
-    Activation.SILU: jax.nn.silu,
-    Activation.GELU_TANH: functools.partial(jax.nn.gelu, approximate=True),
-    Activation.GELU: functools.partial(jax.nn.gelu, approximate=False),
-}
-STD = 0.02
-"""Standard deviation of initial weights."""
-
-
-def _std_out(config: ModelConfig) -> float:
-    """Outputs into the residual stream start smaller by sqrt(2 L), so that depth does not raise its variance."""
-    return STD / math.sqrt(2 * config.num_layers)
-
-
-def _norm(config: ModelConfig, dim: int, dtype) -> RMSNorm:
-    return RMSNorm(dim, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype)
-
-
-def _moe(config: ModelConfig, moe: MoeConfig, *, rngs: nnx.Rngs, dtype) -> Moe:
-    activation = ACTIVATIONS[config.activation]
-    return Moe(moe, config.d_model, activation, std_in=STD, std_out=_std_out(config), rngs=rngs, dtype=dtype)
-
-
 def _split(layers: nnx.Module):
     """Graph definition of one layer, and the stacked weights as a nested dict."""
     graphdef, stacked = nnx.split(layers)
@@ -408,57 +225,6 @@ def _rotations(config: ModelConfig, positions: Int[Array, "b s"]):
 
 def _of_kind(rotations, kind: Int[Array, ""]):
     return tuple(table[kind] if table.ndim == 4 else table for table in rotations)
-
-
-def _scores(config: ModelConfig) -> dict:
-    scale = config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
-    return {"scale": scale, "soft_cap": config.attn_soft_cap}
-
-
-def _attend(config: ModelConfig, kind, segment_ids, query, key, value):
-    """Attention of a layer whose kind is traced, with windows that are static, as kernels need them."""
-    windows = [None, config.sliding_window]  # by kind: global, local
-    used = sorted({int(kind is LayerKind.LOCAL) for kind in config.kinds})
-    branches = [
-        _on_each_device(functools.partial(attention, window=windows[i], **_scores(config)), config) for i in used
-    ]
-    if len(branches) == 1:
-        return branches[0](query, key, value, segment_ids)
-    return jax.lax.switch(kind, branches, query, key, value, segment_ids)
-
-
-def _on_each_device(attend, config: ModelConfig):
-    """`attend` with the config's backend; inside a mesh, each device computes its own rows and heads.
-
-    The reference is left to the compiler, which can also split the tokens of a row.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    alone = on_one_device()
-    backend = Backend.REFERENCE if not alone and mesh.shape["sequence"] > 1 else config.attention
-
-    def run(query, key, value, segment_ids):
-        chosen = plain(query.shape[1]) if backend is Backend.AUTO else backend
-        local = functools.partial(attend, backend=chosen)
-        if alone or chosen is Backend.REFERENCE:
-            return local(query, key, value, segment_ids)
-        rows = ROWS if query.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS) == 0 else None
-        heads = "tensor" if config.num_kv_heads % mesh.shape["tensor"] == 0 else None
-        spec = jax.P(rows, None, heads, None)
-        specs = (spec, spec, spec, jax.P(rows, None))
-        return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(query, key, value, segment_ids)
-
-    return run
-
-
-def _window(config: ModelConfig, kind: Int[Array, ""]) -> Int[Array, ""] | None:
-    """Window of a layer; a global layer's is longer than any context."""
-    if config.sliding_window is None:
-        return None
-    return jnp.where(kind == 1, config.sliding_window, jnp.iinfo(jnp.int32).max)
-
-
-def _kinds(config: ModelConfig) -> Int[Array, " l"]:
-    return jnp.asarray([int(kind is LayerKind.LOCAL) for kind in config.kinds], jnp.int32)
 
 
 def _rematerialised(layer, remat: Remat):

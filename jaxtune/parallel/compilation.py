@@ -35,9 +35,3 @@ def compiler_options(platform: str, dtype: str) -> dict[str, str] | None:
             raise
         return None  # a version of XLA without that library
     return options
-
-
-def on_one_device() -> bool:
-    """Whether the program being traced has one device, so that nothing in it is split."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.empty or mesh.size == 1

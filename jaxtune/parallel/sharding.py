@@ -4,7 +4,6 @@ Mesh axes, slowest first: `trial` (independent runs of a sweep), `data` (rows), 
 `tensor` (heads, feed-forward and vocabulary), `sequence` (tokens of a row). Any of them may be 1.
 """
 
-import dataclasses
 import enum
 import math
 import re
@@ -14,16 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree, Shaped
 
 from jaxtune.errors import UserError
-from jaxtune.parallel.compilation import on_one_device
-
-AXES = ("trial", "data", "fsdp", "tensor", "sequence")
-ROWS = ("data", "fsdp")
-"""Mesh axes that split the rows of a batch."""
+from jaxtune.parallel.mesh import ROWS, Indivisible, on_one_device
 
 Axis = str | tuple[str, ...] | None
 
@@ -48,41 +42,6 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
 are not split. The first match counts."""
 
 
-class Indivisible(enum.Enum):
-    """What to do with a parameter dimension that the mesh axis does not divide."""
-
-    ERROR = "error"
-    REPLICATE = "replicate"  # every device of that axis holds the whole dimension
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """Devices along each mesh axis. One axis may be -1: all devices that the others leave."""
-
-    trial: int = 1
-    """Runs of a sweep that train side by side."""
-    data: int = -1
-    """Copies of the parameters, each with its share of the rows."""
-    fsdp: int = 1
-    """Parts into which parameters, gradients and optimizer state are split; each has its share of the rows."""
-    tensor: int = 1
-    """Parts into which heads, feed-forward and vocabulary are split."""
-    sequence: int = 1
-    """Parts into which the tokens of a row are split."""
-    devices: int = -1
-    """How many devices to use; -1: all."""
-    indivisible: Indivisible = Indivisible.ERROR
-    """What to do with a parameter dimension that its mesh axis does not divide: 2 key/value heads over tensor=4."""
-
-    def __post_init__(self):
-        sizes = {axis: getattr(self, axis) for axis in AXES}
-        wrong = [f"{axis}={n}" for axis, n in {**sizes, "devices": self.devices}.items() if n != -1 and n < 1]
-        if wrong:
-            raise UserError(f"mesh sizes must be at least 1, or -1 for what is left; got {', '.join(wrong)}")
-        if list(sizes.values()).count(-1) > 1:
-            raise UserError(f"only one mesh axis may be -1, got {sizes}")
-
-
 class Layout(enum.Enum):
     """How activations are split. The value names the mesh axes of every dimension."""
 
@@ -90,33 +49,6 @@ class Layout(enum.Enum):
     HEADS = (ROWS, "sequence", "tensor", None)  # [rows, seq, heads, head_dim]: queries and attention results
     KEYS_VALUES = (ROWS, None, "tensor", None)  # [rows, seq, heads, head_dim]: every device sees all keys of its rows
     FEED_FORWARD = (ROWS, "sequence", "tensor")  # [rows, seq, ff]
-
-
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the axes `AXES`, all of type Auto (the compiler places the collectives).
-
-    Devices joined by a data-centre network (TPU slices) are split along `data`, the axis that communicates least.
-    """
-    devices = list(jax.devices() if devices is None else devices)
-    if config.devices > len(devices):
-        raise UserError(f"mesh.devices is {config.devices}, but there are {len(devices)} devices")
-    devices = devices[: config.devices] if config.devices != -1 else devices
-    shape = mesh_shape(config, len(devices))
-    return Mesh(_arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
-    """Sizes of `AXES` for that many devices, the -1 filled in."""
-    sizes = {axis: getattr(config, axis) for axis in AXES}
-    known = math.prod(n for n in sizes.values() if n != -1)
-    free = [axis for axis, n in sizes.items() if n == -1]
-    if num_devices % known or (not free and known != num_devices):
-        given = ", ".join(f"{axis}={n}" for axis, n in sizes.items() if n != 1)
-        raise UserError(
-            f"the mesh ({given or 'all axes 1'}) needs {'a multiple of ' if free else ''}{known} devices, "
-            f"but there are {num_devices}; change the axes, or choose mesh.devices"
-        )
-    return tuple(num_devices // known if n == -1 else n for n in sizes.values())
 
 
 def partition_specs(params: PyTree, *, trials: bool = False) -> PyTree[PartitionSpec]:
@@ -324,19 +256,3 @@ def _names(axis: Axis) -> Iterator[str]:
 def _axis_text(mesh: Any, axis: Axis) -> str:
     sizes: Mapping[str, int] = mesh.shape
     return ", ".join(f"{name}={sizes[name]}" for name in _names(axis))
-
-
-def _arrange(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-    """Devices in mesh order: by network for accelerators, by process and number on CPU."""
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if devices[0].platform == "cpu":
-        ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
-        return np.array(ordered).reshape(shape)
-    if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    data = AXES.index("data")
-    if shape[data] % slices:
-        raise UserError(f"mesh.data is {shape[data]}; with {slices} TPU slices it must be a multiple of {slices}")
-    within = tuple(n // slices if i == data else n for i, n in enumerate(shape))
-    across = tuple(slices if i == data else 1 for i in range(len(shape)))
-    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)

@@ -15,10 +15,11 @@ from jaxtune.batch import Batch
 from jaxtune.model import lora
 from jaxtune.model import transformer as model
 from jaxtune.model.lora import LoraConfig
-from jaxtune.model.transformer import ModelConfig
+from jaxtune.model.settings import ModelConfig
 from jaxtune.optim import OptimConfig
 from jaxtune.parallel import compilation as compiling
 from jaxtune.parallel import sharding
+from jaxtune.parallel.mesh import Indivisible
 from jaxtune.step.losses import LossSums
 from jaxtune.step.update import (
     Forward,
@@ -51,7 +52,7 @@ class ProgramSpec:
     tokens: int | None = None
     """Most tokens in one micro-batch of one device's rows; given, a step lays these end to end, without padding."""
     mesh: jax.sharding.Mesh
-    indivisible: sharding.Indivisible = sharding.Indivisible.ERROR
+    indivisible: Indivisible = Indivisible.ERROR
 
     @property
     def shape(self) -> "ProgramSpec":

@@ -27,9 +27,10 @@ from jaxtune.model import lora
 from jaxtune.model import transformer as model
 from jaxtune.model.attention.core import Backend, plain
 from jaxtune.model.lora import LoraConfig
-from jaxtune.model.transformer import ModelConfig, Remat
+from jaxtune.model.settings import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
 from jaxtune.parallel import sharding
+from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, mesh_shape
 from jaxtune.step import losses, programs
 from jaxtune.step.programs import ProgramSpec
 from jaxtune.step.update import Hparams, LossConfig, init_state
@@ -53,7 +54,7 @@ class Work:
     model: ModelConfig
     optim: OptimConfig
     axes: Mapping[str, int]
-    """Devices along each mesh axis of `sharding.AXES`."""
+    """Devices along each mesh axis of `AXES`."""
     micro_rows: int
     """Rows of a forward pass, over all devices."""
     micro_batches: int
@@ -67,7 +68,7 @@ class Work:
     lora: LoraConfig | None = None
     platform: str = "cpu"
     """Kind of the devices: cpu, gpu or tpu."""
-    indivisible: sharding.Indivisible = sharding.Indivisible.ERROR
+    indivisible: Indivisible = Indivisible.ERROR
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -297,8 +298,8 @@ def _positions(work: Work, rows: int) -> int:
 
 
 def _abstract_mesh(axes: Mapping[str, int]) -> AbstractMesh:
-    kinds = (AxisType.Auto,) * len(sharding.AXES)
-    return AbstractMesh(tuple(axes[axis] for axis in sharding.AXES), sharding.AXES, axis_types=kinds)
+    kinds = (AxisType.Auto,) * len(AXES)
+    return AbstractMesh(tuple(axes[axis] for axis in AXES), AXES, axis_types=kinds)
 
 
 def _bytes(tree: PyTree, placed: PyTree) -> int:
@@ -334,10 +335,10 @@ def plan_memory(
 def work_of(config: ExperimentConfig, *, devices: int | None = None, platform: str | None = None) -> Work:
     """The step of a config; see `plan_memory`. No data are read."""
     shape = hf.load_config(resolution.model_folder(config))
-    sizes = sharding.mesh_shape(config.mesh, planned_devices(config.mesh) if devices is None else devices)
+    sizes = mesh_shape(config.mesh, planned_devices(config.mesh) if devices is None else devices)
     return Work(
         model=dataclasses.replace(shape, remat=config.model.remat, attention=config.model.attention),
-        optim=config.optim, axes=dict(zip(sharding.AXES, sizes, strict=True)),
+        optim=config.optim, axes=dict(zip(AXES, sizes, strict=True)),
         micro_rows=config.batch.rows // config.batch.micro_batches, micro_batches=config.batch.micro_batches,
         seq_len=config.data.seq_len, param_dtype=config.model.param_dtype.value,
         compute_dtype=config.model.compute_dtype.value, chunk=config.loss.chunk, lora=config.lora,
@@ -345,9 +346,9 @@ def work_of(config: ExperimentConfig, *, devices: int | None = None, platform: s
     )  # fmt: skip
 
 
-def planned_devices(mesh: sharding.MeshConfig) -> int:
+def planned_devices(mesh: MeshConfig) -> int:
     """How many devices a mesh is meant for: its own product, or for an axis of -1 the devices here."""
-    sizes = [getattr(mesh, axis) for axis in sharding.AXES]
+    sizes = [getattr(mesh, axis) for axis in AXES]
     if -1 not in sizes:
         return math.prod(sizes)
     return mesh.devices if mesh.devices != -1 else jax.device_count()

@@ -18,7 +18,7 @@ from jaxtune.evaluate import loss as evaluate
 from jaxtune.evaluate.loss import Question
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
-from jaxtune.model.transformer import ModelConfig
+from jaxtune.model.settings import ModelConfig
 from jaxtune.plan.planning import Plan
 from jaxtune.tasks import Task, hold_out
 from jaxtune.train import plans

@@ -26,6 +26,7 @@ from jaxtune.model import transformer as model
 from jaxtune.model.attention import choice as backends
 from jaxtune.model.attention.core import Backend
 from jaxtune.parallel import sharding
+from jaxtune.parallel.mesh import make_mesh
 from jaxtune.plan.planning import Plan
 from jaxtune.step.programs import Program, Programs, ProgramSpec
 from jaxtune.step.update import Hparams, Params, TrainState, hparams
@@ -182,7 +183,7 @@ def place_beside(first: Placed, inputs: Inputs) -> Placed:
 def on_mesh(inputs: Inputs) -> tuple[Inputs, jax.sharding.Mesh, backends.Resolution]:
     """The experiment with a definite attention backend, its mesh, and how the backend was chosen. Nothing is loaded."""
     config = inputs.config
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     dtype = jnp.dtype(config.model.compute_dtype.value)
     shape, attention = backends.resolve(
         inputs.model, config.data.seq_len, dtype, sequence_shards=mesh.shape["sequence"]

@@ -10,8 +10,10 @@ import pytest
 from jaxtune.errors import UserError
 from jaxtune.evaluate import decoding as generation
 from jaxtune.evaluate.decoding import SamplingConfig, generate, stream
-from jaxtune.model.transformer import ModelConfig, abstract_params, apply
+from jaxtune.model.settings import ModelConfig
+from jaxtune.model.transformer import abstract_params, apply
 from jaxtune.parallel import sharding
+from jaxtune.parallel.mesh import Indivisible, MeshConfig, make_mesh
 
 CONFIG = ModelConfig(
     vocab_size=61, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=24, max_seq_len=120
@@ -191,8 +193,8 @@ def test_draws_follow_the_tempered_probabilities(model):
 
 def test_rows_and_weights_split_over_devices_give_the_same(model, prompts, greedy):
     graphdef, params = model
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2), jax.devices()[:4])
-    where = sharding.shardings(mesh, params, indivisible=sharding.Indivisible.REPLICATE)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    where = sharding.shardings(mesh, params, indivisible=Indivisible.REPLICATE)
     placed = jax.device_put(params, where)
     answers = answer((graphdef, placed), prompts, SamplingConfig(max_new_tokens=12), mesh=mesh)
     assert answers == greedy

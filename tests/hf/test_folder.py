@@ -13,10 +13,10 @@ import pytest
 from jaxtune.errors import UserError
 from jaxtune.hf import folder as hf
 from jaxtune.hf import safetensors as safetensors_io
-from jaxtune.hf.families import read_config, write_config
+from jaxtune.hf.configs import read_config, write_config
 from jaxtune.model import transformer as model
 from jaxtune.model.rope import RopeConfig
-from jaxtune.model.transformer import LayerKind, ModelConfig
+from jaxtune.model.settings import LayerKind, ModelConfig
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "families"
 CONFIG = ModelConfig(

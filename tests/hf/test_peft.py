@@ -16,7 +16,8 @@ from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.model import lora
 from jaxtune.model.lora import LoraConfig, Scaling, Variant
 from jaxtune.model.moe import MoeConfig
-from jaxtune.model.transformer import ModelConfig, abstract_params
+from jaxtune.model.settings import ModelConfig
+from jaxtune.model.transformer import abstract_params
 
 CONFIG = ModelConfig(
     vocab_size=41, d_model=12, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=16, max_seq_len=32,

@@ -6,9 +6,10 @@ import jax
 import pytest
 
 from jaxtune.errors import UserError
-from jaxtune.hf.families import read_config, write_config
+from jaxtune.hf.configs import read_config, write_config
 from jaxtune.model.rope import RopeScaling
-from jaxtune.model.transformer import LayerKind, abstract_params
+from jaxtune.model.settings import LayerKind
+from jaxtune.model.transformer import abstract_params
 
 COMMON = {
     "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "initializer_range": 0.02,

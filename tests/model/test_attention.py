@@ -10,7 +10,7 @@ from jaxtune.errors import UserError
 from jaxtune.model.attention import blockwise, kernels
 from jaxtune.model.attention import choice as backends
 from jaxtune.model.attention.core import Backend, attention, cached_attention, plain
-from jaxtune.model.transformer import ModelConfig
+from jaxtune.model.settings import ModelConfig
 
 SCALE = 0.3
 LENGTH = 200

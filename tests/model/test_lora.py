@@ -16,8 +16,10 @@ from jaxtune.model.linear import product
 from jaxtune.model.lora import Adapted, LoraConfig, Scaling, Variant
 from jaxtune.model.moe import MoeConfig
 from jaxtune.model.quantize import Bits
-from jaxtune.model.transformer import ModelConfig, abstract_params, apply
+from jaxtune.model.settings import ModelConfig
+from jaxtune.model.transformer import abstract_params, apply
 from jaxtune.parallel import sharding
+from jaxtune.parallel.mesh import Indivisible, MeshConfig, make_mesh
 
 CONFIG = ModelConfig(
     vocab_size=41, d_model=12, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=16, max_seq_len=32,
@@ -108,8 +110,8 @@ def test_the_adapted_model_equals_the_merged_one(config, settings):
 def test_adapters_over_a_split_base_give_the_same():
     settings = LoraConfig(rank=2, variant=Variant.DORA, base=Bits.INT8)
     base, adapters = lora.freeze_base(base_of(CONFIG), settings), adapters_of(CONFIG, settings)
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2), jax.devices()[:4])
-    where = sharding.shardings(mesh, base, indivisible=sharding.Indivisible.REPLICATE)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    where = sharding.shardings(mesh, base, indivisible=Indivisible.REPLICATE)
     assert any("fsdp" in str(place.spec) for place in jax.tree.leaves(where["layers"]["mlp"]))
     split = jax.device_put(base, where)
     expected = hidden_states(CONFIG, lora.apply_lora(base, adapters, settings))

@@ -9,9 +9,9 @@ import pytest
 
 from jaxtune.model import transformer as model
 from jaxtune.model.moe import MoeConfig
-from jaxtune.model.transformer import ModelConfig
+from jaxtune.model.settings import ModelConfig
 from jaxtune.parallel import sharding
-from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.parallel.mesh import Indivisible, MeshConfig, make_mesh
 
 CONFIG = ModelConfig(
     family="qwen3_moe", vocab_size=40, d_model=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=8,
@@ -38,8 +38,8 @@ def program(config: ModelConfig):
     [
         (MeshConfig(data=2, fsdp=2, tensor=2), 8),
         (MeshConfig(data=1, fsdp=2, tensor=2, sequence=2), 8),
-        (MeshConfig(data=1, fsdp=4, tensor=2, indivisible=sharding.Indivisible.REPLICATE), 7),
-        (MeshConfig(data=8, indivisible=sharding.Indivisible.REPLICATE), 8),  # 4 rows do not divide over 8
+        (MeshConfig(data=1, fsdp=4, tensor=2, indivisible=Indivisible.REPLICATE), 7),
+        (MeshConfig(data=8, indivisible=Indivisible.REPLICATE), 8),  # 4 rows do not divide over 8
     ],
     ids=str,
 )
@@ -48,7 +48,7 @@ def test_a_mesh_computes_what_one_device_computes(mesh, hidden):
     config = dataclasses.replace(CONFIG, moe=dataclasses.replace(CONFIG.moe, d_ff=hidden))
     params = model.init_params(config, 0)[1]
     expected = jax.jit(program(config), compiler_options=QUICK)(params, TOKENS)
-    devices = sharding.make_mesh(mesh)
+    devices = make_mesh(mesh)
     places = sharding.shardings(devices, params, indivisible=mesh.indivisible)
     with jax.set_mesh(devices):
         ours = jax.jit(program(config), compiler_options=QUICK)(jax.device_put(params, places), TOKENS)

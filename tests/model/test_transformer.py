@@ -12,8 +12,9 @@ from jaxtune.model import transformer as model
 from jaxtune.model.attention.core import Backend
 from jaxtune.model.moe import MoeConfig
 from jaxtune.model.rope import RopeConfig, RopeScaling
-from jaxtune.model.transformer import Activation, LayerKind, ModelConfig, Remat
+from jaxtune.model.settings import Activation, LayerKind, ModelConfig, Remat
 from jaxtune.parallel import sharding
+from jaxtune.parallel.mesh import Indivisible, MeshConfig, make_mesh
 
 PLAIN = ModelConfig(
     vocab_size=31, d_model=12, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=20, max_seq_len=64
@@ -225,8 +226,8 @@ def test_a_mesh_changes_nothing_that_matters():
     params = random_params(config)
     batch = rows(((100, 60, 20),) * 4, length=192)
     expected = jitted(config, params, *batch)
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2, indivisible=sharding.Indivisible.REPLICATE))
-    places = sharding.shardings(mesh, params, indivisible=sharding.Indivisible.REPLICATE)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2, indivisible=Indivisible.REPLICATE))
+    places = sharding.shardings(mesh, params, indivisible=Indivisible.REPLICATE)
     with jax.set_mesh(mesh):
         ours = jax.jit(logits, static_argnums=0)(config, jax.device_put(params, places), *batch)
     np.testing.assert_allclose(ours, expected, atol=2e-5)

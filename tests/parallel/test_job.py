@@ -19,7 +19,7 @@ from jaxtune.errors import UserError
 from jaxtune.parallel import job as distributed
 from jaxtune.parallel import sharding
 from jaxtune.parallel.job import Place, Source
-from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.runs.checkpoints import Checkpoints
 
 
@@ -33,7 +33,7 @@ def records(folder: pathlib.Path) -> list[dict]:
 
 def alone(steps: int) -> tuple[list[float], str]:
     """Losses and final weights of the same training by one process on four devices."""
-    mesh = sharding.make_mesh(MeshConfig(fsdp=2, devices=4))
+    mesh = make_mesh(MeshConfig(fsdp=2, devices=4))
     state = worker.State(jnp.zeros((), jnp.int32), {"w": jnp.ones((worker.SEQ, 4))})
     losses = []
     for step in range(steps):

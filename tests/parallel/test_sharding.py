@@ -17,9 +17,9 @@ from jaxtune.batch import Batch
 from jaxtune.errors import UserError
 from jaxtune.model import transformer as model
 from jaxtune.model.moe import MoeConfig
-from jaxtune.model.transformer import ModelConfig
+from jaxtune.model.settings import ModelConfig
 from jaxtune.parallel import sharding
-from jaxtune.parallel.sharding import Indivisible, MeshConfig
+from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, make_mesh
 from jaxtune.step import losses
 
 ROWS, SEQ = 8, 32
@@ -60,7 +60,7 @@ ALL_MESHES = [
 
 
 def name(config: MeshConfig) -> str:
-    return "x".join(f"{axis}{getattr(config, axis)}" for axis in sharding.AXES if getattr(config, axis) != 1)
+    return "x".join(f"{axis}{getattr(config, axis)}" for axis in AXES if getattr(config, axis) != 1)
 
 
 def packed_batch() -> Batch:
@@ -113,7 +113,7 @@ COMPILED = {}
 def compiled(config: MeshConfig, params):
     """The program of a mesh and its placed arguments; each is compiled once for all tests."""
     if config not in COMPILED:
-        mesh = sharding.make_mesh(config)
+        mesh = make_mesh(config)
         places = sharding.shardings(mesh, SHAPES)
         fields = vars(sharding.put_batch(mesh, packed_batch(), ROWS))  # lowering calls dataclasses with placeholders
         arguments = jax.device_put(params, places), fields
@@ -186,7 +186,7 @@ def test_fsdp_gathers_weights_and_scatters_gradients_and_keeps_nothing_whole(par
 def test_parameters_and_optimizer_state_take_one_share_per_device(fsdp):
     config = dataclasses.replace(TINY, vocab_size=4096, d_model=256, d_ff=1024)
     shapes = model.abstract_params(config)[1]
-    mesh = sharding.make_mesh(MeshConfig(fsdp=fsdp))
+    mesh = make_mesh(MeshConfig(fsdp=fsdp))
     optimizer = optax.adamw(1e-3)
     places = sharding.shardings(mesh, shapes)
     state = jax.eval_shape(optimizer.init, shapes)
@@ -222,7 +222,7 @@ def test_parameters_without_a_rule_are_all_listed():
 
 def test_heads_that_do_not_divide_are_an_error_or_replicated_by_choice():
     shapes = model.abstract_params(dataclasses.replace(TINY, num_kv_heads=2))[1]
-    mesh = sharding.make_mesh(MeshConfig(data=1, tensor=8))
+    mesh = make_mesh(MeshConfig(data=1, tensor=8))
     with pytest.raises(UserError) as caught:
         sharding.shardings(mesh, shapes)
     assert "layers.attn.k.kernel [2, 32, 2, 16]: 2 over tensor=8" in str(caught.value)
@@ -242,7 +242,7 @@ def test_heads_that_do_not_divide_are_an_error_or_replicated_by_choice():
     ],
 )
 def test_one_axis_takes_the_devices_that_are_left(config, shape):
-    mesh = sharding.make_mesh(config)
+    mesh = make_mesh(config)
     assert tuple(mesh.shape.values()) == shape
     assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
 
@@ -250,13 +250,13 @@ def test_one_axis_takes_the_devices_that_are_left(config, shape):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: sharding.make_mesh(MeshConfig(data=3)), r"data=3\) needs 3 devices, but there are 8"),
-        (lambda: sharding.make_mesh(MeshConfig(tensor=3)), r"tensor=3\) needs a multiple of 3 devices"),
-        (lambda: sharding.make_mesh(MeshConfig(devices=9)), "mesh.devices is 9, but there are 8"),
+        (lambda: make_mesh(MeshConfig(data=3)), r"data=3\) needs 3 devices, but there are 8"),
+        (lambda: make_mesh(MeshConfig(tensor=3)), r"tensor=3\) needs a multiple of 3 devices"),
+        (lambda: make_mesh(MeshConfig(devices=9)), "mesh.devices is 9, but there are 8"),
         (lambda: MeshConfig(data=-1, fsdp=-1), "only one mesh axis may be -1"),
         (lambda: MeshConfig(tensor=0), "tensor=0"),
         (
-            lambda: sharding.local_rows(sharding.make_mesh(MeshConfig()), 12),
+            lambda: sharding.local_rows(make_mesh(MeshConfig()), 12),
             "12 rows do not divide over data=8, fsdp=1",
         ),
     ],
@@ -268,7 +268,7 @@ def test_a_mesh_that_cannot_be_built_is_a_user_error(build, message):
 
 @pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(data=2, fsdp=2, sequence=2)], ids=name)
 def test_batches_arrive_unchanged_with_their_rows_and_tokens_split(config):
-    mesh = sharding.make_mesh(config)
+    mesh = make_mesh(config)
     micro = np.arange(3 * ROWS * SEQ, dtype=np.int32).reshape(3, ROWS, SEQ)
     placed = sharding.put_batch(mesh, {"tokens": micro}, ROWS)["tokens"]
     assert np.array_equal(np.asarray(placed), micro)
@@ -278,13 +278,13 @@ def test_batches_arrive_unchanged_with_their_rows_and_tokens_split(config):
 
 
 def test_rows_that_the_sequence_axis_does_not_divide_are_a_user_error():
-    mesh = sharding.make_mesh(MeshConfig(data=1, sequence=8))
+    mesh = make_mesh(MeshConfig(data=1, sequence=8))
     with pytest.raises(UserError, match="rows of 30 tokens do not divide over sequence=8"):
         sharding.put_batch(mesh, np.zeros((8, 30), np.int32), 8)
 
 
 def test_trials_train_side_by_side_without_talking(params, reference):
-    mesh = sharding.make_mesh(MeshConfig(trial=8, data=1))
+    mesh = make_mesh(MeshConfig(trial=8, data=1))
     stacked = jax.tree.map(lambda x: jnp.stack([x * (1 + i / 100) for i in range(8)]), params)
     places = sharding.shardings(mesh, stacked, trials=True)
     fields = {key: np.repeat(value[None], 8, 0) for key, value in vars(packed_batch()).items()}
@@ -310,7 +310,7 @@ def test_without_a_mesh_constraints_do_nothing():
 
 
 def test_the_table_shows_what_a_device_holds():
-    mesh = sharding.make_mesh(MeshConfig(fsdp=8, data=1))
+    mesh = make_mesh(MeshConfig(fsdp=8, data=1))
     rows = {row[0]: row[1:] for row in sharding.table(mesh, SHAPES, sharding.shardings(mesh, SHAPES))}
     assert rows["head.kernel"][0] == (32, 64)
     assert rows["head.kernel"][2] == 32 * 64 * 4 // 8

@@ -15,6 +15,7 @@ import transformers
 from jaxtune.hf import folder as hf
 from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.model import transformer as model
+from jaxtune.model.settings import ModelConfig
 from jaxtune.step import losses
 
 Rows = tuple[jax.Array, jax.Array, jax.Array]
@@ -26,7 +27,7 @@ class Pair:
     """The model of transformers, and the same weights imported here."""
 
     network: torch.nn.Module
-    config: model.ModelConfig
+    config: ModelConfig
     params: dict
 
     @functools.cached_property

@@ -19,8 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from toy_states import State, make_state, same
 
 from jaxtune.errors import UserError
-from jaxtune.parallel import sharding
-from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.runs.checkpoints import Checkpoints, DamagedCheckpoint, abstract
 from jaxtune.runs.retention import CheckpointConfig, Direction
 
@@ -62,13 +61,13 @@ def test_shapes_alone_restore_onto_the_first_device(three_steps):
 
 def test_a_sharded_state_is_restored_onto_another_mesh(tmp_path):
     state = make_state(3)
-    by_eight = sharding.make_mesh(MeshConfig(fsdp=8, data=1))
+    by_eight = make_mesh(MeshConfig(fsdp=8, data=1))
     rows = lambda mesh: jax.tree.map(
         lambda x: NamedSharding(mesh, PartitionSpec("fsdp") if x.ndim == 2 else PartitionSpec()), state
     )
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, jax.device_put(state, rows(by_eight)))
-        by_two = sharding.make_mesh(MeshConfig(fsdp=2, data=2, tensor=2))
+        by_two = make_mesh(MeshConfig(fsdp=2, data=2, tensor=2))
         restored = checkpoints.restore(1, abstract(jax.eval_shape(lambda: state), rows(by_two)))
     assert same(restored, state)
     assert restored.params["embed"]["embedding"].sharding.shard_shape((64, 32)) == (32, 32)

@@ -11,11 +11,12 @@ from jaxtune import optim
 from jaxtune.batch import Batch
 from jaxtune.errors import UserError
 from jaxtune.model import transformer as model
+from jaxtune.model.settings import ModelConfig
 from jaxtune.step import losses
 from jaxtune.step import update as step
 from jaxtune.step.update import LossConfig, Normalization
 
-CONFIG = model.ModelConfig(
+CONFIG = ModelConfig(
     vocab_size=32, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=16, max_seq_len=64
 )
 GRAPHDEF, PARAMS = model.init_params(CONFIG, 0)

@@ -27,7 +27,7 @@ def place(tmp_path_factory):
         from helpers import tiny_config
         from jaxtune.config import BatchConfig, EarlyStoppingConfig
         from jaxtune.evaluate import EvalConfig
-        from jaxtune.parallel.sharding import MeshConfig
+        from jaxtune.parallel.mesh import MeshConfig
 
         def config():
             return tiny_config(

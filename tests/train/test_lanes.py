@@ -24,7 +24,7 @@ from jaxtune.errors import UserError
 from jaxtune.model.lora import LoraConfig
 from jaxtune.parallel import sharding
 from jaxtune.parallel.job import StopSignal
-from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.runs.retention import CheckpointConfig, Direction
 from jaxtune.step import trials
 from jaxtune.step.programs import Programs
@@ -335,7 +335,7 @@ def test_trials_that_are_not_active_are_not_touched(rounds):
 
 
 def test_all_devices_go_through_as_many_rounds_as_the_busiest():
-    mesh = sharding.make_mesh(MeshConfig(trial=2, data=1, devices=2))
+    mesh = make_mesh(MeshConfig(trial=2, data=1, devices=2))
     active, rounds = trials.turns([0, 1, 2], 6, mesh)
     assert active.tolist() == [True, True, True, False, False, False] and rounds == 3
     active, rounds = trials.turns([1, 4], 6, mesh)

@@ -15,10 +15,9 @@ from jaxtune.model.attention.core import Backend
 from jaxtune.model.lora import LoraConfig
 from jaxtune.model.moe import MoeConfig
 from jaxtune.model.quantize import Bits
-from jaxtune.model.transformer import ModelConfig, Remat
+from jaxtune.model.settings import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
-from jaxtune.parallel import sharding
-from jaxtune.parallel.sharding import MeshConfig
+from jaxtune.parallel.mesh import AXES, MeshConfig, make_mesh
 from jaxtune.train import memory
 from jaxtune.train.memory import Work
 
@@ -28,7 +27,7 @@ SMALL = ModelConfig(
     attention=Backend.REFERENCE,
 )  # fmt: skip
 AGAIN = dataclasses.replace(SMALL, remat=Remat.FULL)
-ONE: dict[str, int] = dict.fromkeys(sharding.AXES, 1)
+ONE: dict[str, int] = dict.fromkeys(AXES, 1)
 SPLIT = Work(
     model=dataclasses.replace(AGAIN, tie_embeddings=False), optim=OptimConfig(), axes=ONE | {"fsdp": 4, "tensor": 2},
     micro_rows=16, micro_batches=1, seq_len=512,
@@ -56,7 +55,7 @@ WORKS = {
 def allocated(work: Work) -> int:
     """Bytes on one device by XLA's account of the compiled step: arguments, temporaries, results of their own."""
     sizes: dict[str, Any] = dict(work.axes)
-    mesh = sharding.make_mesh(MeshConfig(**sizes, devices=math.prod(work.axes.values())))
+    mesh = make_mesh(MeshConfig(**sizes, devices=math.prod(work.axes.values())))
     account = memory.lower(work, mesh).compile(QUICK).memory_analysis()
     assert account is not None
     new = account.output_size_in_bytes - account.alias_size_in_bytes

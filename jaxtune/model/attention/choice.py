@@ -9,7 +9,7 @@ from jaxtyping import Array, Shaped
 
 from jaxtune.errors import UserError
 from jaxtune.model.attention.core import Backend, attention, plain
-from jaxtune.model.transformer import LayerKind, ModelConfig
+from jaxtune.model.settings import LayerKind, ModelConfig
 
 PREFERRED = {"gpu": (Backend.CUDNN,), "tpu": (Backend.SPLASH,), "cpu": ()}
 """Kernels that AUTO tries before the plain paths, by platform."""

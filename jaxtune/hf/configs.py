@@ -1,0 +1,111 @@
+"""A config.json read into a ModelConfig, and written from one."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtune.errors import UserError
+from jaxtune.hf.families import Family, family_of
+from jaxtune.hf.fields import ZERO, Fields
+from jaxtune.hf.ropes import read_ropes, write_rope
+from jaxtune.model.settings import Activation, ModelConfig
+
+SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "intermediate_size": "d_ff",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "max_position_embeddings": "max_seq_len",
+}
+ACTIVATIONS = {
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_new": Activation.GELU_TANH,
+    "gelu": Activation.GELU,
+}
+ACTIVATION_NAMES = {Activation.SILU: "silu", Activation.GELU_TANH: "gelu_pytorch_tanh", Activation.GELU: "gelu"}
+
+
+RUN_OPTIONS = frozenset({"remat", "attention"})
+"""Fields of ModelConfig that say how to run the model, not what it is: config.json knows nothing of them."""
+
+
+def read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
+    """The ModelConfig of a config.json; UserError on unknown and unsupported fields names `origin`."""
+    family = family_of(fields.get("model_type"), origin)
+    left = Fields(fields, origin)
+    left.require("architectures", [family.architecture])
+    for name in ZERO:
+        left.require(name, 0)
+    sizes = {ours: left.take(theirs, int) for theirs, ours in SIZES.items()}
+    arguments = sizes | {
+        "family": fields["model_type"],
+        "num_kv_heads": left.take("num_key_value_heads", int, sizes["num_heads"]),
+        "head_dim": _read_head_dim(left, sizes["d_model"], sizes["num_heads"]),
+        "norm_eps": left.number("rms_norm_eps", family.eps_default),
+        "tie_embeddings": left.take("tie_word_embeddings", bool, family.tie_default),
+        "activation": _read_activation(left, family),
+        **read_ropes(
+            left,
+            sizes["max_seq_len"],
+            theta_default=family.theta_default,
+            local_theta_default=family.local_theta_default,
+        ),
+        **family.read(left, sizes),
+    }
+    left.finish()
+    try:
+        return ModelConfig(**arguments)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+
+
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """The fields of a config.json that `read_config` turns back into `config`, run options aside."""
+    family = family_of(config.family, "the model config")
+    fields: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.family}
+    fields |= {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
+    fields |= {
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        family.activation_field: ACTIVATION_NAMES[config.activation],
+        **write_rope(config.rope, config.max_seq_len, phi=config.family == "phi3"),
+        **family.write(config),
+    }
+    _check_round_trip(fields, config)
+    return fields
+
+
+def _check_round_trip(fields: Mapping[str, Any], config: ModelConfig):
+    """Raise unless config.json says everything that the config holds."""
+    back = read_config(fields, "the exported config.json")
+    names = [f.name for f in dataclasses.fields(config) if f.name not in RUN_OPTIONS | {"layer_kinds"}] + ["kinds"]
+    lost = [
+        f"{name} = {getattr(config, name)!r} would come back as {getattr(back, name)!r}"
+        for name in names
+        if getattr(config, name) != getattr(back, name)
+    ]
+    if lost:
+        raise UserError(f"a config.json of model_type {config.family!r} cannot express this model: {'; '.join(lost)}.")
+
+
+def _read_head_dim(left: Fields, width: int, heads: int) -> int:
+    head_dim = left.take("head_dim", int, None)
+    if head_dim is None and (heads < 1 or width % heads):
+        raise UserError(
+            f"{left.origin}: hidden_size ({width}) is no multiple of num_attention_heads ({heads}); state head_dim."
+        )
+    return width // heads if head_dim is None else head_dim
+
+
+def _read_activation(left: Fields, family: Family) -> Activation:
+    name = left.take(family.activation_field, str, family.activation_default)
+    if name not in ACTIVATIONS:
+        raise UserError(
+            f"{left.origin}: {family.activation_field} = {name!r} is not supported; known: {', '.join(ACTIVATIONS)}."
+        )
+    return ACTIVATIONS[name]

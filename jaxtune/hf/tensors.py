@@ -1,0 +1,85 @@
+"""The tensors of a family's checkpoint, and the parameters that each of them holds."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from jaxtune.hf.families import Family, family_of
+from jaxtune.model.settings import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One parameter, or the slice of a stacked one at `index` (layer; or layer and expert)."""
+
+    path: tuple[str, ...]
+    index: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of the checkpoint; its parts lie one after the other along its first axis."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+
+def tensors(config: ModelConfig) -> Iterator[Tensor]:
+    """Every tensor of the family's checkpoint, in the order of the layers."""
+    family = family_of(config.family, "the model config")
+    yield Tensor("model.embed_tokens.weight", (Part(("embed", "embedding"), ()),))
+    for layer in range(config.num_layers):
+        for name, parts in _layer_tensors(config, family, layer):
+            yield Tensor(f"model.layers.{layer}.{name}", parts)
+    yield Tensor("model.norm.weight", (Part(("final_norm", "scale"), ()),))
+    if not config.tie_embeddings:
+        yield Tensor("lm_head.weight", (Part(("head", "kernel"), ()),))
+
+
+LAYER_TENSORS = {
+    "attn_norm.scale": "input_layernorm.weight",
+    "mlp_norm.scale": "post_attention_layernorm.weight",
+    **{f"attn.{x}.kernel": f"self_attn.{x}_proj.weight" for x in "qkvo"},
+    **{f"attn.{x}.bias": f"self_attn.{x}_proj.bias" for x in "qkvo"},
+    **{f"attn.{x}_norm.scale": f"self_attn.{x}_norm.weight" for x in "qk"},
+    **{f"mlp.{x}.kernel": f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
+    **{f"mlp.{x}.bias": f"mlp.{x}_proj.bias" for x in ("gate", "up", "down")},
+    "moe.router.kernel": "mlp.gate.weight",
+    **{f"moe.{x}.kernel": f"mlp.experts.{{expert}}.{x}_proj.weight" for x in ("gate", "up", "down")},
+}
+"""Tensor names inside a layer, by parameter path, as Llama and Qwen have them."""
+
+
+def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[tuple[str, tuple[Part, ...]]]:
+    def part(path: str, *index: int) -> Part:
+        return Part(("layers", *path.split(".")), (layer, *index))
+
+    for name, paths in family.fused.items():
+        yield name, tuple(part(path) for path in paths)
+    in_fused = {path for paths in family.fused.values() for path in paths}
+    for path in _layer_paths(config):
+        name = family.names.get(path) or LAYER_TENSORS[path]
+        if "{expert}" in name and config.moe is not None:
+            for expert in range(config.moe.num_experts):
+                yield name.format(expert=expert), (part(path, expert),)
+        elif path not in in_fused:
+            yield name, (part(path),)
+
+
+def _layer_paths(config: ModelConfig) -> Iterator[str]:
+    """Paths of the parameters that one layer has."""
+    yield from ("attn_norm.scale", "mlp_norm.scale")
+    if config.post_norms:
+        yield from ("attn_post_norm.scale", "mlp_post_norm.scale")
+    yield from (f"attn.{name}.kernel" for name in "qkvo")
+    if config.qkv_bias:
+        yield from (f"attn.{name}.bias" for name in "qkv")
+    if config.out_bias:
+        yield "attn.o.bias"
+    if config.qk_norm:
+        yield from ("attn.q_norm.scale", "attn.k_norm.scale")
+    if config.moe is not None:
+        yield from (f"moe.{name}.kernel" for name in ("router", "gate", "up", "down"))
+        return
+    yield from (f"mlp.{name}.kernel" for name in ("gate", "up", "down"))
+    if config.mlp_bias:
+        yield from (f"mlp.{name}.bias" for name in ("gate", "up", "down"))
