@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
+PYTEST := $(BIN)/python -m pytest -q --durations=15
+# A worker for each core, at most eight: each holds a JAX of its own.
+PARALLEL := -n logical --maxprocesses 8 --dist loadgroup
 
 .PHONY: quickstart test test-slow parity check clean
 
@@ -11,13 +14,13 @@ quickstart: $(VENV)/.installed
 	@echo "Open $(RUN)/report.html in a browser."
 
 test: check
-	$(BIN)/python -m pytest -q --durations=15
+	$(PYTEST) $(PARALLEL)
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) $(PARALLEL) -m slow
 
 parity: $(VENV)/.installed-parity
-	$(BIN)/python -m pytest -q -m parity
+	$(PYTEST) -m parity
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .

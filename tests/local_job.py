@@ -25,6 +25,7 @@ def spawn(command: Sequence[object], processes: int) -> list[subprocess.Popen]:
         "JAXTUNE_PROCESSES": str(processes),
         "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.values["jax_compilation_cache_max_size"]),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time

@@ -17,7 +17,7 @@ import numpy as np
 
 INSPECT = """
 import resource, sys, time
-from jaxtune.validate import validate_files
+from jaxtune.validate.validation import validate_files
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.process_time()
 report = validate_files(sys.argv[1:])

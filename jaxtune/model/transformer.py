@@ -149,7 +149,7 @@ class Transformer(nnx.Module):
         return self.final_norm(x), Cache(keys=keys, values=values, lengths=jnp.maximum(cache.lengths, ends))
 
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
-        """Float32 next-token logits, soft cap included. Losses use `jaxtune.losses`, which never holds them all."""
+        """Float32 next-token logits, soft cap included. (`jaxtune.step.losses` never holds them all.)"""
         if self.head is None:
             logits = product("bsd,vd->bsv", hidden, self.embed.embedding[...], out_dtype=jnp.float32)
         else:

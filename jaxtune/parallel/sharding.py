@@ -70,7 +70,8 @@ def partition_specs(params: PyTree, *, trials: bool = False) -> PyTree[Partition
     specs = jax.tree_util.tree_map_with_path(spec, params)
     if problems:
         raise ValueError(
-            "no sharding rule fits these parameters; add them to jaxtune.sharding.RULES:\n  " + "\n  ".join(problems)
+            "no sharding rule fits these parameters; add them to jaxtune.parallel.sharding.RULES:\n  "
+            + "\n  ".join(problems)
         )
     return specs
 

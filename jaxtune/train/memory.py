@@ -2,9 +2,9 @@
 
     total = parameters + base + optimizer + gradients + batch + max(activations + max(layer, logits), update)
 
-Parameters, optimizer state and gradients are split as `jaxtune.sharding` splits them. What the layers keep for the
-backward pass is read off the program itself: the residuals of one device's share of rows, heads and feed-forward,
-traced but not compiled. No device is needed, so that meshes of any size can be planned on a laptop.
+Parameters, optimizer state and gradients are split as `jaxtune.parallel.sharding` splits them. What the layers keep
+for the backward pass is read off the program itself: the residuals of one device's share of rows, heads and
+feed-forward, traced but not compiled. No device is needed, so that meshes of any size can be planned on a laptop.
 """
 
 import dataclasses

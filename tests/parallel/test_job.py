@@ -22,6 +22,8 @@ from jaxtune.parallel.job import Place, Source
 from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.runs.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.xdist_group("processes")  # they fill the machine: one at a time
+
 
 def launch(folder: pathlib.Path, processes: int, *options: str) -> list[subprocess.Popen]:
     return spawn([worker.__file__, folder, *options], processes)

@@ -13,6 +13,8 @@ from jaxtune.runs.history import read_run
 from jaxtune.train import run as train
 from jaxtune.train.run import Status
 
+pytestmark = pytest.mark.xdist_group("processes")  # they fill the machine: one at a time
+
 PROCESSES = 4
 
 

@@ -18,6 +18,8 @@ from jaxtune.step.programs import Programs
 from jaxtune.train import run as train
 from jaxtune.train.loop import Status
 
+pytestmark = pytest.mark.xdist_group("processes")  # they fill the machine: one at a time
+
 SCRIPT = pathlib.Path(__file__).parent.parent.parent / "experiments" / "06-kill-and-resume" / "kill.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent.parent)}
 

@@ -12,7 +12,7 @@ from jaxtune.model.linear import product
 
 
 class Backend(enum.Enum):
-    """How attention is computed; `jaxtune.backends` says which run where, and picks one."""
+    """How attention is computed; `jaxtune.model.attention.choice` says which run where, and picks one."""
 
     AUTO = "auto"  # resolved before training; unresolved, the faster of the two plain paths
     REFERENCE = "reference"  # all scores of a row at once, in plain XLA operations
