@@ -1,0 +1,190 @@
+"""Where the responses stand in a rendered chat: by the template's generation marks, else by the prompts before them."""
+
+import bisect
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from jaxtune.chat.conversation import PlainChat
+from jaxtune.chat.cutting import Control
+from jaxtune.chat.sandbox import Rendered
+from jaxtune.chat.traced import OTHER, Piece
+
+BUILT_IN = "Add `{% generation %}` marks around what the assistant says, or use a built-in template."
+
+
+class Response(NamedTuple):
+    """Characters `start` to `stop` are what the assistant says in message `message`, end-of-turn token included."""
+
+    start: int
+    stop: int
+    message: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """How a template writes turns, found by rendering short chats with it."""
+
+    terminators: tuple[tuple[str, ...], ...]
+    """End-of-turn sequences, each a run of control tokens, e.g. `("<|im_end|>",)`. The first ends the last turn; a
+    second entry exists only where middle turns end differently."""
+    header: str = ""
+    """What of the generation prompt the template's marks enclose."""
+
+    @property
+    def spelled(self) -> str:
+        """The end-of-turn sequences, for messages."""
+        return " or ".join(map("".join, self.terminators))
+
+
+class NotFound(ValueError):
+    """The responses of a chat cannot be told; the argument says why, and what to do."""
+
+
+def marked_responses(
+    rendered: Rendered, controls: Sequence[Control], chat: PlainChat, learned: Learned, *, exact: bool
+) -> list[Response]:
+    """The responses as the template marks them; each assistant message must have one. Raises `NotFound`."""
+    speakers = chat.speakers
+    blocks = blocks_of(rendered.pieces)
+    owners = [min(block.sources, default=None) for block in blocks]
+    strangers = [source for block in blocks for source in block.sources if source not in speakers]
+    if strangers or any(len(block.sources) > 1 for block in blocks) or len(blocks) != len(speakers):
+        raise NotFound(
+            f"it marks {len(blocks)} generation blocks for {len(speakers)} assistant messages, or encloses text of "
+            "other messages. Put one block around the text of each assistant message."
+        )
+    if any(owner not in (None, speaker) for owner, speaker in zip(owners, speakers, strict=True)):
+        raise NotFound("it changes the order of the assistant messages. Use another template.")
+    if exact:
+        return [Response(b.start, b.stop, i) for b, i in zip(blocks, speakers, strict=True)]
+    return [_trim(rendered, controls, b, i, learned) for b, i in zip(blocks, speakers, strict=True)]
+
+
+def _trim(rendered: Rendered, controls: Sequence[Control], block: "Block", message: int, learned: Learned) -> Response:
+    """The marked text without the generation prompt, up to and with the end-of-turn token."""
+    inside = rendered.text.startswith(learned.header, block.start)
+    start = block.start + (len(learned.header) if inside else 0)
+    end = terminator_after(controls, max(start, block.last), learned)
+    if end is None or end.start > block.stop:
+        raise NotFound(
+            f"no end-of-turn token ({learned.spelled}) stands in or right after the generation block "
+            f"of message {message}, so the model could never learn to stop. Put it inside the block."
+        )
+    return Response(start, end.stop, message)
+
+
+def derived_response(
+    rendered: Rendered,
+    controls: Sequence[Control],
+    chat: PlainChat,
+    message: int,
+    learned: Learned,
+    prompt: Callable[[PlainChat], Rendered],
+) -> Response:
+    """The response of a template without marks: from the end of the generation prompt to the end-of-turn token.
+
+    `prompt` renders a chat with a generation prompt. Raises `NotFound`.
+    """
+    first, last = extent(rendered.pieces, message)
+    start = _prompt_end(rendered, prompt(chat.before(message)), first)
+    if start is None:
+        raise NotFound(
+            f"it has no generation marks, and the text before message {message} differs from the prompt that a "
+            f"model would be given there, so what it should say can't be told. {BUILT_IN}"
+        )
+    end = terminator_after(controls, max(start, last), learned)
+    starts = (extent(rendered.pieces, i)[0] for i in range(message + 1, len(chat.messages)))
+    later = min((start for start in starts if start > 0), default=None)
+    if end is None or (later is not None and end.start >= later):
+        raise NotFound(
+            f"it has no generation marks, and no end-of-turn token ({learned.spelled}) follows "
+            f"message {message}. {BUILT_IN}"
+        )
+    return Response(start, end.stop, message)
+
+
+def require_apart(found: Sequence[Response]) -> None:
+    """Raise `NotFound` for responses that share characters."""
+    for before, after in zip(found, found[1:], strict=False):
+        if before.stop > after.start:
+            raise NotFound(f"the responses of messages {before.message} and {after.message} overlap. {BUILT_IN}")
+
+
+def terminator_after(controls: Sequence[Control], position: int, learned: Learned) -> Control | None:
+    """The first end-of-turn sequence at or after a character, as one stretch."""
+    for i in range(bisect.bisect_left(controls, position, key=lambda control: control.start), len(controls)):
+        for strings in learned.terminators:
+            if tuple(control.string for control in controls[i : i + len(strings)]) == strings:
+                return Control(controls[i].start, controls[i + len(strings) - 1].stop, "".join(strings))
+    return None
+
+
+@dataclasses.dataclass
+class Block:
+    """A generation block: its characters, the messages in it, and where the last character of a message ends."""
+
+    start: int
+    stop: int
+    sources: set[int]
+    last: int
+
+
+def blocks_of(pieces: Sequence[Piece]) -> list[Block]:
+    """Generation blocks in order. One that touches the block before it and holds no message belongs to that one."""
+    found: list[Block] = []
+    start, previous = 0, 0
+    for text, source, block in pieces:
+        stop = start + len(text)
+        if block:
+            if block != previous:
+                found.append(Block(start, stop, set(), 0))
+            found[-1].stop = stop
+            if source is not None and source != OTHER:
+                found[-1].sources.add(source)
+                found[-1].last = stop
+        start, previous = stop, block
+    merged: list[Block] = []
+    for block in found:
+        if merged and not block.sources and merged[-1].stop == block.start:
+            merged[-1].stop = block.stop
+        else:
+            merged.append(block)
+    return merged
+
+
+def extent(pieces: Sequence[Piece], message: int) -> tuple[int, int]:
+    """Where the first character of a message stands, and where its last one ends; (-1, -1) if it has none."""
+    start, first, last = 0, -1, -1
+    for text, source, _ in pieces:
+        if source == message and text:
+            first = start if first < 0 else first
+            last = start + len(text)
+        start += len(text)
+    return first, last
+
+
+def _prompt_end(rendered: Rendered, prompt: Rendered, first: int) -> int | None:
+    """Where the text goes on after the generation prompt; `first` is where the message's own text begins.
+
+    A template may move text (a system message, say) when messages are added, so that the prompt is no prefix. Then what
+    stands between the last user text before the message and the message must begin with what ends the prompt.
+    """
+    if rendered.text.startswith(prompt.text):
+        return len(prompt.text)
+    if first < 0:
+        return None
+    before = max((stop for stop in _user_stops(rendered.pieces) if stop <= first), default=0)
+    tail = prompt.text[max(_user_stops(prompt.pieces), default=0) :]
+    return before + len(tail) if rendered.text[before:first].startswith(tail) else None
+
+
+def _user_stops(pieces: Sequence[Piece]) -> list[int]:
+    """Where each stretch of user text ends."""
+    stops: list[int] = []
+    start = 0
+    for text, source, _ in pieces:
+        start += len(text)
+        if source is not None and text:
+            stops.append(start)
+    return stops

@@ -1,0 +1,88 @@
+"""The JSON files beside a tokenizer: which tokens they add, flag as special, and name as BOS, EOS and padding."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtune.errors import UserError
+
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""Files of a tokenizer folder that travel with an exported model."""
+
+
+def companions(path: Path) -> list[Path]:
+    """The tokenizer files in the folder of `path`; `path` itself where there is none of them."""
+    return [file for name in COMPANIONS if (file := path.parent / name).is_file()] or [path]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `UserError` for anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: not valid JSON ({error}). The file is damaged or incomplete; copy it again."
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}. Copy the file again.")
+    return value
+
+
+def _read_companion(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    return read_json(path) if path.is_file() else {}
+
+
+def special_names(folder: Path) -> dict[str, str]:
+    """The pieces that a folder's configuration files name as `bos`, `eos` and `pad`, as far as they do."""
+    names: dict[str, str] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):  # the second wins
+        for key, value in _read_companion(folder, file).items():
+            content = value.get("content") if isinstance(value, dict) else value
+            if key in ("bos_token", "eos_token", "pad_token") and isinstance(content, str):
+                names[key.removesuffix("_token")] = content
+    return names
+
+
+def flagged_special(folder: Path) -> set[str]:
+    """Pieces that `tokenizer_config.json` flags as special."""
+    config = _read_companion(folder, "tokenizer_config.json")
+    flagged = {t["content"] for t in config.get("added_tokens_decoder", {}).values() if t.get("special")}
+    listed = config.get("additional_special_tokens") or []
+    return flagged | {t["content"] if isinstance(t, dict) else t for t in listed}
+
+
+def added_tokens(folder: Path) -> dict[str, int]:
+    """Tokens that the configuration adds on top of a SentencePiece model."""
+    added = {piece: int(i) for piece, i in _read_companion(folder, "added_tokens.json").items()}
+    decoder = _read_companion(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
+    return added | {token["content"]: int(i) for i, token in decoder.items() if token.get("special")}
+
+
+def resolve_special_ids(
+    path: Path, names: Mapping[str, str], id_of: Callable[[str], int | None], fallback: Mapping[str, int]
+) -> tuple[int | None, int | None, int | None]:
+    """Ids of BOS, EOS and padding; a named piece without an id is an error."""
+    generation = _read_companion(path.parent, "generation_config.json")
+    resolved: list[int | None] = []
+    for kind in ("bos", "eos", "pad"):
+        token = generation.get(f"{kind}_token_id", fallback.get(kind, -1))
+        token = token[0] if isinstance(token, list) and token else token
+        if kind in names:
+            token = id_of(names[kind])
+            if token is None:
+                raise UserError(
+                    f"{path.parent}: the tokenizer's configuration names {names[kind]!r} as {kind}_token, "
+                    f"but {path.name} has no such piece. Use files that belong together."
+                )
+        resolved.append(token if isinstance(token, int) and token >= 0 else None)
+    return resolved[0], resolved[1], resolved[2]

@@ -1,0 +1,44 @@
+"""Which tokens train, and with what weight."""
+
+import bisect
+import enum
+from collections.abc import Sequence
+
+from jaxtune.chat.conversation import Message
+from jaxtune.chat.layout import Layout
+
+
+class MaskPolicy(enum.Enum):
+    """Which tokens train with weight 1 (times the message's own weight). All others carry `prompt_loss_weight`."""
+
+    ASSISTANT = "assistant"  # every assistant response with its end-of-turn token
+    LAST_ASSISTANT = "last_assistant"  # the last assistant response only
+    COMPLETION = "completion"  # all text from the response to the last user message on, tool results included
+    ALL = "all"  # every token
+
+
+def segment_weights(
+    layout: Layout, messages: Sequence[Message], policy: MaskPolicy, prompt_loss_weight: float
+) -> list[float]:
+    """The loss weight of each segment; a segment lies wholly inside or outside a response."""
+    weights = [1.0 if policy is MaskPolicy.ALL else prompt_loss_weight] * len(layout.segments)
+    starts = [segment.start for segment in layout.segments]
+    trained = layout.responses[-1:] if policy is MaskPolicy.LAST_ASSISTANT else layout.responses
+    if policy is MaskPolicy.COMPLETION:
+        last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+        trained = tuple(response for response in layout.responses if response.message > last_user)
+        if trained:
+            low, high = bisect.bisect_left(starts, trained[0].start), bisect.bisect_left(starts, trained[-1].stop)
+            weights[low:high] = [1.0] * (high - low)
+    for response in trained:
+        low, high = bisect.bisect_left(starts, response.start), bisect.bisect_left(starts, response.stop)
+        weight = messages[response.message].weight
+        weights[low:high] = [1.0 if weight is None else float(weight)] * (high - low)
+    return weights
+
+
+def trained_messages(messages: Sequence[Message], policy: MaskPolicy, prompt_loss_weight: float) -> list[int]:
+    """Assistant messages whose tokens weigh other than prompts do."""
+    speakers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    speakers = speakers[-1:] if policy is MaskPolicy.LAST_ASSISTANT else speakers
+    return [i for i in speakers if (1.0 if messages[i].weight is None else messages[i].weight) != prompt_loss_weight]
