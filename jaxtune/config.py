@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from jaxtune.batch import PackPolicy
-from jaxtune.chat.rendering import MaskPolicy
+from jaxtune.chat import MaskPolicy
 from jaxtune.data.fit import LengthPolicy
 from jaxtune.errors import UserError
 from jaxtune.evaluate.loss import Aggregate, EvalConfig

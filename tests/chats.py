@@ -2,7 +2,7 @@
 
 import functools
 
-from jaxtune.chat.rendering import Conversation, Message
+from jaxtune.chat import Conversation, Message
 from jaxtune.chat.tokenizer import ByteTokenizer
 
 CONTROLS = (

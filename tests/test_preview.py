@@ -8,7 +8,7 @@ from pages import assert_self_contained
 from rich.console import Console
 
 from jaxtune import preview
-from jaxtune.chat.rendering import MaskPolicy
+from jaxtune.chat import MaskPolicy
 from jaxtune.config import DataConfig, ExperimentConfig, ModelSource
 from jaxtune.errors import UserError
 from jaxtune.mixture import Budget, MixtureConfig, allocate

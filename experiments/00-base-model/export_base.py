@@ -9,9 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from train_base import CONFIG, load_state, make_steps
 
-from jaxtune.chat import tokenizer
-from jaxtune.chat.rendering import terminator_id
-from jaxtune.chat.template import load_template
+from jaxtune.chat import load_template, load_tokenizer, terminator_id
 from jaxtune.hf import folder as hf
 from jaxtune.optim import OptimConfig, Optimizer
 
@@ -19,7 +17,7 @@ if __name__ == "__main__":
     run, folder = Path(sys.argv[1]), Path(sys.argv[2])
     like, _, _ = make_steps(100, OptimConfig(optimizer=Optimizer.MUON), seed=0)
     state = load_state(like, run / "state.safetensors")
-    words = tokenizer.load(folder)
+    words = load_tokenizer(folder)
     hf.export_model(
         folder,
         CONFIG,

@@ -308,8 +308,7 @@ def pipeline() -> dict:
 
 def tokenise() -> dict:
     """Conversations per CPU-second, from JSON lines to tokens and loss mask: our cached pass, and TRL's preparation."""
-    from jaxtune.chat.template import TEMPLATES
-    from jaxtune.chat.tokenizer import load
+    from jaxtune.chat import TEMPLATES, load_tokenizer
     from jaxtune.data.encoding import Encoding, tokenize
     from jaxtune.tasks import Task, from_jsonl
 
@@ -321,7 +320,7 @@ def tokenise() -> dict:
     out = {}
     for processes in (1, 2):
         tasks = [Task(name=name, splits={"train": from_jsonl(file)}) for name, file in files.items()]
-        encoding = Encoding(template=TEMPLATES["chatml"], tokenizer=load(folder), max_length=1024)
+        encoding = Encoding(template=TEMPLATES["chatml"], tokenizer=load_tokenizer(folder), max_length=1024)
         with tempfile.TemporaryDirectory() as cache:
             start, wall = cpu_seconds(), time.perf_counter()
             tokenize(tasks, "train", encoding, cache, processes=processes, show_progress=False)

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxtune import config as configs
 from jaxtune.batch import Batch, PackPolicy
-from jaxtune.chat import load_template, tokenizer
+from jaxtune.chat import load_template, load_tokenizer
 from jaxtune.config import ExperimentConfig
 from jaxtune.hf import folder as hf
 from jaxtune.model import transformer as model
@@ -152,7 +152,7 @@ def write_ten_million(folder: pathlib.Path) -> None:
         hf.load_config(base), d_model=320, num_layers=8, num_heads=5, num_kv_heads=5, head_dim=64, d_ff=864
     )
     params = model.init_params(shape, 0)[1]
-    words = tokenizer.load(base)
+    words = load_tokenizer(base)
     hf.export_model(
         folder, shape, params, eos_token_id=words.eos_id, bos_token_id=words.bos_id, pad_token_id=words.pad_id,
         tokenizer_files=words.files, chat_template=load_template(base).source,

@@ -1,4 +1,4 @@
-"""From messages to token ids with a loss weight each: conversations, templates, tokenizers, and proof of supervision."""
+"""From messages to token ids with a loss weight each: conversations, templates, tokenizers, proof of supervision."""
 
 from jaxtune.chat.conversation import ROLES as ROLES
 from jaxtune.chat.conversation import Conversation as Conversation

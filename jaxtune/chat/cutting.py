@@ -44,9 +44,9 @@ def find_controls(rendered: Rendered, controls: Controls, given: Sequence[Any]) 
         if source is not None:
             found += [Control(*m.span(), m[0]) for m in controls.pattern.finditer(rendered.text, run, start)]
             run = start + len(text)
-            if text and (match := controls.pattern.search(text)):
-                if not any(match[0] in string for string in _strings(given)):
-                    raise Blurred(match[0])
+            match = controls.pattern.search(text)
+            if match and not any(match[0] in string for string in _strings(given)):
+                raise Blurred(match[0])
         start += len(text)
     return found
 

@@ -3,7 +3,6 @@
 Knows messages as plain dicts; `conversation` gives them their types.
 """
 
-import datetime
 import functools
 import os.path
 import re

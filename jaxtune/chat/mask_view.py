@@ -1,9 +1,7 @@
-"""Pictures of a loss mask: the tokens of an example, coloured by what they weigh."""
+"""A loss mask as text: the tokens of an example, coloured by what they weigh."""
 
 import codecs
 import dataclasses
-import html
-from collections.abc import Sequence
 
 import rich.text
 
@@ -58,42 +56,16 @@ def mask_text(example: Example, tokenizer: Tokenizer) -> rich.text.Text:
     picture = rich.text.Text()
     for token in shown_tokens(example, tokenizer):
         style = "dim" if token.weight <= 0 else "black on green3" if token.weight >= 1 else "black on pale_green1"
-        picture.append(_printable(token.text, "↵\n"), style=style + (" italic" if token.control else ""))
+        picture.append(_printable(token.text), style=style + (" italic" if token.control else ""))
     return picture
 
 
-def mask_html(example: Example, tokenizer: Tokenizer) -> str:
-    """An HTML fragment: `<div class="tokens">` of spans, escaped, styled inline so that it stands on its own.
-
-    Trained tokens are coloured as deep as their weight, up to 1; every trained token tells its weight on hovering.
-    """
-    return tokens_html(shown_tokens(example, tokenizer))
-
-
-def tokens_html(tokens: Sequence[Shown]) -> str:
-    """`mask_html` of tokens that are at hand already."""
-    spans = "".join(_span(token) for token in tokens)
-    style = "font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.7"
-    return f'<div class="tokens" style="{style}">{spans}</div>'
-
-
-def _span(token: Shown) -> str:
-    text = html.escape(_printable(token.text, "↵\n"))
-    names = ["control"] * token.control + ["trained" if token.weight > 0 else "prompt"]
-    style = "color:#8a919c"
-    if token.weight > 0:
-        style = f"color:#0d3a6e;background:rgba(31,111,196,{0.12 + 0.2 * min(token.weight, 1.0):.3f})"
-    if token.control:
-        style += ";font-style:italic"
-    return f'<span class="{" ".join(names)}" style="{style}" title="weight {token.weight:g}">{text}</span>'
-
-
-def _printable(text: str, newline: str) -> str:
+def _printable(text: str) -> str:
     """`text` with newlines marked and other control characters as escapes; tabs stay."""
     parts = []
     for char in text:
         if char == "\n":
-            parts.append(newline)
+            parts.append("↵\n")
         elif char == "\t" or char.isprintable() or char == "\N{NO-BREAK SPACE}":
             parts.append(char)
         else:

@@ -106,7 +106,7 @@ class Controls:
 
 
 class TextEncoder:
-    """Base of tokenizers: `encode` and `encode_batch` for text with and without control strings, over `_encode_texts`."""
+    """Base of tokenizers: `encode` and `encode_batch`, with and without control strings, over `_encode_texts`."""
 
     controls: Controls
 

@@ -22,10 +22,9 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from jaxtune import chat
 from jaxtune.batch import Example
-from jaxtune.chat import rendering as chat
-from jaxtune.chat.rendering import ChatTemplate, Conversation, MaskPolicy
-from jaxtune.chat.tokenizer import Tokenizer
+from jaxtune.chat import ChatTemplate, Conversation, MaskPolicy, Tokenizer
 from jaxtune.data.fit import Fitted, LengthPolicy, Outcome, fit_length
 from jaxtune.data.store import DamagedStore, Part, TaskTokens, allow_open_stores, merge, open_store
 from jaxtune.errors import UserError

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from jaxtune.chat import rendering as chat
-from jaxtune.chat import tokenizer
-from jaxtune.chat.rendering import Conversation, Message
-from jaxtune.chat.template import ChatTemplate, load_template
-from jaxtune.chat.tokenizer import Tokenizer
+from jaxtune import chat
+from jaxtune.chat import ChatTemplate, Conversation, Message, Tokenizer, load_template, load_tokenizer
 from jaxtune.errors import UserError
 from jaxtune.evaluate.decoding import SamplingConfig, generate, stream
 from jaxtune.hf import folder as hf
@@ -32,8 +29,7 @@ class Speaker:
     @property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer."""
-        ends = {chat.terminator_id(self.template, self.tokenizer), self.tokenizer.eos_id}
-        return sorted(i for i in ends if i is not None)
+        return sorted(chat.stop_ids(self.template, self.tokenizer))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids up to where the answer starts."""
@@ -47,7 +43,7 @@ class Speaker:
 def load(folder: pathlib.Path) -> Speaker:
     """A Hugging Face folder, ready to answer."""
     config, params = hf.import_model(folder, dtype=jnp.float32)
-    words = tokenizer.load(folder)
+    words = load_tokenizer(folder)
     hf.check_tokenizer(config, words.vocab_size, folder)
     return Speaker(config=config, params=params, tokenizer=words, template=load_template(folder))
 

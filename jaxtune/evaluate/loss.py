@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from jaxtune.chat import rendering as chat
-from jaxtune.chat.rendering import ChatTemplate, Conversation
-from jaxtune.chat.tokenizer import Tokenizer
+from jaxtune import chat
+from jaxtune.chat import ChatTemplate, Conversation, Tokenizer
 from jaxtune.errors import UserError
 from jaxtune.step.losses import LossSums
 from jaxtune.tasks import Task, metrics

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.batch import Example
-from jaxtune.chat.rendering import ROLES, Conversation, Message
+from jaxtune.chat import ROLES, Conversation, Message
 from jaxtune.errors import UserError
 from jaxtune.tasks.problems import RULES, Problem, RecordError, Severity
 from jaxtune.tasks.sources.base import RecordSource

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.batch import Example
-from jaxtune.chat.rendering import Conversation, Message
+from jaxtune.chat import Conversation, Message
 from jaxtune.errors import UserError
 from jaxtune.tasks import shapes
 from jaxtune.tasks.metrics import METRICS

@@ -7,7 +7,7 @@ import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxtune.chat.rendering import Conversation
+from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
 from jaxtune.tasks.shapes import check_messages, look_up
 from jaxtune.tasks.sources.jsonl import Finding, json_type

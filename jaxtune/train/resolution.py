@@ -5,10 +5,8 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from jaxtune.chat import rendering as chat
-from jaxtune.chat import tokenizer
-from jaxtune.chat.template import TEMPLATES, ChatTemplate, load_template
-from jaxtune.chat.tokenizer import Tokenizer
+from jaxtune import chat
+from jaxtune.chat import TEMPLATES, ChatTemplate, Tokenizer, load_template, load_tokenizer
 from jaxtune.config import ExperimentConfig
 from jaxtune.data.encoding import Encoding, tokenize
 from jaxtune.data.store import TaskTokens
@@ -67,9 +65,8 @@ class Inputs:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a generated answer: the trained terminator, and the tokenizer's own end of text."""
-        ends = {chat.terminator_id(self.template, self.tokenizer), self.tokenizer.eos_id}
-        return frozenset(i for i in ends if i is not None)
+        """Tokens that end a generated answer."""
+        return chat.stop_ids(self.template, self.tokenizer)
 
     def describe_step(self, step: int) -> list[str]:
         """`task: file:line` of every example in a step, with its epoch where it is not the first."""
@@ -136,7 +133,7 @@ def model_folder(config: ExperimentConfig) -> pathlib.Path:
 def load_text(config: ExperimentConfig, folder: pathlib.Path) -> tuple[Tokenizer, ChatTemplate]:
     """Tokenizer and chat template of a config."""
     source = pathlib.Path(config.model.tokenizer) if config.model.tokenizer else folder
-    words = tokenizer.load(source)
+    words = load_tokenizer(source)
     if config.model.template is None:
         return words, load_template(source)
     if config.model.template in TEMPLATES:

@@ -10,8 +10,8 @@ from collections.abc import Generator, Mapping
 import jax
 import jax.numpy as jnp
 
+from jaxtune import chat
 from jaxtune.batch import Batch
-from jaxtune.chat import rendering as chat
 from jaxtune.config import ExperimentConfig
 from jaxtune.data import batches as data
 from jaxtune.data.batches import StepBatches

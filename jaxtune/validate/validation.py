@@ -18,8 +18,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from jaxtune.batch import Example
-from jaxtune.chat.rendering import ChatTemplate, MaskPolicy, render_each
-from jaxtune.chat.tokenizer import Tokenizer
+from jaxtune.chat import ChatTemplate, MaskPolicy, Tokenizer, render_each
 from jaxtune.errors import UserError
 from jaxtune.tasks import shapes
 from jaxtune.tasks.problems import RULES, Problem, RecordError, Severity

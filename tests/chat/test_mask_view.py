@@ -1,6 +1,4 @@
-"""Pictures of a mask: every token shown once, coloured by its weight, and safe to put into a page."""
-
-import html.parser
+"""A mask as text: every token shown once, coloured by its weight."""
 
 import numpy as np
 import pytest
@@ -10,9 +8,9 @@ from hypothesis import strategies as st
 from toy_tokenizers import write_hf, write_sentencepiece
 
 from jaxtune.batch import Example
-from jaxtune.chat.mask_view import Shown, mask_html, mask_text, shown_tokens, tokens_html
-from jaxtune.chat.rendering import TEMPLATES, Conversation, Message, render
-from jaxtune.chat.tokenizer import ByteTokenizer, load
+from jaxtune.chat import TEMPLATES, Conversation, Message, load_tokenizer, render
+from jaxtune.chat.mask_view import mask_text, shown_tokens
+from jaxtune.chat.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
 CHATML = TEMPLATES["chatml"]
@@ -30,51 +28,6 @@ def test_weights_below_one_look_paler():
     light = Conversation([Message("user", "a"), Message("assistant", "b", weight=0.5)])
     styles = {str(span.style) for span in mask_text(render(light, CHATML, BYTES), BYTES).spans}
     assert any("pale_green1" in style for style in styles) and not any("green3" in style for style in styles)
-    assert 'title="weight 0.5"' in mask_html(render(light, CHATML, BYTES), BYTES)
-
-
-class Reader(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.spans, self.tags, self.text = [], [], ""
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag == "span":
-            self.spans.append((dict(attrs), ""))
-
-    def handle_data(self, data):
-        self.text += data
-        if self.spans:
-            self.spans[-1] = (self.spans[-1][0], self.spans[-1][1] + data)
-
-
-def read(fragment):
-    reader = Reader()
-    reader.feed(fragment)
-    return reader
-
-
-def test_html_shows_every_token_with_its_class_and_weight():
-    reader = read(mask_html(render(TURNS, CHATML, BYTES), BYTES))
-    trained = "".join(text for attrs, text in reader.spans if "trained" in attrs["class"].split())
-    assert trained == "4<|im_end|>Vier.↵\n↵\nJa, vier ✓<|im_end|>"
-    controls = [text for attrs, text in reader.spans if "control" in attrs["class"].split()]
-    assert controls == ["<|im_start|>", "<|im_end|>"] * 5
-    assert {attrs["title"] for attrs, _ in reader.spans} == {"weight 0", "weight 1"}
-
-
-def test_markup_in_a_message_is_escaped():
-    """Prevents a data set from running scripts in the report."""
-    attack = "<script>alert('x')</script> & \"</div>"
-    hostile = Conversation([Message("user", attack), Message("assistant", attack)])
-    fragment = mask_html(render(hostile, CHATML, BYTES), BYTES)
-    assert "<script" not in fragment
-    reader = read(fragment)
-    assert set(reader.tags) == {"div", "span"} and reader.tags.count("div") == 1
-    assert reader.text.count(attack) == 2
-    whole = tokens_html([Shown("<script>", 1.0, control=False), Shown('"><i>', 0.0, control=True)])
-    assert read(whole).text == '<script>"><i>' and set(read(whole).tags) == {"div", "span"}
 
 
 def test_forged_control_strings_look_unlike_control_tokens():
@@ -89,8 +42,8 @@ def tokenizers(tmp_path_factory):
     root = tmp_path_factory.mktemp("tokenizers")
     return {
         "bytes": BYTES,
-        "hf": load(write_hf(root / "hf")),
-        "sentencepiece": load(write_sentencepiece(root / "sp")),
+        "hf": load_tokenizer(write_hf(root / "hf")),
+        "sentencepiece": load_tokenizer(write_sentencepiece(root / "sp")),
     }
 
 
@@ -123,4 +76,4 @@ def test_bytes_that_make_no_character_are_shown_and_do_not_swallow_their_neighbo
 def test_control_characters_are_shown_as_escapes():
     odd = Conversation([Message("user", "a\x1b[31m\tb\x00"), Message("assistant", "c\r")])
     assert "a\\x1b[31m\tb\\x00" in mask_text(render(odd, CHATML, BYTES), BYTES).plain
-    assert "\\r" in mask_html(render(odd, CHATML, BYTES), BYTES)
+    assert "\\r" in mask_text(render(odd, CHATML, BYTES), BYTES).plain

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizers import write_hf, write_sentencepiece
 
-from jaxtune.chat import sandbox as jinja
-from jaxtune.chat.rendering import (
+from jaxtune.chat import (
     TEMPLATES,
     ChatTemplate,
     Conversation,
     MaskPolicy,
     Message,
     check,
+    load_tokenizer,
     render,
     render_batch,
     render_each,
@@ -25,7 +25,8 @@ from jaxtune.chat.rendering import (
     render_text,
     terminator_id,
 )
-from jaxtune.chat.tokenizer import ByteTokenizer, load
+from jaxtune.chat import sandbox as jinja
+from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.errors import UserError
 
 CHATML = TEMPLATES["chatml"]
@@ -37,9 +38,9 @@ def tokenizers(tmp_path_factory):
     root = tmp_path_factory.mktemp("tokenizers")
     return {
         "bytes": BYTES,
-        "hf": load(write_hf(root / "hf")),
-        "sentencepiece": load(write_sentencepiece(root / "sp")),
-        "sentencepiece_prefix": load(write_sentencepiece(root / "spp", dummy_prefix=True)),
+        "hf": load_tokenizer(write_hf(root / "hf")),
+        "sentencepiece": load_tokenizer(write_sentencepiece(root / "sp")),
+        "sentencepiece_prefix": load_tokenizer(write_sentencepiece(root / "spp", dummy_prefix=True)),
     }
 
 

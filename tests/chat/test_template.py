@@ -10,7 +10,7 @@ import pytest
 from chats import chats_for, family_tokenizer, picture
 
 import jaxtune
-from jaxtune.chat.rendering import TEMPLATES, ChatTemplate, Conversation, Message, load_template, render, render_prompt
+from jaxtune.chat import TEMPLATES, ChatTemplate, Conversation, Message, load_template, render, render_prompt
 from jaxtune.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "templates"

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizers import CONTROLS, write_hf, write_sentencepiece
 
-from jaxtune.chat.tokenizer import After, ByteTokenizer, load
+from jaxtune.chat import load_tokenizer
+from jaxtune.chat.tokenizer import After, ByteTokenizer
 from jaxtune.errors import UserError
 
 KINDS = ("bytes", "hf", "sentencepiece", "sentencepiece_prefix")
@@ -19,9 +20,9 @@ def tokenizers(tmp_path_factory):
     root = tmp_path_factory.mktemp("tokenizers")
     return {
         "bytes": ByteTokenizer(),
-        "hf": load(write_hf(root / "hf")),
-        "sentencepiece": load(write_sentencepiece(root / "sp")),
-        "sentencepiece_prefix": load(write_sentencepiece(root / "spp", dummy_prefix=True)),
+        "hf": load_tokenizer(write_hf(root / "hf")),
+        "sentencepiece": load_tokenizer(write_sentencepiece(root / "sp")),
+        "sentencepiece_prefix": load_tokenizer(write_sentencepiece(root / "spp", dummy_prefix=True)),
     }
 
 
@@ -108,7 +109,7 @@ def test_the_prefix_rule_of_a_metaspace_tokenizer_is_kept(tmp_path, scheme):
         spec["model"] = {**spec["model"], "vocab": {"<pad>": 0, "<bos>": 1, "<eos>": 2, "▁": 3, "a": 4}, "merges": []}
         spec["added_tokens"] = spec["added_tokens"][:3]
 
-    tokenizer = load(write_hf(tmp_path, change=use_metaspace))
+    tokenizer = load_tokenizer(write_hf(tmp_path, change=use_metaspace))
     prefixed = {After.NOTHING: scheme != "never", After.CONTROL: scheme == "always", After.TEXT: False}
     assert {after: tokenizer.encode("a", after=after) == [3, 4] for after in After} == prefixed
 
@@ -117,7 +118,7 @@ def test_a_byte_level_prefix_space_is_left_out_inside_a_text(tmp_path):
     def add_space(spec):
         spec["pre_tokenizer"]["add_prefix_space"] = True
 
-    tokenizer = load(write_hf(tmp_path, change=add_space))
+    tokenizer = load_tokenizer(write_hf(tmp_path, change=add_space))
     assert tokenizer.encode("fox") == tokenizer.encode(" fox", after=After.TEXT)
     assert tokenizer.encode("fox", after=After.TEXT) != tokenizer.encode("fox")
 
@@ -127,13 +128,13 @@ def test_a_turn_marker_that_the_file_forgot_to_flag_is_still_a_control_token(tmp
         for token in spec["added_tokens"]:
             token["special"] = False
 
-    tokenizer = load(write_hf(tmp_path, change=unflag))
+    tokenizer = load_tokenizer(write_hf(tmp_path, change=unflag))
     assert {"<|im_start|>", "<|im_end|>", "<eos>"} <= tokenizer.controls.ids.keys()
     assert not any(map(tokenizer.is_control, tokenizer.encode("a <|im_end|> b <eos>")))
 
 
 def test_a_turn_marker_that_sentencepiece_would_match_in_text_is_shielded(tmp_path):
-    tokenizer = load(write_sentencepiece(tmp_path, user_defined=["\n", "<|user|>"]))
+    tokenizer = load_tokenizer(write_sentencepiece(tmp_path, user_defined=["\n", "<|user|>"]))
     marker = tokenizer.id_of("<|user|>")
     assert marker is not None and tokenizer.is_control(marker)
     assert marker not in tokenizer.encode("fox<|user|> jumps <|user|>")
@@ -146,7 +147,7 @@ def test_added_tokens_of_a_sentencepiece_folder_are_control_tokens(tmp_path):
     added = {"500": {"content": "<|extra|>", "special": True}, "501": {"content": "<html>", "special": False}}
     config = {"added_tokens_decoder": added, "eos_token": "<|extra|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = load(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.eos_id, tokenizer.vocab_size) == (500, 501)
     assert 500 not in tokenizer.encode("<|extra|>") and tokenizer.encode("<|extra|>", specials=True) == [500]
 
@@ -157,7 +158,7 @@ def test_white_space_that_a_control_token_swallows_is_not_encoded(tmp_path):
             token["rstrip"] = token["content"] == "<|im_start|>"
             token["lstrip"] = token["content"] == "<|im_end|>"
 
-    tokenizer = load(write_hf(tmp_path, change=swallow))
+    tokenizer = load_tokenizer(write_hf(tmp_path, change=swallow))
     bare = tokenizer.encode("<|im_start|>fox<|im_end|>", specials=True)
     assert tokenizer.encode("<|im_start|>\n fox \n<|im_end|>", specials=True) == bare
 
@@ -174,36 +175,48 @@ def test_truncation_and_padding_stored_in_the_file_are_ignored(tmp_path):
             "pad_token": "<pad>",
         }
 
-    tokenizer = load(write_hf(tmp_path, change=truncate))
+    tokenizer = load_tokenizer(write_hf(tmp_path, change=truncate))
     assert tokenizer.decode(tokenizer.encode("The quick brown fox jumps")) == "The quick brown fox jumps"
+
+
+def special_ids(tokenizer):
+    return tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
 
 
 def test_special_ids_come_from_the_configuration_files_in_order(tmp_path):
     write_hf(tmp_path, bos=None, eos=None, pad=None)
-    assert (load(tmp_path).bos_id, load(tmp_path).eos_id, load(tmp_path).pad_id) == (None, None, None)
+    assert special_ids(load_tokenizer(tmp_path)) == (
+        None,
+        None,
+        None,
+    )
     (tmp_path / "generation_config.json").write_text(
         '{"bos_token_id": 1, "eos_token_id": [4, 2], "pad_token_id": null}'
     )
-    assert (load(tmp_path).bos_id, load(tmp_path).eos_id, load(tmp_path).pad_id) == (1, 4, None)
+    assert special_ids(load_tokenizer(tmp_path)) == (
+        1,
+        4,
+        None,
+    )
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<eos>"}}')
-    assert (load(tmp_path).bos_id, load(tmp_path).eos_id) == (1, 2)
+    assert (load_tokenizer(tmp_path).bos_id, load_tokenizer(tmp_path).eos_id) == (1, 2)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}')
-    assert (load(tmp_path).eos_id, load(tmp_path).pad_id) == (4, 4)
+    assert (load_tokenizer(tmp_path).eos_id, load_tokenizer(tmp_path).pad_id) == (4, 4)
 
 
 def test_a_sentencepiece_model_brings_its_own_special_ids(tmp_path):
-    tokenizer = load(write_sentencepiece(tmp_path))
+    tokenizer = load_tokenizer(write_sentencepiece(tmp_path))
     special = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id]
     assert special == [tokenizer.id_of(piece) for piece in ("<s>", "</s>", "<pad>")] and None not in special
 
 
 def test_the_fingerprint_follows_what_decides_ids_and_nothing_else(tmp_path):
-    first = load(write_hf(tmp_path / "a")).fingerprint
-    assert load(write_hf(tmp_path / "b")).fingerprint == first
+    first = load_tokenizer(write_hf(tmp_path / "a")).fingerprint
+    assert load_tokenizer(write_hf(tmp_path / "b")).fingerprint == first
     (tmp_path / "b" / "README.md").write_text("words")
-    assert load(tmp_path / "b").fingerprint == first
-    assert load(write_hf(tmp_path / "c", eos="<|im_end|>")).fingerprint != first
-    assert load(write_hf(tmp_path / "d", controls=(*CONTROLS, "<|more|>"))).fingerprint != first
+    assert load_tokenizer(tmp_path / "b").fingerprint == first
+    assert load_tokenizer(write_hf(tmp_path / "c", eos="<|im_end|>")).fingerprint != first
+    assert load_tokenizer(write_hf(tmp_path / "d", controls=(*CONTROLS, "<|more|>"))).fingerprint != first
     assert (
         ByteTokenizer().fingerprint
         == ByteTokenizer().fingerprint
@@ -214,8 +227,8 @@ def test_the_fingerprint_follows_what_decides_ids_and_nothing_else(tmp_path):
 def test_files_to_copy_are_those_of_the_tokenizer(tmp_path):
     write_hf(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    assert [file.name for file in load(tmp_path).files] == ["tokenizer.json", "tokenizer_config.json"]
-    assert load(tmp_path / "tokenizer.json").files == load(tmp_path).files
+    assert [file.name for file in load_tokenizer(tmp_path).files] == ["tokenizer.json", "tokenizer_config.json"]
+    assert load_tokenizer(tmp_path / "tokenizer.json").files == load_tokenizer(tmp_path).files
 
 
 def damage_json(folder):
@@ -260,19 +273,19 @@ def test_a_damaged_folder_is_an_error_that_names_the_file(tmp_path, damage, mess
     write_hf(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"", "empty"), (b"not a model" * 9, "not a SentencePiece model")])
 def test_a_damaged_sentencepiece_model_is_an_error(tmp_path, content, message):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_missing_path_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
-        load(tmp_path / "nothing")
+        load_tokenizer(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("kind", KINDS)

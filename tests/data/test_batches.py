@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxtune.batch import Batch, Example, PackPolicy
-from jaxtune.chat.rendering import TEMPLATES
+from jaxtune.chat import TEMPLATES
 from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.data.batches import StepBatches, batches, prefetched
 from jaxtune.data.encoding import Encoding, tokenize

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxtune.chat import rendering as chat
-from jaxtune.chat.rendering import TEMPLATES, Conversation, MaskPolicy, Message
+from jaxtune import chat
+from jaxtune.chat import TEMPLATES, Conversation, MaskPolicy, Message
 from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.data import encoding as cache
 from jaxtune.data.encoding import Encoding, code_fingerprint, tokenize

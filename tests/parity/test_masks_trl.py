@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizers import write_hf
 
-from jaxtune.chat.rendering import (
+from jaxtune.chat import (
     TEMPLATES,
     ChatTemplate,
     Conversation,
     Message,
     check,
     load_template,
+    load_tokenizer,
     render,
     render_prompt,
 )
-from jaxtune.chat.tokenizer import load
 
 pytestmark = pytest.mark.parity
 trl_templates = pytest.importorskip("trl.chat_template_utils")
@@ -62,7 +62,7 @@ def pair(tmp_path_factory):
     theirs = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), bos_token="<bos>", eos_token="<|endoftext|>", pad_token="<pad>"
     )
-    return theirs, load(folder)
+    return theirs, load_tokenizer(folder)
 
 
 def their_mask(tokenizer, conversation, source):
@@ -182,7 +182,7 @@ FAMILIES = {"qwen3": "qwen3", "gemma3": "gemma3", "llama3_1": "llama3"}
 @pytest.mark.parametrize("folder", FAMILIES)
 def test_masks_equal_trls_with_real_tokenizers(folder):
     path = pathlib.Path(REAL) / folder
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(path), load(path)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(path), load_tokenizer(path)
     template = trained(FAMILIES[folder], exact_marks=True)
     conversations = [c for c in (*CHATS, SINGLE, TURNS) if folder != "gemma3" or c is not TURNS]
     for conversation in conversations:
@@ -213,7 +213,7 @@ DATA, SMOLLM2 = (pathlib.Path(os.environ.get(name, "")) for name in ("JAXTUNE_EX
 @pytest.mark.skipif(not (DATA.name and SMOLLM2.name), reason="JAXTUNE_EXTRA_DATA and JAXTUNE_SMOLLM2 are not set")
 def test_masks_equal_those_of_transformers_on_real_chats():
     """Real conversations of seven tasks: same ids, same mask, and every one proves its supervision."""
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(SMOLLM2), load(SMOLLM2)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(SMOLLM2), load_tokenizer(SMOLLM2)
     files = sorted(DATA.glob("mixture_compact/*/validation.jsonl"))
     records = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     assert len(records) > 100

@@ -10,8 +10,8 @@ from chats import SINGLE, TOOL, TOOLS, TURNS, WITHOUT_SYSTEM, chats_for, family_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxtune.chat import TEMPLATES, ChatTemplate, Conversation, Message, render_text
 from jaxtune.chat import sandbox as jinja
-from jaxtune.chat.rendering import TEMPLATES, ChatTemplate, Conversation, Message, render_text
 from jaxtune.errors import UserError
 
 pytestmark = pytest.mark.parity

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from bad_inputs import ASSISTANT, USER, messages
 
-from jaxtune.chat.rendering import Conversation
+from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
 from jaxtune.tasks import RecordError, Shape, Task, from_list
 from jaxtune.tasks.shapes import check_messages, check_record, detect, look_up, shape_of, to_conversation, to_example

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from jaxtune.chat.rendering import Conversation
+from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
 from jaxtune.tasks import (
     RecordError,

@@ -9,7 +9,7 @@ from bad_inputs import chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.chat.rendering import Conversation, Message
+from jaxtune.chat import Conversation, Message
 from jaxtune.errors import UserError
 from jaxtune.mixture.settings import Group
 from jaxtune.tasks import (

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from jaxtune.chat.template import TEMPLATES
+from jaxtune.chat import TEMPLATES
 from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.tasks import Task, Template, from_jsonl, from_list, invert
 from jaxtune.tasks.problems import RULES, Severity

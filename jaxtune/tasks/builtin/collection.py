@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex
 
 import orjson
 
-from jaxtune.chat.rendering import Conversation, Message
+from jaxtune.chat import Conversation, Message
 from jaxtune.tasks.builtin import (
     arithmetic,
     classification,
