@@ -253,8 +253,9 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 def run_report(arguments: argparse.Namespace) -> None:
     from jaxtune.reports import comparison as compare
     from jaxtune.reports import run as report
-    from jaxtune.reports import sweep as ablation
+    from jaxtune.reports.sweep import write_sweep_report
     from jaxtune.runs import history as tracking
+    from jaxtune.runs.sweeps import is_sweep, read_sweep, sweep_table
 
     folders, out = arguments.folders, arguments.out
     if len(folders) > 1:
@@ -262,8 +263,9 @@ def run_report(arguments: argparse.Namespace) -> None:
         rows = compare.compare_table([tracking.read_run(folder) for folder in folders])
     elif out is not None:
         raise UserError("--out is for a comparison of several runs; the report of one is written into its folder")
-    elif ablation.is_sweep(folders[0]):
-        path, rows = ablation.write_sweep_report(folders[0]), ablation.sweep_table(folders[0])
+    elif is_sweep(folders[0]):
+        sweep = read_sweep(folders[0])
+        path, rows = write_sweep_report(sweep), sweep_table(sweep)
     else:
         path = report.write_report(folders[0])
         rows = compare.compare_table([tracking.read_run(folders[0])])

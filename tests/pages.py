@@ -11,13 +11,14 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, source):
         super().__init__()
-        self.open, self.fetched, self.text, self.classes = [], [], [], []
+        self.open, self.fetched, self.text, self.classes, self.links = [], [], [], [], []
         self.feed(source)
         assert not self.open, f"never closed: {self.open}"
 
     def handle_starttag(self, tag, attrs):
         self.fetched += [value for name, value in attrs if name in ("src", "data", "srcset", "xlink:href")]
-        self.fetched += [value for name, value in attrs if name == "href" and not (value or "").startswith("#")]
+        addresses = [value or "" for name, value in attrs if name == "href" and not (value or "").startswith("#")]
+        (self.links if tag == "a" else self.fetched).extend(addresses)
         self.fetched += [tag] if tag in ("script", "iframe", "object", "embed") else []
         self.classes += [name for key, value in attrs if key == "class" for name in (value or "").split()]
         if tag not in VOID:

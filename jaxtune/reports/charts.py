@@ -426,6 +426,8 @@ class Whisker:
     mean: Number
     low: Number
     high: Number
+    points: Sequence[Number] = ()
+    """The measurements behind the estimate, drawn as small rings."""
     colour: str = "--c:var(--accent)"
     note: str = ""
 
@@ -433,7 +435,8 @@ class Whisker:
 def whiskers(rows: Sequence[Whisker], *, width: int, form: Format, x_label: str) -> str:
     """Estimates with whiskers over a common axis that shows zero."""
     row, left, right = 26, 170, 170
-    bounds = [value for one in rows for value in (one.low, one.high, one.mean) if math.isfinite(value)] + [0.0]
+    ends = [value for one in rows for value in (one.low, one.high, one.mean, *one.points)]
+    bounds = [value for value in ends if math.isfinite(value)] + [0.0]
     pad = 0.06 * (max(bounds) - min(bounds)) or 1.0
     frame = _Frame(
         left=left,
@@ -458,7 +461,13 @@ def whiskers(rows: Sequence[Whisker], *, width: int, form: Format, x_label: str)
         if math.isfinite(one.low) and math.isfinite(one.high):
             low, high = f"{frame.x(one.low):.1f}", f"{frame.x(one.high):.1f}"
             parts.append(f'<line class="whisker" x1="{low}" x2="{high}" y1="{y:g}" y2="{y:g}"/>')
-        parts.append(f'<circle class="dot full" cx="{frame.x(one.mean):.1f}" cy="{y:g}" r="4"/>')
+        parts += [
+            f'<circle class="dot" cx="{frame.x(value):.1f}" cy="{y:g}" r="2.2"/>'
+            for value in one.points
+            if math.isfinite(value)
+        ]
+        if math.isfinite(one.mean):
+            parts.append(f'<circle class="dot full" cx="{frame.x(one.mean):.1f}" cy="{y:g}" r="4"/>')
         parts.append(_text(width, y + 4, one.note, "end", "label") + "</g>")
     return _svg(width, int(frame.bottom + 26), parts)
 

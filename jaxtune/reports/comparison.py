@@ -56,7 +56,7 @@ def transfer(runs: Sequence[Run]) -> Transfer | None:
     for trained in sorted(groups, key=lambda names: (len(names) > 1, [order[name] for name in names])):
         changes = [changes_of(run, scored) for run in groups[trained]]
         mean = {task: macro_mean([one.get(task, math.nan) for one in changes]) for task in tasks}
-        rows.append((trained[0] if len(trained) == 1 else f"{len(trained)} tasks", mean))
+        rows.append((" + ".join(trained) if len(trained) < len(tasks) else f"all {len(tasks)} tasks", mean))
     return Transfer(rows=rows, tasks=tasks, scored=scored)
 
 

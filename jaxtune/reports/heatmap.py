@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxtune.reports.charts import Format
-from jaxtune.reports.page import Html, tag
+from jaxtune.reports.page import Html, join, tag
 
 INK_TURNS = 0.68
 """Shade above which a cell's text takes the light ink."""
@@ -30,6 +30,8 @@ class Grid:
     form: Format
     framed: bool = True
     """Whether the best cell is framed."""
+    links: Mapping[tuple[int, int], Sequence[tuple[str, str]]] = dataclasses.field(default_factory=dict)
+    """(text, address) of the pages of each cell's runs."""
 
     def shade(self, value: float) -> float:
         """Where the value lies between the worst (0) and the best (1) of the grid."""
@@ -107,4 +109,6 @@ def heat_cell(grid: Grid, row: int, column: int) -> Html:
     shade = 0.06 + 0.86 * grid.shade(mean)
     kinds = (["dark"] if shade > INK_TURNS else []) + (["best"] if grid.framed and (row, column) == grid.best else [])
     below = tag("span", f"± {grid.form(spread)}", class_="dim") if math.isfinite(spread) else ""
-    return tag("td", grid.form(mean), below, class_=" ".join(kinds) or None, style=f"--x:{shade:.2f}")
+    pages = [tag("a", text, href=address) for text, address in grid.links.get((row, column), ())]
+    runs = tag("span", join(pages, " "), class_="dim") if pages else ""
+    return tag("td", grid.form(mean), below, runs, class_=" ".join(kinds) or None, style=f"--x:{shade:.2f}")

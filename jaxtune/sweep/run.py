@@ -18,8 +18,9 @@ import jax
 from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
-from jaxtune.reports.sweep import sweep_table, write_sweep_report
+from jaxtune.reports.sweep import write_sweep_report
 from jaxtune.runs.history import read_json, write_json
+from jaxtune.runs.sweeps import read_sweep, sweep_table
 from jaxtune.step.programs import Programs
 from jaxtune.train import lanes as together
 from jaxtune.train.loop import NotFinite, Status, is_finished
@@ -246,9 +247,10 @@ def run_one(run: Waiting, programs: Programs, failures: dict[str, str]) -> Statu
 
 def write_results(sweep_dir: pathlib.Path) -> None:
     """results.csv, heatmap.png and report.html from the finished runs."""
-    rows = sweep_table(sweep_dir)
+    found = read_sweep(sweep_dir)
+    rows = sweep_table(found)
     with (sweep_dir / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    write_sweep_report(sweep_dir)
+    write_sweep_report(found)

@@ -54,7 +54,7 @@ def test_the_table_has_a_row_per_run_with_its_own_numbers(run_dirs):
 def test_transfer_has_a_row_per_single_task_and_the_mixture_last(run_dirs):
     table = transfer([read_run(folder) for folder in run_dirs])
     assert table is not None
-    assert [name for name, _ in table.rows] == ["qa", "code", "math", "3 tasks"]
+    assert [name for name, _ in table.rows] == ["qa", "code", "math", "all 3 tasks"]
     before, after = (reached(read_run(run_dirs[1]), when).task_exact_match for when in ("before", "after"))
     assert table.rows[0][1]["math"] == pytest.approx(after["math"] - before["math"])
     for name, row in table.rows[:3]:
