@@ -143,6 +143,7 @@ def _imported(file: Path) -> set[Path]:
             base = _PACKAGE.joinpath(*str(node.module).split(".")[1:])
             names = (base, *(base / alias.name for alias in node.names))
             new = {path for name in names for path in (name.with_suffix(".py"), name / "__init__.py") if path.is_file()}
+            new -= {_PACKAGE / "__init__.py"}  # the front names everything, for type checkers
             todo += new - found
             found |= new
     return found
