@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import enum
+import traceback
 from collections.abc import Iterable
 
 from jaxtune.errors import UserError
@@ -42,6 +43,7 @@ RULES: dict[str, Rule] = {
     "compressed": _error("rename the file to .jsonl.gz or .jsonl.zst, or decompress it"),
     "json-array-file": _error("write one object per line instead of one array (jq -c '.[]')"),
     "damaged-file": _error("make the file again, or fetch it again"),
+    "too-large": _error("if it is what you mean, decompress it yourself and name the decompressed file"),
     # The line.
     "blank-line": _warning("remove the line; it is skipped"),
     "not-utf-8": _error("save the file as UTF-8"),
@@ -49,6 +51,8 @@ RULES: dict[str, Rule] = {
     "nan-literal": _error("JSON has no NaN or Infinity (RFC 8259): write a number or null, or leave the field out"),
     "lone-surrogate": _error("half of a surrogate pair is not text: repair or remove the character"),
     "duplicate-key": _error("give each key once; readers differ in which value they keep"),
+    "nested-too-deeply": _error("flatten the record, or write the deep part as a string"),
+    "unwritable": _error("text must be valid Unicode, and a value must end"),
     "not-an-object": _error("each record must be an object with named fields"),
     # The record.
     "unknown-shape": _error(
@@ -66,6 +70,7 @@ RULES: dict[str, Rule] = {
     "bad-weight": _error("a weight is a finite number, 0 or larger, on an assistant message"),
     "no-trained-token": _error("give at least one token or message a weight above 0, or remove the record"),
     "bad-tokens": _error("tokens are integers from 0 to 2^31 - 1, with one weight each"),
+    "decode-failed": _error("correct the decode function, or the record that it cannot read"),
     "template-failed": _error("correct the template function, or the record that it cannot word"),
     "bad-id": _warning("an id is a string or a whole number; without one, problems name only the line"),
     "repeated-role": _warning("join the two messages: many chat templates refuse two turns of one role in a row"),
@@ -86,6 +91,10 @@ RULES: dict[str, Rule] = {
     "few-loss-tokens": _warning("look at the task's answers with `jaxtune preview`; it will hardly train"),
 }
 """Every rule by name."""
+
+
+Finding = tuple[str, str]
+"""(rule, message), before it is known where in which file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,6 +138,14 @@ class RecordError(UserError):
 
     def __reduce__(self):
         return RecordError, (self.problems,)
+
+
+def said_by(error: Exception) -> str:
+    """An exception of a user's function in one line: its kind, its text, and the line in the file of that function."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is our call
+    lines = [frame for frame in frames if frame.filename == frames[0].filename]
+    place = f" ({lines[-1].filename}:{lines[-1].lineno})" if lines else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 class ProblemLog:

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtune.batch import Example
 from jaxtune.chat import ROLES, Conversation, Message
 from jaxtune.errors import UserError
-from jaxtune.tasks.problems import RULES, Problem, RecordError, Severity
+from jaxtune.tasks.problems import RULES, Finding, Problem, RecordError, Severity
 from jaxtune.tasks.sources.base import RecordSource
-from jaxtune.tasks.sources.jsonl import Finding, json_type
+from jaxtune.tasks.values import type_name
 
 SPEAKERS = {
     "system": "system",
@@ -229,7 +229,7 @@ def read_record(
 ) -> tuple[list[dict[str, Any]], list[Finding]]:
     """A record's messages in OpenAI's spelling (none for tokens and fields), and everything that is wrong with it."""
     if not isinstance(record, Mapping):
-        return [], [("not-an-object", f"the record is {json_type(record)}")]
+        return [], [("not-an-object", f"the record is {type_name(record)}")]
     renamed, findings = rename(record, columns)
     findings += _check_id(renamed.get("id"))
     own = shape_of(renamed)
@@ -245,7 +245,7 @@ def read_record(
         findings += check_messages(messages)
     tools = renamed.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        findings.append(("wrong-type", f"tools is {json_type(tools)}; it must be a list of objects"))
+        findings.append(("wrong-type", f"tools is {type_name(tools)}; it must be a list of objects"))
     return messages, findings
 
 
@@ -272,7 +272,7 @@ def _stranger(record: Mapping[str, Any], own: Shape | None, shape: Shape) -> Fin
 def _check_id(value: Any) -> list[Finding]:
     if value is None or isinstance(value, str | int) and not isinstance(value, bool):
         return []
-    return [("bad-id", f"the id is {json_type(value)}")]
+    return [("bad-id", f"the id is {type_name(value)}")]
 
 
 def _read_messages(record: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Finding]]:
@@ -283,10 +283,10 @@ def _read_messages(record: Mapping[str, Any]) -> tuple[list[dict[str, Any]], lis
 def _message_list(value: Any, field: str) -> tuple[list[dict[str, Any]], list[Finding]]:
     value = untransposed(value)
     if not isinstance(value, list):
-        return [], [("wrong-type", f"{field} is {json_type(value)}; it must be a list of messages")]
+        return [], [("wrong-type", f"{field} is {type_name(value)}; it must be a list of messages")]
     wrong = [i for i, message in enumerate(value) if not isinstance(message, dict)]
     if wrong:
-        what = json_type(value[wrong[0]])
+        what = type_name(value[wrong[0]])
         return [], [("wrong-type", f"{field}[{wrong[0]}] is {what}; a message is an object with role and content")]
     return value, []
 
@@ -322,7 +322,7 @@ def _strings(record: Mapping[str, Any], required: Sequence[str], optional: Seque
     """Findings for fields that must be strings."""
     named = [*required, *(field for field in optional if record.get(field) is not None)]
     return [
-        ("wrong-type", f"{field} is {json_type(record.get(field))}; it must be a string")
+        ("wrong-type", f"{field} is {type_name(record.get(field))}; it must be a string")
         for field in named
         if not isinstance(record.get(field), str)
     ]
@@ -467,7 +467,7 @@ def _check_message(message: Mapping[str, Any], i: int) -> list[Finding]:
     elif isinstance(content, list):
         findings.append(("nested-content", f"messages[{i}].content is a list of parts"))
     elif not isinstance(content, str):
-        findings.append(("wrong-type", f"messages[{i}].content is {json_type(content)}; it must be a string"))
+        findings.append(("wrong-type", f"messages[{i}].content is {type_name(content)}; it must be a string"))
     else:
         findings += _check_text(content, i, role, speaks=speaks, weight=message.get("weight"))
     return findings
@@ -507,7 +507,7 @@ def _check_extras(message: Mapping[str, Any], i: int) -> list[Finding]:
     for field in ("name", "tool_call_id", *REASONING_FIELDS):
         if message.get(field) is not None and not isinstance(message[field], str):
             findings.append(
-                ("wrong-type", f"messages[{i}].{field} is {json_type(message[field])}; it must be a string")
+                ("wrong-type", f"messages[{i}].{field} is {type_name(message[field])}; it must be a string")
             )
     return findings
 
@@ -516,7 +516,7 @@ def _check_tool_calls(calls: Any, i: int) -> list[Finding]:
     if calls is None:
         return []
     if not isinstance(calls, list):
-        return [("wrong-type", f"messages[{i}].tool_calls is {json_type(calls)}; it must be a list")]
+        return [("wrong-type", f"messages[{i}].tool_calls is {type_name(calls)}; it must be a list")]
     for k, call in enumerate(calls):
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):

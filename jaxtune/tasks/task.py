@@ -21,8 +21,9 @@ from jaxtune.tasks import shapes
 from jaxtune.tasks.metrics import METRICS
 from jaxtune.tasks.problems import Problem, ProblemLog, RecordError
 from jaxtune.tasks.shapes import Shape
-from jaxtune.tasks.sources.base import RecordSource, canonical
-from jaxtune.tasks.sources.open import SubsetSource
+from jaxtune.tasks.sources.base import RecordSource
+from jaxtune.tasks.sources.combined import SubsetSource
+from jaxtune.tasks.values import canonical
 from jaxtune.tasks.wording import Builder, FewShot, FewShotStyle, Template, call_builder, fill_messages
 
 TRAIN = "train"
@@ -66,8 +67,6 @@ class Task:
     """At most so many distinct examples take part."""
     max_repeats: float | None = None
     """At most so many passes over the examples that take part."""
-    weight: float | None = None
-    """Mixing rate, for the strategy `weights`."""
     split_by: str | None = None
     """Field that keeps records together when splits are shares: all records of one document fall in one split."""
 
@@ -82,10 +81,8 @@ class Task:
             raise UserError(f"task {self.name}: no metric {self.metric!r}; known: {sorted(METRICS)}")
         if self.max_examples is not None and self.max_examples < 1:
             raise UserError(f"task {self.name}: max_examples must be 1 or more, got {self.max_examples}")
-        for field in ("max_repeats", "weight"):
-            value = getattr(self, field)
-            if value is not None and not value >= 0:
-                raise UserError(f"task {self.name}: {field} must be 0 or more, got {value}")
+        if self.max_repeats is not None and not self.max_repeats >= 0:
+            raise UserError(f"task {self.name}: max_repeats must be 0 or more, got {self.max_repeats}")
 
     # Splits.
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
+from jaxtune.tasks.problems import Finding
 from jaxtune.tasks.shapes import check_messages, look_up
-from jaxtune.tasks.sources.jsonl import Finding, json_type
+from jaxtune.tasks.values import type_name
 
 Builder = Callable[[Mapping[str, Any]], Conversation]
 """A template as code: record -> conversation. A module-level function, so that worker processes can import it."""
@@ -28,8 +29,6 @@ class Template:
     prompt: str
     response: str
     system: str | None = None
-    inverted: bool = False
-    """The response asks for what is usually given (make the question from the answer)."""
     cluster: str | None = None
     """Cluster of what this wording trains, where it is not the task's (inverted question answering is question
     generation); holding that cluster out removes the template."""
@@ -109,7 +108,7 @@ def fill(text: str, record: Mapping[str, Any]) -> tuple[str, list[Finding]]:
         if isinstance(value, str | int | float):
             pieces.append(str(value))
         else:
-            findings.append(("wrong-type", f"{field} is {json_type(value)}; a template needs text or a number"))
+            findings.append(("wrong-type", f"{field} is {type_name(value)}; a template needs text or a number"))
     return "".join(pieces), findings
 
 

@@ -19,12 +19,13 @@ import numpy as np
 import orjson
 
 from jaxtune.tasks import shapes
-from jaxtune.tasks.problems import RULES, RecordError, Severity
+from jaxtune.tasks.problems import RULES, Finding, RecordError, Severity
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.base import RecordSource
 from jaxtune.tasks.sources.compressed import CompressedJsonlSource
-from jaxtune.tasks.sources.jsonl import Finding, JsonlSource, count_keys, parse_line, written_keys
+from jaxtune.tasks.sources.jsonl import JsonlSource, parse_line, written_keys
 from jaxtune.tasks.task import Task
+from jaxtune.tasks.values import MAX_DEPTH, keys_and_depth
 from jaxtune.validate.duplicates import MESSAGE, RECORD, sketch
 
 CHUNK = 1 << 17
@@ -170,7 +171,7 @@ class Scanner:
             and all(turns.contents)
             and not any(map(str.isspace, turns.contents))
             and max(map(len, turns.contents)) <= shapes.HUGE_ANSWER
-            and _no_key_twice(block, records, turns.keys)
+            and _well_formed(block, lines, records, turns.keys)
         )
         if usual:
             self._flush_blank(part)
@@ -339,10 +340,16 @@ def _in_order(letters: str) -> bool:
     return "a" in letters and not shapes.check_roles([_ROLES[letter] for letter in letters])
 
 
-def _no_key_twice(block: bytes, records: list[Any], keys: int) -> bool:
-    """Whether a block of records holds as many keys as were parsed; `keys` counts those of records and messages."""
+def _well_formed(block: bytes, lines: Sequence[bytes], records: list[Any], keys: int) -> bool:
+    """Whether lines hold as many keys as were parsed, none of them twice in an object, and no deep nesting.
+
+    `keys` counts those of records and messages: where there are no others, only arrays can lie in one another.
+    """
     written = _keys_in(block)
-    return written is not None and (written == keys or written == sum(map(count_keys, records)))
+    if written == keys:
+        return all(line.count(b"[") < MAX_DEPTH for line in lines)
+    counts = list(map(keys_and_depth, records)) if written is not None else []
+    return written == sum(count for count, _ in counts) and all(depth <= MAX_DEPTH for _, depth in counts)
 
 
 def _keys_in(block: bytes) -> int | None:

@@ -24,9 +24,10 @@ from jaxtune.tasks import shapes
 from jaxtune.tasks.problems import RULES, Problem, RecordError, Severity
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.base import RecordSource
+from jaxtune.tasks.sources.combined import ConcatSource
 from jaxtune.tasks.sources.compressed import CompressedJsonlSource
 from jaxtune.tasks.sources.jsonl import JsonlSource
-from jaxtune.tasks.sources.open import ConcatSource, from_file, from_hf_folder
+from jaxtune.tasks.sources.open import from_file, from_hf_folder
 from jaxtune.tasks.task import TRAIN, Task
 from jaxtune.validate import duplicates
 from jaxtune.validate.duplicates import MESSAGE, Sketches

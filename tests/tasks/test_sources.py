@@ -30,8 +30,8 @@ from jaxtune.tasks import (
     from_parquet,
     from_tfds,
 )
+from jaxtune.tasks.sources.combined import SubsetSource
 from jaxtune.tasks.sources.jsonl import JsonlSource
-from jaxtune.tasks.sources.open import SubsetSource
 
 RECORDS = [chat(i) for i in range(20)]
 CALLS = [

@@ -31,7 +31,7 @@ from jaxtune.tasks.problems import Problem
 
 WORDS = [{"id": i, "en": f"word {i}", "de": f"Wort {i}"} for i in range(40)]
 FORWARD = Template(prompt="German for {en}?", response="{de}")
-BACKWARD = Template(prompt="Which phrase is {de} in German?", response="{en}", inverted=True, cluster="guessing")
+BACKWARD = Template(prompt="Which phrase is {de} in German?", response="{en}", cluster="guessing")
 
 
 def words_task(**fields) -> Task:

@@ -1,10 +1,15 @@
-"""What every source of records offers."""
+"""The interface of every source of records, and the base of those that read files."""
 
 import abc
-from collections.abc import Iterator, Mapping
-from typing import Any, SupportsIndex
+import functools
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, SupportsIndex
 
-import orjson
+from jaxtune.tasks.problems import Problem, RecordError
+from jaxtune.tasks.sources.pinned import PinnedFile
 
 
 class RecordSource(abc.ABC):
@@ -31,20 +36,30 @@ class RecordSource(abc.ABC):
         """The files or objects that the records come from; two sources that share one share records."""
 
     @abc.abstractmethod
-    def line(self, i: SupportsIndex) -> int:
-        """1-based line or row of record i in its file."""
-
-    @abc.abstractmethod
-    def file(self, i: SupportsIndex) -> str:
-        """The file that record i is in."""
-
-    @abc.abstractmethod
     def check_unchanged(self) -> None:
         """Raises `UserError` when the content is no longer what was opened."""
+
+    def line(self, i: SupportsIndex) -> int:
+        """1-based line or row of record i in its file."""
+        return int(i) + 1
+
+    def file(self, i: SupportsIndex) -> str:
+        """The file that record i is in."""
+        return self.name
 
     def where(self, i: SupportsIndex) -> str:
         """file:line of record i."""
         return f"{self.file(i)}:{self.line(i)}"
+
+    def error(self, i: SupportsIndex, *findings: tuple[str, str]) -> RecordError:
+        """(rule, message) pairs about record i as an error that names its place."""
+        return RecordError(
+            [Problem(rule=rule, message=text, file=self.file(i), line=self.line(i)) for rule, text in findings]
+        )
+
+    def cached_in(self, folder: Path) -> "RecordSource":
+        """The same records, with the copies that reading needs kept in `folder`; most sources need none."""
+        return self
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -53,7 +68,30 @@ class RecordSource(abc.ABC):
         return f"{type(self).__name__}({self.name!r})"
 
 
-def canonical(record: Mapping[str, Any]) -> bytes:
-    """A record as bytes that do not depend on the order of its keys or on its `id`; equal content, equal bytes."""
-    content = {key: value for key, value in record.items() if key != "id"}
-    return orjson.dumps(content, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+class PinnedSource(RecordSource):
+    """Records of files that must not change while they are in use; a subclass opens the files and reads records."""
+
+    handles: ClassVar[tuple[str, ...]] = ()
+    """Attributes that hold open files and what was read from them: left behind when the source is pickled."""
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def pins(self) -> Sequence[PinnedFile]:
+        """The files that hold the records, in order."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the file, or over the sha256 of each of several."""
+        digests = [pin.sha256 for pin in self.pins]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    @property
+    def origins(self) -> frozenset[str]:
+        return frozenset(os.path.realpath(pin.path) for pin in self.pins)
+
+    def check_unchanged(self) -> None:
+        for pin in self.pins:
+            pin.check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in self.handles}

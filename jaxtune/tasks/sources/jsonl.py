@@ -14,15 +14,13 @@ import orjson
 from jaxtyping import Int, UInt
 
 from jaxtune.errors import UserError
-from jaxtune.tasks.problems import Problem, RecordError
-from jaxtune.tasks.sources.base import RecordSource
+from jaxtune.tasks.problems import Finding, Problem, RecordError
+from jaxtune.tasks.sources.base import PinnedSource
 from jaxtune.tasks.sources.pinned import PinnedFile
+from jaxtune.tasks.values import MAX_DEPTH, keys_and_depth, type_name
 
 BLOCK = 1 << 24
 """Bytes read at a time while a file is indexed."""
-
-Finding = tuple[str, str]
-"""(rule, message), before it is known where in which file."""
 
 _MAGIC = (
     (b"\xef\xbb\xbf", "byte-order-mark", "the file starts with a UTF-8 byte order mark"),
@@ -50,15 +48,6 @@ def foreign_format(head: bytes) -> Finding | None:
     return None
 
 
-def count_keys(value: Any) -> int:
-    """How many object keys a parsed JSON value holds, at all depths."""
-    if isinstance(value, dict):
-        return len(value) + sum(count_keys(item) for item in value.values() if isinstance(item, dict | list))
-    if isinstance(value, list):
-        return sum(count_keys(item) for item in value if isinstance(item, dict | list))
-    return 0
-
-
 def written_keys(raw: bytes) -> int | None:
     """How many object keys stand in JSON text, repeated ones included; None where that cannot be told quickly.
 
@@ -83,10 +72,24 @@ def parse_line(raw: bytes) -> tuple[Any, list[Finding]]:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         return None, _diagnose(raw) or [("invalid-json", str(error))]
-    if written_keys(raw) == count_keys(value):
+    keys, depth = keys_and_depth(value)
+    if depth > MAX_DEPTH:
+        return None, [TOO_DEEP]
+    if written_keys(raw) == keys:
         return value, []
     findings = _diagnose(raw)
     return (None, findings) if findings else (value, [])
+
+
+def parse_record(raw: bytes) -> tuple[Any, list[Finding]]:
+    """`parse_line` for a line that must hold an object."""
+    value, findings = parse_line(raw)
+    if findings or isinstance(value, dict):
+        return value, findings
+    return None, [("not-an-object", f"the record is {type_name(value)}")]
+
+
+TOO_DEEP: Finding = ("nested-too-deeply", f"more than {MAX_DEPTH} objects and arrays lie in one another")
 
 
 def _diagnose(raw: bytes) -> list[Finding]:
@@ -106,9 +109,9 @@ def _diagnose(raw: bytes) -> list[Finding]:
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_constant=lambda name: constants.append(name))
     except json.JSONDecodeError as error:
-        return [("invalid-json", f"{error.msg} at column {error.pos + 1}{_hint(text)}")]
+        return [("invalid-json", f"{error.msg} at column {error.pos + 1}{_hint(text, error.pos)}")]
     except RecursionError:
-        return [("invalid-json", "nested too deeply")]
+        return [TOO_DEEP]
     except ValueError as error:  # an integer of more digits than Python converts
         return [("invalid-json", str(error))]
     findings = [("duplicate-key", f"the key {key!r} stands twice in one object") for key in repeated]
@@ -127,8 +130,10 @@ def _lone_surrogate(value: Any) -> str | None:
     return None
 
 
-def _hint(text: str) -> str:
+def _hint(text: str, at: int) -> str:
     start = text.lstrip()[:2]
+    if "\r" in text[:at].strip():
+        return " (lines that end in a carriage return alone? convert them: tr '\\r' '\\n' < FILE)"
     if start.startswith("{'"):
         return " (written by Python's str? JSON needs double quotes)"
     if text.strip() in ("{", "["):
@@ -181,7 +186,7 @@ _WHITE = np.isin(np.arange(256), list(b" \t\r\n"))
 """By byte: is it white space?"""
 
 
-class JsonlSource(RecordSource):
+class JsonlSource(PinnedSource):
     """Random access to a JSON lines file. The index is built at first use, by one pass; no record is kept in memory.
 
     Reads with `pread`, not a memory map: a file truncated under a map kills the process, here it is an error.
@@ -194,8 +199,8 @@ class JsonlSource(RecordSource):
         self._descriptor: int | None = None
 
     @functools.cached_property
-    def _pin(self) -> PinnedFile:
-        return PinnedFile(self.path, shown_as=self.name)
+    def pins(self) -> tuple[PinnedFile]:
+        return (PinnedFile(self.path, shown_as=self.name),)
 
     @functools.cached_property
     def index(self) -> LineIndex:
@@ -203,13 +208,9 @@ class JsonlSource(RecordSource):
         self.check_format()
         return build_index(self.path)
 
-    @property
-    def fingerprint(self) -> str:
-        return self._pin.sha256
-
     def check_format(self) -> None:
         """Raises `RecordError` when the first bytes show that the file is not UTF-8 JSON lines."""
-        with self._pin.path.open("rb") as file:
+        with self.text_path.open("rb") as file:
             foreign = foreign_format(file.read(4096))
         if foreign:
             raise RecordError([Problem(rule=foreign[0], message=foreign[1], file=self.name, line=1)])
@@ -217,11 +218,7 @@ class JsonlSource(RecordSource):
     @property
     def text_path(self) -> Path:
         """The file of plain JSON lines."""
-        return self._pin.path
-
-    @property
-    def origins(self) -> frozenset[str]:
-        return frozenset((str(Path(self.name).resolve()),))
+        return self.pins[0].path
 
     def __len__(self) -> int:
         return len(self.index.starts)
@@ -230,9 +227,6 @@ class JsonlSource(RecordSource):
         """1-based line of record i."""
         numbers = self.index.numbers
         return int(i) + 1 if numbers is None else int(numbers[i])
-
-    def file(self, i: SupportsIndex) -> str:
-        return self.name
 
     def raw(self, i: SupportsIndex) -> bytes:
         """The bytes of record i's line, without its line end."""
@@ -247,24 +241,10 @@ class JsonlSource(RecordSource):
         return data
 
     def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
-        value, findings = parse_line(self.raw(i))
-        if not findings and not isinstance(value, dict):
-            findings = [("not-an-object", f"the record is {json_type(value)}")]
+        value, findings = parse_record(self.raw(i))
         if findings:
-            place = {"file": self.name, "line": self.line(i)}
-            raise RecordError([Problem(rule=rule, message=message, **place) for rule, message in findings])
+            raise self.error(i, *findings)
         return value
-
-    def check_unchanged(self) -> None:
-        self._pin.check()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptor": None}
-
-
-_JSON_TYPES = {dict: "an object", list: "an array", str: "a string", bool: "true or false", int: "a number"}
-
-
-def json_type(value: Any) -> str:
-    """What JSON calls a value, with its article."""
-    return "null" if value is None else _JSON_TYPES.get(type(value), "a number")

@@ -1,141 +1,20 @@
-"""Where records come from: random access by number, a fingerprint of the content, and a place to name in messages."""
+"""Opening data: the functions that users name in a config, one for each format."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
-import numpy as np
-import orjson
-from jaxtyping import Int
-
-from jaxtune.errors import UserError
-from jaxtune.tasks.sources.array_record import ArrayRecordSource, HubSource, TfdsSource
+from jaxtune.tasks.sources.array_record import ArrayRecordSource
+from jaxtune.tasks.sources.arrow import ArrowFolderSource
 from jaxtune.tasks.sources.base import RecordSource
+from jaxtune.tasks.sources.combined import ConcatSource
 from jaxtune.tasks.sources.compressed import FORMATS, CompressedJsonlSource
+from jaxtune.tasks.sources.hub import HubSource
 from jaxtune.tasks.sources.jsonl import JsonlSource
-from jaxtune.tasks.sources.parquet import ArrowFolderSource, ParquetSource
-
-
-class ListSource(RecordSource):
-    """Records from a Python list."""
-
-    def __init__(self, records: Iterable[Mapping[str, Any]], *, name: str = "list"):
-        self.name = name
-        self._records = tuple(dict(record) for record in records)
-        self._fingerprint: str | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        if self._fingerprint is None:
-            digest = hashlib.sha256()
-            for record in self._records:
-                digest.update(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
-
-    @property
-    def origins(self) -> frozenset[str]:
-        return frozenset((f"{self.name} (list {id(self._records)})",))
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
-        return dict(self._records[i])
-
-    def line(self, i: SupportsIndex) -> int:
-        return int(i) + 1
-
-    def file(self, i: SupportsIndex) -> str:
-        return self.name
-
-    def check_unchanged(self) -> None:
-        """The records are this object's own copies."""
-
-
-class SubsetSource(RecordSource):
-    """Some records of another source, in its order; places are the other source's."""
-
-    def __init__(self, source: RecordSource, indices: Int[np.ndarray, " records"], *, label: str):
-        self.base = source
-        self.indices = indices
-        self.name = f"{source.name} ({label})"
-        self._fingerprint: str | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        if self._fingerprint is None:
-            digest = hashlib.sha256(self.base.fingerprint.encode())
-            digest.update(np.asarray(self.indices, "<i8").tobytes())
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
-
-    @property
-    def origins(self) -> frozenset[str]:
-        return self.base.origins
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
-        return self.base[int(self.indices[i])]
-
-    def line(self, i: SupportsIndex) -> int:
-        return self.base.line(int(self.indices[i]))
-
-    def file(self, i: SupportsIndex) -> str:
-        return self.base.file(int(self.indices[i]))
-
-    def check_unchanged(self) -> None:
-        self.base.check_unchanged()
-
-
-class ConcatSource(RecordSource):
-    """Several sources of one kind, one after the other (shards of a data set)."""
-
-    def __init__(self, sources: Sequence[RecordSource]):
-        if not sources:
-            raise UserError("a source of several files needs at least one file")
-        self.sources = tuple(sources)
-        self.name = f"{sources[0].name} (+{len(sources) - 1} files)" if len(sources) > 1 else sources[0].name
-        self._ends: np.ndarray | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256("".join(source.fingerprint for source in self.sources).encode()).hexdigest()
-
-    @property
-    def origins(self) -> frozenset[str]:
-        return frozenset().union(*(source.origins for source in self.sources))
-
-    def __len__(self) -> int:
-        if self._ends is None:
-            self._ends = np.cumsum([len(source) for source in self.sources])
-        return int(self._ends[-1])
-
-    def _locate(self, i: SupportsIndex) -> tuple[RecordSource, int]:
-        i = range(len(self))[i]
-        assert self._ends is not None
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        return self.sources[shard], i - (int(self._ends[shard - 1]) if shard else 0)
-
-    def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
-        source, inner = self._locate(i)
-        return source[inner]
-
-    def line(self, i: SupportsIndex) -> int:
-        source, inner = self._locate(i)
-        return source.line(inner)
-
-    def file(self, i: SupportsIndex) -> str:
-        source, inner = self._locate(i)
-        return source.file(inner)
-
-    def check_unchanged(self) -> None:
-        for source in self.sources:
-            source.check_unchanged()
+from jaxtune.tasks.sources.memory import ListSource
+from jaxtune.tasks.sources.parquet import ParquetSource
+from jaxtune.tasks.sources.tfds import TfdsSource
 
 
 def from_list(records: Iterable[Mapping[str, Any]], *, name: str = "list") -> ListSource:
@@ -194,7 +73,7 @@ def from_hub(
 def from_file(path: str | os.PathLike[str]) -> RecordSource:
     """The source of a file or folder, by its name: JSON lines, Parquet, ArrayRecord, saved Hugging Face data set."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return from_hf_folder(path)
     opener = {".parquet": from_parquet, ".array_record": from_array_record, ".arrayrecord": from_array_record}
     return opener.get(path.suffix, from_jsonl)(path)

@@ -3,21 +3,40 @@
 import functools
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from jaxtune.errors import UserError
 from jaxtune.tasks.problems import Problem, RecordError
 
 
-def cache_folder() -> Path:
-    """`$JAXTUNE_CACHE`, else `.cache/jaxtune` in the working folder."""
-    return Path(os.environ.get("JAXTUNE_CACHE") or Path(".cache") / "jaxtune")
-
-
 @functools.lru_cache(maxsize=4096)
 def _sha256(path: Path, _state: tuple[int, int, int]) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+"""By file type: what stands at a path, other than a regular file."""
+
+
+def unreadable(path: Path) -> str | None:
+    """Why a path cannot be read as a file; None if it can. Opens nothing: opening a named pipe waits for a writer."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError:
+        return "no such file"
+    except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL in the name
+        return f"no such file ({getattr(error, 'strerror', None) or error})"
+    if kind != stat.S_IFREG:
+        return f"is {_KINDS.get(kind, 'no regular file')}, not a file"
+    return None if os.access(path, os.R_OK) else "no permission to read it"
 
 
 class PinnedFile:
@@ -27,17 +46,19 @@ class PinnedFile:
         """Raises `RecordError` when there is no such file; messages call it `shown_as`."""
         self.path = path
         self.name = shown_as
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "no such file"
-            raise RecordError([Problem(rule="unreadable-file", message=what, file=shown_as)])
-        if not os.access(path, os.R_OK):
-            raise RecordError([Problem(rule="unreadable-file", message="no permission to read it", file=shown_as)])
+        if why := unreadable(path):
+            raise RecordError([Problem(rule="unreadable-file", message=why, file=shown_as)])
         self._state = self._stat()
         self._sha256: str | None = None
 
     def _stat(self) -> tuple[int, int, int]:
         info = self.path.stat()
         return info.st_size, info.st_mtime_ns, info.st_ino
+
+    @property
+    def size(self) -> int:
+        """Bytes, when it was opened."""
+        return self._state[0]
 
     @property
     def sha256(self) -> str:
@@ -48,7 +69,7 @@ class PinnedFile:
 
     def check(self) -> None:
         """Raises `UserError` when the file holds other bytes than before; a new time alone is no change."""
-        if not self.path.is_file():
+        if unreadable(self.path):
             raise UserError(f"{self.name} was removed while it was in use; put it back, or start again without it")
         state = self._stat()
         if state == self._state:
