@@ -3,34 +3,28 @@
 import dataclasses
 import functools
 import hashlib
-import inspect
 import itertools
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import numpy as np
 
 from jaxtune.batch import Example
-from jaxtune.chat import Conversation, Message
+from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
 from jaxtune.tasks import shapes
+from jaxtune.tasks.exemplars import MOST_DRAWS, draws, hash64, joined, question
+from jaxtune.tasks.identity import wording_identity
 from jaxtune.tasks.metrics import METRICS
 from jaxtune.tasks.problems import Problem, ProblemLog, RecordError
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.base import RecordSource
 from jaxtune.tasks.sources.combined import SubsetSource
-from jaxtune.tasks.values import canonical
-from jaxtune.tasks.wording import Builder, FewShot, FewShotStyle, Template, call_builder, fill_messages
-
-TRAIN = "train"
-"""Name of the split that is trained on."""
-
-MOST_DRAWS = 1000
-"""Records that are looked at in the search for one example's exemplars."""
+from jaxtune.tasks.splits import TRAIN, complete_splits
+from jaxtune.tasks.values import Unwritable, canonical
+from jaxtune.tasks.wording import Builder, FewShot, Template, call_builder, fill_messages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,9 +65,12 @@ class Task:
     """Field that keeps records together when splits are shares: all records of one document fall in one split."""
 
     def __post_init__(self):
-        if not re.fullmatch(r"[\w.\-/]+", self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.\-/]+", self.name):
             raise UserError(f"task name {self.name!r}: use letters, digits and _ . - / only")
-        object.__setattr__(self, "splits", _complete(self.name, self.records, self.splits))
+        _check_types(self)
+        for field in ("templates", "leaks_into"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        object.__setattr__(self, "splits", complete_splits(self.name, self.records, self.splits))
         shapes.check_columns(self.columns)
         if self.shape is Shape.FIELDS and not self.templates:
             raise UserError(f"task {self.name}: records of the shape `fields` need templates=")
@@ -119,19 +116,23 @@ class Task:
         Adding or reordering records moves no other record; equal records fall in one split, whatever task they are in.
         `train` comes last on the scale, so another share may grow at its cost alone.
         """
-        key = canonical(record)
+        place: Any = {"file": file, "line": line}
+        try:
+            key = canonical(record)
+        except Unwritable as error:
+            raise RecordError([Problem(rule="unwritable", message=str(error), **place)]) from error
         if self.split_by is not None:
             try:
                 key = repr(shapes.look_up(record, self.split_by)).encode()
             except KeyError:
                 message = f"no field {self.split_by!r}, which split_by= names; it has {sorted(record)}"
-                raise RecordError([Problem(rule="missing-field", message=message, file=file, line=line)]) from None
-        place = _hash64(key) / 2.0**64
+                raise RecordError([Problem(rule="missing-field", message=message, **place)]) from None
+        position = hash64(key) / 2.0**64
         for name, share in self.splits.items():
             if name != TRAIN and isinstance(share, float):
-                if place < share:
+                if position < share:
                     return name
-                place -= share
+                position -= share
         return TRAIN
 
     def shape_in(self, split: str = TRAIN) -> Shape:
@@ -233,18 +234,18 @@ class Task:
     ) -> Conversation:
         few_shot = self.few_shot or FewShot(count=shots)
         chosen: list[Conversation] = []
-        asked = {_prompt(plain)}
+        asked = {question(plain)}
         wording = self.templates[template] if self.templates else None
         source = self.source(TRAIN)
         key = f"{few_shot.seed}|{self.name}|{template}|".encode() + canonical(record)
-        for i in itertools.islice(_draws(key, len(source)), MOST_DRAWS):
+        for i in itertools.islice(draws(key, len(source)), MOST_DRAWS):
             place = {"file": source.file(i), "line": source.line(i)}
             exemplar = self._plain(source[i], wording, self.shape_in(TRAIN), **place)
-            if _prompt(exemplar) not in asked:  # never the example itself, nor the same question again
-                asked.add(_prompt(exemplar))
+            if question(exemplar) not in asked:  # never the example itself, nor the same question again
+                asked.add(question(exemplar))
                 chosen.append(exemplar)
             if len(chosen) == shots:
-                return _join(chosen, plain, few_shot)
+                return joined(chosen, plain, few_shot)
         raise UserError(
             f"task {self.name} asks for {shots} exemplars, but found only {len(chosen)} other questions among "
             f"{len(source)} train records; lower few_shot.count or add records"
@@ -260,7 +261,7 @@ class Task:
             self.shape_in(split).value,
             repr(sorted((self.columns or {}).items())),
         ]
-        parts += [_wording_fingerprint(wording) for wording in self.templates]
+        parts += [wording_identity(wording) for wording in self.templates]
         if any(self._shots(wording) for wording in self.templates or (None,)):
             parts += [self.name, repr(self.few_shot), self.source(TRAIN).fingerprint]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -270,107 +271,39 @@ class Task:
         for split in self.splits:
             self.source(split).check_unchanged()
 
-
-def _complete(
-    name: str, records: RecordSource | None, splits: Mapping[str, RecordSource | float]
-) -> dict[str, RecordSource | float]:
-    """The splits with the rest of `records` as train, checked."""
-    shares = {split: value for split, value in splits.items() if not isinstance(value, RecordSource)}
-    if records is None:
-        if shares:
-            raise UserError(f"task {name}: splits {sorted(shares)} are shares of `records`, but `records` is not given")
-        if not splits:
-            raise UserError(f"task {name} has no data: give splits={{'train': from_jsonl(...)}} or records=")
-        return dict(splits)
-    given = shares.pop(TRAIN, None)
-    if TRAIN in splits and given is None:
-        raise UserError(f"task {name}: with records=, the train split is what the others leave; remove it from splits=")
-    for split, share in shares.items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-            raise UserError(f"task {name}: split {split!r} must be a source or a share between 0 and 1, got {share!r}")
-    rest = 1 - math.fsum(float(share) for share in shares.values())
-    if rest <= 0:
-        raise UserError(
-            f"task {name}: the splits {sorted(shares)} take {1 - rest:g} of the records; leave some to train"
-        )
-    if given is not None and not math.isclose(given, rest):
-        raise UserError(
-            f"task {name}: train={given!r} with {shares} does not add up to 1; leave train out: it is the rest"
-        )
-    own = {split: value if isinstance(value, RecordSource) else float(value) for split, value in splits.items()}
-    return own | {TRAIN: rest}
+    def cached_in(self, folder: Path) -> "Task":
+        """The same task, with the copies that reading its files needs kept in `folder`."""
+        records = None if self.records is None else self.records.cached_in(folder)
+        splits = {
+            name: value.cached_in(folder) if isinstance(value, RecordSource) else value
+            for name, value in self.splits.items()
+        }
+        return dataclasses.replace(self, records=records, splits=splits)
 
 
-def _hash64(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+def _check_types(task: Task) -> None:
+    """Raises `UserError` for a field of a type that would fail, or be misread, far from here."""
+    for name, kinds, written in _KINDS:
+        value = getattr(task, name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise UserError(f"task {task.name}: {name} must be {written}; got {value!r}")
+    for wording in task.templates:
+        if not isinstance(wording, Template) and not callable(wording):
+            raise UserError(f"task {task.name}: templates are Template(...) or functions of a record; got {wording!r}")
 
 
-def _draws(key: bytes, n: int) -> Iterator[int]:
-    """Distinct numbers below n in an order that `key` decides; ends when a long search found no new ones."""
-    seen: set[int] = set()
-    for k in itertools.count():
-        if len(seen) == n or k > 64 * (len(seen) + 16):
-            return
-        i = _hash64(key + k.to_bytes(8, "little")) % n
-        if i not in seen:
-            seen.add(i)
-            yield i
-
-
-def _prompt(conversation: Conversation) -> tuple[str, ...]:
-    """What is asked: the text of all messages but the last."""
-    return tuple(message.content or "" for message in conversation.messages[:-1] if message.role != "system")
-
-
-def _join(exemplars: Sequence[Conversation], plain: Conversation, few_shot: FewShot) -> Conversation:
-    """The conversation with its exemplars before it."""
-    head = [message for message in plain.messages if message.role == "system"]
-    turns = [message for message in plain.messages if message.role != "system"]
-    if few_shot.style is FewShotStyle.TURNS:
-        shown = [
-            dataclasses.replace(message, weight=0.0) if message.role == "assistant" else message
-            for exemplar in exemplars
-            for message in exemplar.messages
-            if message.role != "system"
-        ]
-        return dataclasses.replace(plain, messages=(*head, *shown, *turns))
-    blocks = [few_shot.answer_separator.join(_pair(exemplar)) for exemplar in exemplars]
-    asked = Message(role="user", content=few_shot.separator.join([*blocks, _pair(plain)[0]]))
-    return dataclasses.replace(plain, messages=(*head, asked, turns[-1]))
-
-
-def _pair(conversation: Conversation) -> tuple[str, str]:
-    turns = [message for message in conversation.messages if message.role != "system"]
-    if [message.role for message in turns] != ["user", "assistant"]:
-        raise UserError("few_shot style `text` needs conversations of one question and one answer; use style `turns`")
-    return turns[0].content or "", turns[1].content or ""
-
-
-def _wording_fingerprint(wording: Template | Builder) -> str:
-    """Of a template its text; of a function its file, so that a changed helper is seen, and the values bound to it."""
-    return repr(wording) if isinstance(wording, Template) else repr(_code(wording))
-
-
-def _code(value: Any) -> Any:
-    """What decides the behaviour of a function, or of a value that is bound to one, in terms of text."""
-    if isinstance(value, functools.partial):
-        return "partial", _code(value.func), _code(value.args), _code(value.keywords)
-    if inspect.ismethod(value):
-        return "method", _code(value.__func__), _code(value.__self__)
-    if inspect.isfunction(value):
-        bound = [cell.cell_contents for cell in value.__closure__ or ()]
-        parts = (value.__qualname__, _file_digest(value.__code__), value.__defaults__, value.__kwdefaults__, bound)
-        return tuple(map(_code, parts))
-    if isinstance(value, list | tuple):
-        return tuple(map(_code, value))
-    if isinstance(value, dict):
-        return tuple((key, _code(item)) for key, item in value.items())
-    if callable(value) and hasattr(value, "__dict__") and not isinstance(value, type):
-        return type(value).__qualname__, _code(type(value).__call__), _code(vars(value))
-    return repr(value)
-
-
-def _file_digest(code: CodeType) -> str:
-    file = Path(code.co_filename)
-    content = file.read_bytes() if file.is_file() else repr((code.co_code, code.co_consts, code.co_names)).encode()
-    return hashlib.sha256(content).hexdigest()
+_NONE = type(None)
+_KINDS: tuple[tuple[str, Any, str], ...] = (
+    ("columns", (Mapping, _NONE), "a mapping of canonical fields to columns, such as {'prompt': 'question'}"),
+    ("shape", (Shape, _NONE), f"a Shape ({', '.join('Shape.' + shape.name for shape in Shape)}) or None"),
+    ("templates", (tuple, list), "a tuple of templates, such as (Template(...),)"),
+    ("few_shot", (FewShot, _NONE), "a FewShot(count=...) or None"),
+    ("cluster", (str, _NONE), "a string or None"),
+    ("leaks_into", (tuple, list), "a tuple of clusters, such as ('nli',)"),
+    ("variant_of", (str, _NONE), "the name of a task, or None"),
+    ("metric", (str,), "the name of a metric"),
+    ("max_examples", (int, _NONE), "a whole number or None"),
+    ("max_repeats", (int, float, _NONE), "a number or None"),
+    ("split_by", (str, _NONE), "the name of a field, or None"),
+)
+"""By field of a task: the types that it takes, and those in words."""

@@ -28,7 +28,8 @@ from jaxtune.tasks.sources.combined import ConcatSource
 from jaxtune.tasks.sources.compressed import CompressedJsonlSource
 from jaxtune.tasks.sources.jsonl import JsonlSource
 from jaxtune.tasks.sources.open import from_file, from_hf_folder
-from jaxtune.tasks.task import TRAIN, Task
+from jaxtune.tasks.splits import TEST, TRAIN, VALIDATION, meant
+from jaxtune.tasks.task import Task
 from jaxtune.validate import duplicates
 from jaxtune.validate.duplicates import MESSAGE, Sketches
 from jaxtune.validate.scan import MARKERS, Scanner, head_shape, record_texts
@@ -181,9 +182,9 @@ def _file_task(file: tuple[Path, str | None]) -> Task:
 
 def split_named(name: str) -> str:
     """The split that a file name speaks of; train when it speaks of none."""
-    parts = {part for part in "".join(c if c.isalnum() else " " for c in name.lower()).split()}
-    known = {"validation": ("validation", "valid", "val", "dev", "eval"), "test": ("test",)}
-    return next((split for split, names in known.items() if parts.intersection(names)), TRAIN)
+    words = "".join(c if c.isalnum() else " " for c in name.lower()).split()
+    spoken = set(map(meant, words))
+    return next((split for split in (VALIDATION, TEST) if split in spoken), TRAIN)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,11 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 from bad_inputs import chat
@@ -183,6 +186,16 @@ def test_shares_part_the_records_and_follow_their_content():
     assert {record["prompt"] for record in moved.source("test")} == parts["test"]
 
 
+@pytest.mark.parametrize("order", [*itertools.permutations(("train", "validation", "test"))])
+def test_the_place_of_train_among_the_shares_decides_nothing(order):
+    records = from_list([{"prompt": f"a{i}", "completion": "b"} for i in range(300)])
+    shares = {"train": 0.7, "validation": 0.1, "test": 0.2}
+    given = Task(name="t", records=records, splits={name: shares[name] for name in order})
+    left = Task(name="t", records=records, splits={name: shares[name] for name in order if name != "train"})
+    assert all(list(given.source(name)) == list(left.source(name)) for name in order)
+    assert 180 < len(given.source("train")) < 240
+
+
 def test_a_grown_share_takes_from_train_alone():
     records = from_list([{"prompt": f"a{i}", "completion": "b"} for i in range(500)])
     small = Task(name="t", records=records, splits={"validation": 0.1, "test": 0.1})
@@ -223,12 +236,76 @@ def test_a_task_without_usable_splits_is_refused():
         words_task(metric="bleu")
     with pytest.raises(UserError, match="max_examples must be 1 or more"):
         words_task(max_examples=0)
-    with pytest.raises(UserError, match="weight must be 0 or more, got -1.0"):
-        words_task(weight=-1.0)
+    with pytest.raises(UserError, match="max_repeats must be 0 or more, got -1.0"):
+        words_task(max_repeats=-1.0)
+
+
+MISTAKEN = {
+    "splits": [
+        ("{'train': 'data/a.jsonl'}", "got 'data/a.jsonl'; write from_jsonl('data/a.jsonl')"),
+        ("{'train': 'a.parquet'}", "write from_parquet('a.parquet')"),
+        ("{'train': [{'prompt': 'a'}]}", "got an array; write from_list"),
+        ("{'train': True}", "a source or a share"),
+        ("{7: from_list([])}", "called by a string such as 'train', got 7"),
+        ("from_list([], name='mine')", "got the source 'mine'"),
+        ("'a.jsonl'", "must map names to sources"),
+    ],
+    "records": [("'a.jsonl'", "write from_jsonl('a.jsonl')"), ("[{'prompt': 'a'}]", "got an array; write from_list")],
+    "columns": [("'prompt'", "columns must be a mapping"), ("{'promt': 'a'}", "maps ['promt']")],
+    "shape": [("'messages'", "shape must be a Shape")],
+    "templates": [("FORWARD", "templates must be a tuple"), ("('{en}?',)", "templates are Template(...) or functions")],
+    "few_shot": [("3", "few_shot must be a FewShot(count=...)")],
+    "cluster": [("('a',)", "cluster must be a string")],
+    "leaks_into": [("'nli'", "leaks_into must be a tuple of clusters")],
+    "variant_of": [("['qa']", "variant_of must be the name of a task")],
+    "max_examples": [("'10'", "max_examples must be a whole number"), ("1.5", "max_examples must be a whole number")],
+    "max_repeats": [("float('nan')", "max_repeats must be 0 or more, got nan"), ("'3'", "must be a number")],
+    "metric": [("max", "metric must be the name of a metric")],
+    "split_by": [("3", "split_by must be the name of a field")],
+    "name": [("None", "task name None"), ("''", "task name ''")],
+}
+MISTAKES = """
+import json, sys
+from jaxtune.errors import UserError
+from jaxtune.tasks import *
+from jaxtune.tasks import Task, Template, from_list
+FORWARD = Template(prompt="German for {en}?", response="{de}")
+said = []
+for field, value in json.load(sys.stdin):
+    given = {"name": "t", "records": from_list([{"en": "a", "de": "b"}]), "templates": (FORWARD,)}
+    try:
+        Task(**{**given, field: eval(value)})
+        said.append("nothing")
+    except UserError as error:
+        said.append(str(error))
+print(json.dumps(said))
+"""
+
+
+def test_a_field_of_another_type_is_refused_with_what_it_takes():
+    """In a process of its own: where tests run, types are checked before a task can say what is wrong."""
+    cases = [(field, *case) for field, cases in MISTAKEN.items() for case in cases]
+    given = json.dumps([(field, value) for field, value, _ in cases])
+    done = subprocess.run([sys.executable, "-c", MISTAKES], input=given, text=True, capture_output=True, check=True)
+    for (field, value, expected), said in zip(cases, json.loads(done.stdout), strict=True):
+        assert expected in said, (field, value)
+
+
+def test_every_field_of_a_task_was_mistaken_once():
+    assert {field.name for field in dataclasses.fields(Task)} == set(MISTAKEN)
+
+
+@pytest.mark.parametrize("name, meant", [("valid", "validation"), ("Dev", "validation"), ("eval", "validation"),
+    ("val", "validation"), ("training", "train"), ("tests", "test")])  # fmt: skip
+def test_a_split_that_nothing_would_read_is_an_error_unless_the_one_it_means_is_there(name, meant):
+    source = from_list(WORDS)
+    with pytest.raises(UserError, match=f"nothing reads a split called '{name}'; call it '{meant}'"):
+        Task(name="t", splits={"train": source, name: source} if meant != "train" else {name: source})
+    assert name in Task(name="t", splits={"train": source, "validation": source, "test": source, name: source}).splits
 
 
 def test_a_task_can_be_changed_by_replace():
-    task = dataclasses.replace(words_task(splits={"test": 0.25}), weight=2.0)
+    task = dataclasses.replace(words_task(splits={"test": 0.25}), max_repeats=2.0)
     assert task.splits == {"train": 0.75, "test": 0.25}
 
 
@@ -263,7 +340,7 @@ def test_a_fingerprint_follows_everything_that_decides_the_conversations():
     prints = [task.fingerprint() for task in (base, *changed)]
     assert len(set(prints)) == len(prints)
     assert words_task().fingerprint() == base.fingerprint()
-    assert words_task(weight=3.0, metric="rouge_l", cluster="x").fingerprint() == base.fingerprint()
+    assert words_task(max_repeats=3.0, metric="rouge_l", cluster="x").fingerprint() == base.fingerprint()
 
 
 def test_a_changed_template_function_changes_the_fingerprint(tmp_path, monkeypatch):

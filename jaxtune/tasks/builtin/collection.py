@@ -115,12 +115,6 @@ class GeneratedSource(RecordSource):
     def __reduce__(self):
         return GeneratedSource, (self.task, self.split)
 
-    def line(self, i: SupportsIndex) -> int:
-        return int(i) + 1
-
-    def file(self, i: SupportsIndex) -> str:
-        return self.name
-
     def check_unchanged(self) -> None:
         """The records are a function of this code."""
 

@@ -152,9 +152,7 @@ class CompressedJsonlSource(PinnedSource):
             if total >= checked:
                 checked = total + RESERVE // 8
                 if (free := shutil.disk_usage(folder).free) < RESERVE:
-                    raise OSError(
-                        f"after {total:,} bytes there are {free:,} left on the disk, the last {RESERVE:,} stay free"
-                    )
+                    raise OSError(f"{free:,} bytes are free there, and the last {RESERVE:,} stay so")
             yield block
 
     @property

@@ -19,9 +19,7 @@ class ListSource(RecordSource):
         given = tuple(records)
         for i, record in enumerate(given):
             if not isinstance(record, Mapping):
-                raise UserError(
-                    f"{name}: record {i + 1} is {type_name(record)}; a record is an object with named fields"
-                )
+                raise UserError(f"{name}: record {i + 1} is {type_name(record)}; a record has named fields (a dict)")
         self._records = tuple(map(dict, given))
 
     @functools.cached_property
