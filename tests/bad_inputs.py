@@ -79,6 +79,7 @@ OF_A_LINE = (
     third("lone-surrogate", '{"id":"x","messages":[{"role":"user","content":"a \\ud83d"}]}'),
     third("duplicate-key", '{"id":"x","messages":[{"role":"user","content":"a","content":"b"}]}'),
     third("not-an-object", '["a", "b"]'),
+    third("nested-too-deeply", '{"id": "x", "meta": ' + "[" * 300 + "]" * 300 + "}"),
     Fault("null.jsonl", ("not-an-object",), (2,), f"{GOOD[0]}\nnull\n{GOOD[1]}".encode()),
     Fault("latin1.jsonl", ("not-utf-8",), (2,), GOOD[0].encode() + b'\n{"id": "caf\xe9"}\n'),
     Fault("cut_in_the_middle.jsonl", ("invalid-json",), (6,), LINES[:-30].encode()),

@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -160,14 +161,14 @@ def validate_tasks(tasks: Iterable[Task], *, lengths: Lengths | None = None) -> 
 
 def _expand(path: Path) -> list[tuple[Path, str | None]]:
     """Data files at a path, each with the split of a saved data set."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [(path, None)]
     splits = [folder.parent.name for folder in sorted(path.glob("*/state.json"))]
-    if splits and (path / "dataset_dict.json").is_file():
+    if splits and os.path.isfile(path / "dataset_dict.json"):
         return [(path, split) for split in splits]
-    if (path / "state.json").is_file():
+    if os.path.isfile(path / "state.json"):
         return [(path, None)]
-    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+    found = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and not os.path.isdir(file))
     if not found:
         raise UserError(f"folder {path} holds no data files; data files end in {', '.join(SUFFIXES)}")
     return [(file, None) for file in found]

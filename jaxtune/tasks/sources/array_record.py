@@ -33,8 +33,9 @@ class ArrayRecordSource(PinnedSource):
     def _reader(self) -> Any:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+        path = str(self.pins[0].path)
         try:
-            return ArrayRecordDataSource([str(self.pins[0].path)])
+            return ArrayRecordDataSource([path])
         except (RuntimeError, ValueError) as error:
             raise RecordError([Problem(rule="damaged-file", message=first_line(error), file=self.name)]) from error
 
@@ -44,8 +45,9 @@ class ArrayRecordSource(PinnedSource):
     def raw(self, i: SupportsIndex) -> bytes:
         """The bytes of record i."""
         i = range(len(self))[i]
+        reader = self._reader
         try:
-            return self._reader[i]
+            return reader[i]
         except (RuntimeError, ValueError) as error:
             raise self.error(i, ("damaged-file", first_line(error))) from error
 

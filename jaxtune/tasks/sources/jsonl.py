@@ -132,7 +132,7 @@ def _lone_surrogate(value: Any) -> str | None:
 
 def _hint(text: str, at: int) -> str:
     start = text.lstrip()[:2]
-    if "\r" in text[:at].strip():
+    if "\r" in text[:at].lstrip():
         return " (lines that end in a carriage return alone? convert them: tr '\\r' '\\n' < FILE)"
     if start.startswith("{'"):
         return " (written by Python's str? JSON needs double quotes)"

@@ -73,8 +73,9 @@ class TfdsSource(PinnedSource):
 
     @functools.cached_property
     def _data(self) -> Any:
+        builder = self._builder
         try:
-            return self._builder.as_data_source(split=self.split)
+            return builder.as_data_source(split=self.split)
         except (AssertionError, NotImplementedError, ValueError, KeyError) as error:
             raise UserError(
                 f"{self.name} cannot be read: {first_line(error)}; prepare it with "
@@ -95,8 +96,8 @@ class TfdsSource(PinnedSource):
         return len(self._data)
 
     def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
-        i = range(len(self))[i]
+        i, data = range(len(self))[i], self._data
         try:
-            return plain(self._data[i])
+            return plain(data[i])
         except (RuntimeError, ValueError) as error:
             raise self.error(i, ("damaged-file", first_line(error))) from error
