@@ -5,7 +5,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 
-from jaxtune.chat.rendering import Conversation, Message
+from jaxtune.chat import Conversation, Message
 from jaxtune.errors import UserError
 from jaxtune.tasks.wording import FewShot, FewShotStyle
 
