@@ -145,8 +145,8 @@ def test_the_mask_derived_without_marks_equals_that_of_trls_marked_template(pair
         assert np.array_equal(derived.loss_weights, marked.loss_weights)
 
 
-def test_a_character_of_several_tokens_at_the_end_of_an_answer_trains_whole(pair):
-    """`transformers` loses the last bytes where nothing follows in the block: it marks a character's first token."""
+def test_a_character_of_several_tokens_at_the_end_of_an_answer_trains_whole(pair, record_property):
+    """Releases of `transformers` mark only a character's first token there: at times fewer than ours, never more."""
     theirs, ours = pair
     source = (
         "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
@@ -155,9 +155,11 @@ def test_a_character_of_several_tokens_at_the_end_of_an_answer_trains_whole(pair
     conversation = plain("a", "犬")
     ids, mask = their_mask(theirs, conversation, source)
     example = render(conversation, ChatTemplate(name="t", source=source, exact_marks=True), ours)
+    marked = example.loss_weights > 0
     assert example.tokens.tolist() == ids
-    assert ours.decode(example.tokens[example.loss_weights > 0].tolist()) == "犬"
-    assert sum(mask) < (example.loss_weights > 0).sum()
+    assert ours.decode(example.tokens[marked].tolist()) == "犬"
+    assert not (np.array(mask, bool) & ~marked).any()
+    record_property(f"tokens that transformers {transformers.__version__} marks", f"{sum(mask)} of {marked.sum()}")
 
 
 WORDS = st.sampled_from(["fox", "The", " ", "42", ".", "é", "你好", "x = [1]", "\tdo", "it's", "end"])
