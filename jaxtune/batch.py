@@ -1,23 +1,11 @@
-"""Variable-length examples into fixed rows; the batch contract that the plan, the pipeline and the step share."""
+"""Examples, and batches of rows that hold them: the contract that tokenising, the pipeline and the step share."""
 
 import dataclasses
-import enum
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
-
-from jaxtune.errors import UserError
-
-
-class PackPolicy(enum.Enum):
-    """How examples share rows."""
-
-    BEST_FIT = "best_fit"
-    """Best fit, longest first, within windows of consecutive examples."""
-    PADDED = "padded"
-    """One example a row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,55 +33,17 @@ class Batch:
     """Index of the token's task; 0 under padding."""
 
 
-def best_fit(lengths: Int[np.ndarray, " n"], seq_len: int) -> Int[np.ndarray, " n"]:
-    """Row of each example under best-fit-decreasing: longest first, each into the fullest row that holds it.
-
-    Works on the histogram of lengths: examples of one length, and rows with one amount of room, are handled together,
-    so the cost grows with the number of distinct lengths. Rows are numbered in the order in which they were opened.
-    Raises UserError for an example longer than the row.
-    """
-    if len(lengths) and int(lengths.max()) > seq_len:
-        raise UserError(
-            f"an example of {int(lengths.max())} tokens does not fit rows of {seq_len}; "
-            "raise seq_len, or choose a length policy that drops or truncates"
-        )
-    rows: list[int] = []
-    room: dict[int, list[int]] = {}  # rows by the room left in them
-    rooms = 0  # bit r is set where room[r] is not empty
-    opened = 0
-    values, counts = np.unique(lengths, return_counts=True)
-    for length, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        while count:
-            if fitting := rooms >> length:
-                left = length + (fitting & -fitting).bit_length() - 1
-                candidates = room[left]
-                each = left // length
-                taken = min(-(-count // each), len(candidates))
-                chosen = candidates[-taken:]
-                del candidates[-taken:]
-                if not candidates:
-                    rooms ^= 1 << left
-            else:
-                left = seq_len
-                each = left // length
-                taken = -(-count // each)
-                chosen = list(range(opened, opened + taken))
-                opened += taken
-            last = min(each, count - each * (taken - 1))  # examples in the last of the chosen rows
-            rows += [row for row in chosen[:-1] for _ in range(each)] if each > 1 else chosen[:-1]
-            rows += chosen[-1:] * last
-            count -= each * (taken - 1) + last
-            for group, after in ((chosen[:-1], left - each * length), (chosen[-1:], left - last * length)):
-                if group and after:
-                    room.setdefault(after, []).extend(group)
-                    rooms |= 1 << after
-    out = np.empty(len(lengths), np.int64)
-    out[np.argsort(-lengths, kind="stable")] = rows
-    return out
-
-
 def assemble(rows: Sequence[Sequence[tuple[Example, int]]], seq_len: int, *, num_rows: int | None = None) -> Batch:
     """Batch of the rows' (example, task id) pairs laid end to end; rows beyond those given are padding.
+
+    A row of 10 slots with an example of 4 tokens (a to d, of task 0) and one of 3 (x to z, of task 2); a and b, and x,
+    are the prompts:
+
+        tokens         a  b  c  d  x  y  z  0  0  0
+        loss_weights   0  0  1  1  0  1  1  0  0  0      weight of predicting the token above it
+        segment_ids    1  1  1  1  2  2  2  0  0  0      a token sees its own segment only; 0 is padding
+        positions      0  1  2  3  0  1  2  0  0  0      restart at 0, as if the example were alone
+        task_ids       0  0  0  0  2  2  2  0  0  0
 
     Raises ValueError where a row overflows: the plan and the examples disagree.
     """
@@ -124,3 +74,23 @@ def assemble(rows: Sequence[Sequence[tuple[Example, int]]], seq_len: int, *, num
 def utilisation(batch: Batch) -> float:
     """Share of the slots that hold tokens."""
     return float((np.asarray(batch.segment_ids) > 0).mean())
+
+
+def count_batch(
+    batch: Batch, num_tasks: int, prompt_loss_weight: float = 0.0
+) -> dict[str, Int[np.ndarray, " num_tasks"]]:
+    """Examples, tokens, loss tokens and response tokens of a host batch by task id, read from its arrays alone.
+
+    Responses are the tokens that weigh other than prompts do.
+    """
+    task, real = np.asarray(batch.task_ids), np.asarray(batch.segment_ids) > 0
+    weights = np.asarray(batch.loss_weights)
+    first = real & (np.asarray(batch.positions) == 0)
+    later = real & ~first
+    counted = {
+        "examples": first,
+        "tokens": real,
+        "loss_tokens": later & (weights > 0),
+        "response_tokens": later & (weights != np.float32(prompt_loss_weight)),
+    }
+    return {name: np.bincount(task[chosen], minlength=num_tasks) for name, chosen in counted.items()}

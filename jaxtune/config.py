@@ -15,7 +15,6 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from jaxtune.batch import PackPolicy
 from jaxtune.chat import MaskPolicy
 from jaxtune.data.fit import LengthPolicy
 from jaxtune.errors import UserError
@@ -26,6 +25,7 @@ from jaxtune.model.lora import LoraConfig
 from jaxtune.model.settings import Remat
 from jaxtune.optim import OptimConfig
 from jaxtune.parallel.mesh import MeshConfig
+from jaxtune.plan.packing import PackPolicy
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.mirrors import MirrorKind
 from jaxtune.runs.retention import CheckpointConfig

@@ -15,11 +15,11 @@ from rich.text import Text
 from jaxtune.batch import Example
 from jaxtune.chat import mask_view as masks
 from jaxtune.config import ExperimentConfig, to_json
+from jaxtune.data.subset import length_table
 from jaxtune.errors import UserError
 from jaxtune.mixture import Alternative, alternatives, parse_alternatives
 from jaxtune.mixture.settings import Budget
 from jaxtune.plan import order
-from jaxtune.plan.planning import unit_totals
 from jaxtune.reports.preview import render
 from jaxtune.runs.history import Json, plain, replace_file
 from jaxtune.terminal import tables as terminal
@@ -154,18 +154,15 @@ def spread(values: Int[np.ndarray, " n"], edges: Int[np.ndarray, " edges"]) -> J
 
 
 def compare_values(inputs: Inputs, option: str, values: Sequence[str]) -> list[Alternative]:
-    """The mixture under other values of one option, for the number of examples that the config's plan draws."""
-    tasks = list(inputs.tasks.values())
-    table = {name: np.asarray(store.lengths) for name, store in inputs.train.items()}
-    trained = {name: np.asarray(store.loss_lengths) for name, store in inputs.train.items()}
-    config = inputs.config.mixture
+    """The mixture of a run for each value of one of its options."""
+    table, config = length_table(inputs.train), inputs.config.mixture
     return alternatives(
-        {name: len(array) for name, array in table.items()},
-        plans.task_mixture(config, tasks),
+        table.sizes,
+        plans.task_mixture(config, list(inputs.tasks.values())),
         inputs.plan.num_examples,
         option,
         values,
-        unit_totals=unit_totals(table, trained, config.unit),
+        unit_totals=table.unit_totals(config.unit),
     )
 
 

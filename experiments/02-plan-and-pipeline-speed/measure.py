@@ -18,13 +18,14 @@ import time
 
 import numpy as np
 
-from jaxtune.batch import best_fit
+from jaxtune.batch import count_batch
 from jaxtune.data.batches import StepBatches, batches
 from jaxtune.data.store import Part, TaskTokens, merge
 from jaxtune.mixture.allocation import allocate
 from jaxtune.mixture.settings import MixtureConfig
-from jaxtune.plan.ledger import count_batch
+from jaxtune.plan.lengths import LengthTable
 from jaxtune.plan.order import Interleaving, MixedOrder, stream_key
+from jaxtune.plan.packing import RowLayout, best_fit
 from jaxtune.plan.planning import Plan, make_plan
 
 SIZES = {
@@ -178,10 +179,11 @@ def pack() -> dict:
     return out
 
 
-def planned(sizes: dict[str, int], lengths: dict, budget: int, **options) -> Plan:
+def planned(sizes: dict[str, int], lengths: dict, budget: int) -> Plan:
     allocation = allocate(sizes, MixtureConfig(max_repeats=8), budget)
     losses = {task: np.maximum(a // 3, 1) for task, a in lengths.items()}
-    return make_plan(lengths, losses, allocation, seed=0, seq_len=SEQ_LEN, rows_per_step=ROWS, **options)
+    layout = RowLayout(seq_len=SEQ_LEN, rows_per_step=ROWS)
+    return make_plan(LengthTable(lengths, losses), allocation, layout, seed=0)
 
 
 def plan(examples: int = 10_000_000) -> dict:
@@ -225,7 +227,8 @@ def huge() -> dict:
         total = sum(sizes.values())
         before, start, wall = anonymous_bytes(), cpu_seconds(), time.perf_counter()
         allocation = allocate(sizes, MixtureConfig(temperature=1, max_repeats=1), total)
-        made = make_plan(lengths, losses, allocation, seed=0, seq_len=SEQ_LEN, rows_per_step=1024)
+        layout = RowLayout(seq_len=SEQ_LEN, rows_per_step=1024)
+        made = make_plan(LengthTable(lengths, losses), allocation, layout, seed=0)
         seconds, elapsed, after = cpu_seconds() - start, time.perf_counter() - wall, anonymous_bytes()
         made._recent.clear()
         began = cpu_seconds()
@@ -275,7 +278,7 @@ def pipeline() -> dict:
 
         def ours():
             iterator = batches(StepBatches(made, stores), stop=steps)
-            seen.append(sum(count_batch(batch, made.tasks).tokens.sum() for batch in iterator))
+            seen.append(sum(count_batch(batch, len(made.tasks))["tokens"].sum() for batch in iterator))
             iterator.close()
 
         def grains():
@@ -309,7 +312,8 @@ def pipeline() -> dict:
 def tokenise() -> dict:
     """Conversations per CPU-second, from JSON lines to tokens and loss mask: our cached pass, and TRL's preparation."""
     from jaxtune.chat import TEMPLATES, load_tokenizer
-    from jaxtune.data.encoding import Encoding, tokenize
+    from jaxtune.data.encoding import Encoding
+    from jaxtune.data.jobs import tokenize
     from jaxtune.tasks import Task, from_jsonl
 
     extra = pathlib.Path(os.environ["JAXTUNE_EXTRA_DATA"])

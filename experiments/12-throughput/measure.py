@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import config as configs
-from jaxtune.batch import Batch, PackPolicy
+from jaxtune.batch import Batch
 from jaxtune.chat import load_template, load_tokenizer
 from jaxtune.config import ExperimentConfig
 from jaxtune.hf import folder as hf
 from jaxtune.model import transformer as model
 from jaxtune.parallel import compilation as compiling
 from jaxtune.parallel import mesh
+from jaxtune.plan.packing import PackPolicy
 from jaxtune.step.programs import Programs
 from jaxtune.train import resolution
 from jaxtune.train import session as placed

@@ -3,10 +3,9 @@
 A batch is a pure function of (plan, step): neither workers, threads, hosts nor where the run started change it.
 """
 
-import collections
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -16,9 +15,6 @@ from jaxtyping import Int
 
 from jaxtune.batch import Batch, Example, assemble
 from jaxtune.plan.planning import Placement, Plan
-
-Item = TypeVar("Item")
-Put = TypeVar("Put")
 
 
 @runtime_checkable
@@ -120,13 +116,3 @@ def batches(
 def _fields(source: StepBatches, step: int) -> dict[str, np.ndarray]:
     """A batch as Grain moves it: Grain maps trees of arrays to trees of other things, which a `Batch` does not hold."""
     return {name: np.asarray(array) for name, array in vars(source[step]).items()}
-
-
-def prefetched(items: Iterable[Item], put: Callable[[Item], Put], depth: int = 2) -> Iterator[Put]:
-    """`put` (a copy to the devices) of each batch, started `depth` batches before it is asked for."""
-    waiting: collections.deque[Put] = collections.deque()
-    for item in items:
-        waiting.append(put(item))
-        if len(waiting) >= depth:
-            yield waiting.popleft()
-    yield from waiting

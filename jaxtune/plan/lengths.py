@@ -1,17 +1,19 @@
-"""How long every example is: counts of tokens by task, example and template, looked up in bulk."""
+"""Lengths of the examples: counts of tokens by task, example and template, looked up in bulk."""
 
 import dataclasses
 import hashlib
 import mmap
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from jaxtune.errors import UserError
+from jaxtune.mixture.settings import MixingUnit
 
-Table = Mapping[str, Int[np.ndarray, "_ _"]]
+Counts = Mapping[str, Int[np.ndarray, "_ _"]]
 """By task, a number for each usable example (rows) under each template (columns)."""
 
 _BYTES_PER_EXAMPLE = 12
@@ -19,15 +21,15 @@ _SMALL_TABLE = 2**26
 """Bytes of a flat table of lengths that are never too many."""
 
 
-class Lengths:
+class LengthTable:
     """Counts of tokens, loss tokens and response tokens by (task, example, template).
 
     Copied into one flat table where that takes at most 12 bytes an example (or little at all), which makes looking up
     many tasks quick; otherwise read from the arrays given. Memory-mapped arrays pickle as the name of their file.
     """
 
-    def __init__(self, *tables: Table):
-        """Tokens, loss tokens and, where prompts carry weight, response tokens."""
+    def __init__(self, *tables: Counts):
+        """Tokens, loss tokens and, where prompts carry weight, response tokens. Names are in the order of the first."""
         self.names = tuple(tables[0])
         self._tables = [[table[name] for name in self.names] for table in tables]
         for name, *arrays in zip(self.names, *self._tables, strict=True):
@@ -39,6 +41,31 @@ class Lengths:
     def tokens(self) -> list[Int[np.ndarray, "_ _"]]:
         """Tokens of each example under each template, by task."""
         return self._tables[0]
+
+    @property
+    def loss_tokens(self) -> list[Int[np.ndarray, "_ _"]]:
+        """Tokens that carry loss weight of each example under each template, by task."""
+        return self._tables[1]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Examples of each task."""
+        return {name: len(counts) for name, counts in zip(self.names, self.tokens, strict=True)}
+
+    @property
+    def mean_tokens(self) -> dict[str, float]:
+        """Mean tokens of an example of each task, over its templates; 1 where there is no example."""
+        return {n: float(np.mean(a)) if len(a) else 1.0 for n, a in zip(self.names, self.tokens, strict=True)}
+
+    def unit_totals(self, unit: MixingUnit) -> dict[str, Fraction]:
+        """Mixing units that each task holds, a mean over its templates."""
+        if unit is MixingUnit.EXAMPLES:
+            return {task: Fraction(size) for task, size in self.sizes.items()}
+        counts = self.tokens if unit is MixingUnit.TOKENS else self.loss_tokens
+        return {
+            task: Fraction(int(np.sum(a, dtype=np.int64)), a.shape[1])
+            for task, a in zip(self.names, counts, strict=True)
+        }
 
     def _flatten(self) -> None:
         examples, entries = sum(len(a) for a in self.tokens), sum(a.size for a in self.tokens)

@@ -1,4 +1,4 @@
-"""Which example stands in which row of which step, planned before the run and accounted for example by example.
+"""Plans: the place of every example in the rows and steps of a run, accounted for example by example.
 
 A plan is computed from the tokenised lengths once, and holds only sums and the number of rows in each window; any row
 is found by computing its own window again, so every step costs the same to reach.
@@ -12,22 +12,19 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from jaxtune.batch import PackPolicy, best_fit
 from jaxtune.errors import UserError
 from jaxtune.mixture.allocation import Allocation, allocate, resolve_budget
-from jaxtune.mixture.settings import Budget, MixingUnit, MixtureConfig, Selection
+from jaxtune.mixture.settings import Budget, MixtureConfig, Selection
 from jaxtune.plan.ledger import COLUMNS, Ledger
-from jaxtune.plan.lengths import Lengths, Table
+from jaxtune.plan.lengths import LengthTable
 from jaxtune.plan.order import MixedOrder, Order, SequentialOrder, keyed, permute, stream_key
+from jaxtune.plan.packing import PackPolicy, RowLayout, best_fit
 
-WINDOW = 4096
-"""Consecutive positions that are packed together."""
 _CHUNK = 16
 """Windows handled at a time while planning."""
 _SNAPSHOT = 4
@@ -76,32 +73,24 @@ class Plan:
     def __init__(
         self,
         order: Order,
-        lengths: Lengths,
+        table: LengthTable,
+        layout: RowLayout,
         *,
         seed: int | None,
-        seq_len: int,
-        rows_per_step: int,
-        packing: PackPolicy,
-        window: int,
         header: Mapping[str, Any],
         allocation: Allocation | None = None,
         progress: Callable[[int, int], None] | None = None,
     ):
-        lengths.check(seq_len)
-        self.tasks = lengths.names
-        self.seq_len, self.rows_per_step, self.packing = seq_len, rows_per_step, packing
-        self.allocation = allocation
-        self._order, self._lengths, self._window_size = order, lengths, window
+        table.check(layout.seq_len)
+        self.tasks, self.layout, self.allocation = table.names, layout, allocation
+        self._order, self._lengths = order, table
         self._row_key = None if seed is None else stream_key(seed, "rows", "")
         facts = {
             "version": _VERSION,
             "seed": seed,
-            "seq_len": seq_len,
-            "rows_per_step": rows_per_step,
-            "packing": packing.value,
-            "window": window,
+            **{name: getattr(value, "value", value) for name, value in dataclasses.asdict(layout).items()},
             "tasks": list(self.tasks),
-            "lengths": lengths.digests(),
+            "lengths": table.digests(),
             **header,
         }
         self.hash = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -110,6 +99,21 @@ class Plan:
         self._survey(progress)
 
     # What there is
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens a row holds."""
+        return self.layout.seq_len
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one step."""
+        return self.layout.rows_per_step
+
+    @property
+    def packing(self) -> PackPolicy:
+        """How examples share rows."""
+        return self.layout.packing
 
     @property
     def num_examples(self) -> int:
@@ -232,7 +236,7 @@ class Plan:
 
     def _survey(self, progress: Callable[[int, int], None] | None) -> None:
         """Walk all windows once: rows per window, tokens per row, ledgers."""
-        total = -(-self._order.total // self._window_size)
+        total = -(-self._order.total // self.layout.window)
         zero = np.zeros(len(self.tasks), np.int64)
         ledger = Ledger(tasks=self.tasks, **dict.fromkeys(COLUMNS, zero))
         self._ledgers, numbers, tokens, loss_tokens = [], [0], [], []
@@ -245,14 +249,14 @@ class Plan:
                 numbers.append(len(tokens[-1]))
                 ledger += self._count(window)
             if progress is not None:
-                progress(min((start + _CHUNK) * self._window_size, self._order.total), self._order.total)
+                progress(min((start + _CHUNK) * self.layout.window, self._order.total), self._order.total)
         self._ledgers.append(ledger)
         self._first_rows = np.cumsum(numbers)
         self._row_tokens, self._row_loss_tokens = np.concatenate(tokens), np.concatenate(loss_tokens)
 
     def _windows(self, start: int, stop: int) -> list[Window]:
         """Consecutive windows; the order and the lengths are looked up for all of them together."""
-        size = self._window_size
+        size = self.layout.window
         stretch = self._order.stretch(start * size, min(stop * size, self._order.total))
         lengths = self._lengths.look_up(stretch.task, stretch.example, stretch.template)
         out = []
@@ -324,137 +328,78 @@ class Plan:
 
 
 def make_plan(
-    lengths: Table,
-    loss_lengths: Table,
+    table: LengthTable,
     allocation: Allocation,
+    layout: RowLayout,
     *,
     seed: int,
-    seq_len: int,
-    rows_per_step: int,
-    packing: PackPolicy = PackPolicy.BEST_FIT,
-    window: int = WINDOW,
-    response_lengths: Table | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Plan a training run.
 
-    `lengths` and `loss_lengths` give, for every task of the allocation, the tokens and the loss tokens of each usable
-    example (rows) under each template (columns); `response_lengths` is needed for the ledger only where prompts carry
-    loss weight. `progress` is called with (positions planned, positions in all).
+    `table` holds the lengths of every usable example of the allocation's tasks. `progress` is called with (positions
+    planned, positions in all).
     """
     if not allocation.counts:
         raise UserError("a plan needs a budget: give examples, epochs, steps or tokens")
-    table = Lengths(
-        {task: lengths[task] for task in allocation.counts},
-        loss_lengths,
-        *([response_lengths] if response_lengths else []),
-    )
-    sizes = {name: len(a) for name, a in zip(table.names, table.tokens, strict=True)}
-    if sizes != dict(allocation.sizes):
-        raise ValueError(f"the allocation is for other sizes than the lengths: {dict(allocation.sizes)} and {sizes}")
-    selection = allocation.config.selection
+    if table.sizes != dict(allocation.sizes):
+        raise ValueError(
+            f"the allocation is for other sizes than the lengths: {dict(allocation.sizes)} and {table.sizes}"
+        )
+    by_task = lambda values: {task: values[task] for task in table.names}
+    counts, usable, selection = by_task(allocation.counts), by_task(allocation.usable), allocation.config.selection
     order = MixedOrder(
         table.names,
-        counts=np.array(list(allocation.counts.values())),
-        sizes=np.array(list(sizes.values())),
-        usable=np.array([allocation.usable[task] for task in table.names]),
+        counts=np.array(list(counts.values())),
+        sizes=np.array(list(table.sizes.values())),
+        usable=np.array(list(usable.values())),
         templates=np.array([a.shape[1] for a in table.tokens]),
         seed=seed,
         permuted_subset=selection is Selection.PERMUTED,
     )
-    header = {
-        "order": "mixed",
-        "counts": dict(allocation.counts),
-        "usable": dict(allocation.usable),
-        "selection": selection.value,
-    }
-    return Plan(
-        order,
-        table,
-        seed=seed,
-        seq_len=seq_len,
-        rows_per_step=rows_per_step,
-        packing=packing,
-        window=window,
-        header=header,
-        allocation=allocation,
-        progress=progress,
-    )
+    header = {"order": "mixed", "counts": counts, "usable": usable, "selection": selection.value}
+    return Plan(order, table, layout, seed=seed, header=header, allocation=allocation, progress=progress)
 
 
-def make_eval_plan(
-    lengths: Table,
-    loss_lengths: Table,
-    *,
-    seq_len: int,
-    rows_per_step: int,
-    packing: PackPolicy = PackPolicy.BEST_FIT,
-    window: int = WINDOW,
-) -> Plan:
+def make_eval_plan(table: LengthTable, layout: RowLayout) -> Plan:
     """Plan an evaluation: every example once with its first template, in file order, task after task."""
-    table = Lengths(lengths, loss_lengths)
-    return Plan(
-        SequentialOrder(np.array([len(a) for a in table.tokens])),
-        table,
-        seed=None,
-        seq_len=seq_len,
-        rows_per_step=rows_per_step,
-        packing=packing,
-        window=window,
-        header={"order": "sequential"},
-    )
+    order = SequentialOrder(np.array([len(a) for a in table.tokens]))
+    return Plan(order, table, layout, seed=None, header={"order": "sequential"})
 
 
 def plan_for_budget(
     budget: Budget,
-    lengths: Table,
-    loss_lengths: Table,
-    config: MixtureConfig,
+    table: LengthTable,
+    mixture: MixtureConfig,
+    layout: RowLayout,
     *,
     seed: int,
-    seq_len: int,
-    rows_per_step: int,
-    packing: PackPolicy = PackPolicy.BEST_FIT,
-    window: int = WINDOW,
-    response_lengths: Table | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Resolve the budget, allocate and plan.
 
     A budget in steps gives a plan of that many steps with the last one as full as a few tries make it; fewer only where
-    the caps of the mixture end the run before. Sizes are the numbers of rows of `lengths`.
+    the caps of the mixture end the run before.
     """
-    sizes = {task: len(a) for task, a in lengths.items()}
-    totals = unit_totals(lengths, loss_lengths, config.unit)
+    totals = table.unit_totals(mixture.unit)
 
     def plan(examples: int) -> Plan:
-        allocation = allocate(sizes, config, examples, unit_totals=totals)
-        return make_plan(
-            lengths,
-            loss_lengths,
-            allocation,
-            seed=seed,
-            seq_len=seq_len,
-            rows_per_step=rows_per_step,
-            packing=packing,
-            window=window,
-            response_lengths=response_lengths,
-            progress=progress,
-        )
+        allocation = allocate(table.sizes, mixture, examples, unit_totals=totals)
+        return make_plan(table, allocation, layout, seed=seed, progress=progress)
 
-    one_a_row = packing is PackPolicy.PADDED
+    one_a_row = layout.packing is PackPolicy.PADDED
     examples = resolve_budget(
         budget,
-        sizes,
-        config,
-        mean_tokens={task: float(np.mean(a)) if len(a) else 1.0 for task, a in lengths.items()},
-        examples_per_step=rows_per_step if one_a_row else None,
-        tokens_per_step=rows_per_step * seq_len,
+        table.sizes,
+        mixture,
+        mean_tokens=table.mean_tokens,
+        examples_per_step=layout.rows_per_step if one_a_row else None,
+        tokens_per_step=layout.rows_per_step * layout.seq_len,
         unit_totals=totals,
     )
     if budget.steps is None or one_a_row:
         return plan(examples)
-    return _fill_rows(plan, examples, budget.steps * rows_per_step)
+    return _fill_rows(plan, examples, budget.steps * layout.rows_per_step)
 
 
 def _fill_rows(plan: Callable[[int], Plan], examples: int, rows: int, tries: int = 4) -> Plan:
@@ -469,14 +414,6 @@ def _fill_rows(plan: Callable[[int], Plan], examples: int, rows: int, tries: int
         per_row = tried.num_examples / tried.num_rows
         examples = max(1, examples + math.floor((rows - tried.num_rows) * per_row) - (tried.num_rows > rows))
         tried = plan(examples)
-
-
-def unit_totals(lengths: Table, loss_lengths: Table, unit: MixingUnit) -> dict[str, Fraction]:
-    """Mixing units that each task holds, a mean over its templates."""
-    if unit is MixingUnit.EXAMPLES:
-        return {task: Fraction(len(a)) for task, a in lengths.items()}
-    table = lengths if unit is MixingUnit.TOKENS else loss_lengths
-    return {task: Fraction(int(np.sum(a, dtype=np.int64)), a.shape[1]) for task, a in table.items()}
 
 
 def _share(counts: Int[np.ndarray, " n"]) -> np.ndarray:

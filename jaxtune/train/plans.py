@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.batch import PackPolicy
 from jaxtune.config import ExperimentConfig
 from jaxtune.data.store import TaskTokens
-from jaxtune.data.subset import Subset
+from jaxtune.data.subset import Subset, length_table
 from jaxtune.mixture.settings import MixtureConfig
 from jaxtune.plan import order
+from jaxtune.plan.packing import RowLayout
 from jaxtune.plan.planning import Plan, make_eval_plan, plan_for_budget
 from jaxtune.tasks import Task
 
@@ -43,16 +43,9 @@ def task_mixture(config: MixtureConfig, tasks: list[Task]) -> MixtureConfig:
 
 def make_training_plan(config: ExperimentConfig, stores: Mapping[str, TaskTokens], tasks: list[Task]) -> Plan:
     """Budget, counts, order and rows of the run."""
-    return plan_for_budget(
-        config.duration,
-        {name: store.lengths for name, store in stores.items()},
-        {name: store.loss_lengths for name, store in stores.items()},
-        task_mixture(config.mixture, tasks),
-        seed=config.seed,
-        seq_len=config.data.seq_len,
-        rows_per_step=config.batch.rows,
-        packing=config.data.packing,
-    )
+    layout = RowLayout(seq_len=config.data.seq_len, rows_per_step=config.batch.rows, packing=config.data.packing)
+    mixture = task_mixture(config.mixture, tasks)
+    return plan_for_budget(config.duration, length_table(stores), mixture, layout, seed=config.seed)
 
 
 def make_validation_plan(
@@ -61,13 +54,8 @@ def make_validation_plan(
     """Every chosen validation example once, in batches of `rows`, by default those of the config."""
     if not chosen:
         return None
-    return make_eval_plan(
-        {name: part.lengths for name, part in chosen.items()},
-        {name: part.loss_lengths for name, part in chosen.items()},
-        seq_len=config.data.seq_len,
-        rows_per_step=rows or config.eval.rows,
-        packing=PackPolicy.BEST_FIT,
-    )
+    layout = RowLayout(seq_len=config.data.seq_len, rows_per_step=rows or config.eval.rows)
+    return make_eval_plan(length_table(chosen), layout)
 
 
 def seen_examples(

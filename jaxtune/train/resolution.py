@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from jaxtune import chat
 from jaxtune.chat import TEMPLATES, ChatTemplate, Tokenizer, load_template, load_tokenizer
 from jaxtune.config import ExperimentConfig
-from jaxtune.data.encoding import Encoding, tokenize
+from jaxtune.data.encoding import Encoding
+from jaxtune.data.jobs import tokenize
 from jaxtune.data.store import TaskTokens
 from jaxtune.data.subset import Subset
 from jaxtune.errors import UserError

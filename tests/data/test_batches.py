@@ -1,4 +1,4 @@
-import json
+import dataclasses
 import pickle
 import threading
 
@@ -6,14 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtune.batch import Batch, Example, PackPolicy
+from jaxtune.batch import Batch, Example, count_batch
 from jaxtune.chat import TEMPLATES
 from jaxtune.chat.tokenizer import ByteTokenizer
-from jaxtune.data.batches import StepBatches, batches, prefetched
-from jaxtune.data.encoding import Encoding, tokenize
+from jaxtune.data.batches import StepBatches, batches
+from jaxtune.data.encoding import Encoding
+from jaxtune.data.jobs import tokenize
+from jaxtune.data.subset import length_table
 from jaxtune.errors import UserError
 from jaxtune.mixture.settings import Budget, MixtureConfig, Strategy
-from jaxtune.plan.ledger import count_batch
+from jaxtune.plan.ledger import Ledger
+from jaxtune.plan.packing import PackPolicy, RowLayout
 from jaxtune.plan.planning import make_eval_plan, plan_for_budget
 from jaxtune.tasks import Task, Template, from_list
 
@@ -36,18 +39,16 @@ def stores(tmp_path_factory):
     return tokenize(make_tasks(), "train", encoding, tmp_path_factory.mktemp("cache"), show_progress=False)
 
 
+LAYOUT = RowLayout(seq_len=SEQ_LEN, rows_per_step=ROWS)
+
+
 def make_plan(stores, packing=PackPolicy.BEST_FIT):
-    return plan_for_budget(
-        Budget(examples=600),
-        {task: store.lengths for task, store in stores.items()},
-        {task: store.loss_lengths for task, store in stores.items()},
-        MixtureConfig(),
-        seed=1,
-        seq_len=SEQ_LEN,
-        rows_per_step=ROWS,
-        packing=packing,
-        window=64,
-    )
+    layout = dataclasses.replace(LAYOUT, packing=packing, window=64)
+    return plan_for_budget(Budget(examples=600), length_table(stores), MixtureConfig(), layout, seed=1)
+
+
+def counted_in(batch, plan):
+    return Ledger(tasks=plan.tasks, **count_batch(batch, len(plan.tasks)))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_every_planned_token_is_in_its_batch(stores, packing):
     source, total = StepBatches(plan, stores), plan.ledger(0)
     for step in range(len(source)):
         batch = source[step]
-        total += count_batch(batch, plan.tasks)
+        total += counted_in(batch, plan)
         for r, row in enumerate(plan.rows(step)):
             for segment, p in enumerate(row, start=1):
                 example, place = stores[p.task].example(p.example, p.template), slice(p.offset, p.offset + p.length)
@@ -133,17 +134,12 @@ def test_rows_beyond_the_end_are_padding(plan, stores, expected):
 
 
 def test_an_evaluation_batch_needs_no_micro_batches(stores):
-    plan = make_eval_plan(
-        {task: store.lengths for task, store in stores.items()},
-        {task: store.loss_lengths for task, store in stores.items()},
-        seq_len=SEQ_LEN,
-        rows_per_step=5,
-    )
+    plan = make_eval_plan(length_table(stores), RowLayout(seq_len=SEQ_LEN, rows_per_step=5))
     iterator = batches(StepBatches(plan, stores))
     counted = plan.ledger(0)
     for batch in iterator:
         assert batch.tokens.shape == (5, SEQ_LEN)
-        counted += count_batch(batch, plan.tasks)
+        counted += counted_in(batch, plan)
     iterator.close()
     assert counted.examples.tolist() == [70, 200]
 
@@ -154,25 +150,31 @@ def test_examples_are_dropped_before_mixing_so_half_and_half_is_half_and_half(tm
     tasks = [Task(name=name, splits={"train": from_list(r)}) for name, r in (("a", long_and_short), ("b", short))]
     encoding = Encoding(template=TEMPLATES["chatml"], tokenizer=ByteTokenizer(), max_length=SEQ_LEN)
     stores = tokenize(tasks, "train", encoding, tmp_path, show_progress=False)
-    plan = plan_for_budget(
-        Budget(examples=400),
-        {task: store.lengths for task, store in stores.items()},
-        {task: store.loss_lengths for task, store in stores.items()},
-        MixtureConfig(strategy=Strategy.EQUAL),
-        seed=0,
-        seq_len=SEQ_LEN,
-        rows_per_step=ROWS,
-    )
+    mixture = MixtureConfig(strategy=Strategy.EQUAL)
+    plan = plan_for_budget(Budget(examples=400), length_table(stores), mixture, LAYOUT, seed=0)
     source, counted = StepBatches(plan, stores), plan.ledger(0)
     for step in range(len(source)):
-        counted += count_batch(source[step], plan.tasks)
+        counted += counted_in(source[step], plan)
     assert counted.examples.tolist() == [200, 200]
+
+
+def test_prompts_with_weight_are_still_counted_as_prompts(tmp_path):
+    """The ledger tells prompt from response whatever the prompts weigh."""
+    found = []
+    for weight in (0.0, 0.5):
+        encoding = Encoding(
+            template=TEMPLATES["chatml"], tokenizer=ByteTokenizer(), max_length=SEQ_LEN, prompt_loss_weight=weight
+        )
+        stores = tokenize(make_tasks(), "train", encoding, tmp_path, show_progress=False)
+        found.append(make_plan(stores).ledger())
+    plain, weighted = found
+    assert weighted.response_tokens.tolist() == plain.response_tokens.tolist()
+    assert (weighted.loss_tokens > plain.loss_tokens).all()
 
 
 def test_many_tasks_do_not_mean_many_threads(stores):
     many = {f"task{i}": stores["echoes"] for i in range(300)}
-    lengths = {task: store.lengths for task, store in many.items()}
-    plan = make_eval_plan(lengths, lengths, seq_len=SEQ_LEN, rows_per_step=ROWS)
+    plan = make_eval_plan(length_table(many), LAYOUT)
     before = threading.active_count()
     iterator = batches(StepBatches(plan, many), threads=2, stop=20)
     during = max(threading.active_count() for _ in iterator)
@@ -233,26 +235,8 @@ def test_micro_batches_that_do_not_divide_the_step_are_refused(plan, stores):
         StepBatches(plan, stores, micro_rows=3)
 
 
-def test_copies_to_the_device_start_ahead_and_keep_the_order():
-    events = []
-
-    def items():
-        for i in range(5):
-            events.append(f"made {i}")
-            yield i
-
-    def put(item: int) -> str:
-        events.append(f"put {item}")
-        return f"on device {item}"
-
-    ahead = prefetched(items(), put, depth=3)
-    assert next(ahead) == "on device 0"
-    assert events == ["made 0", "put 0", "made 1", "put 1", "made 2", "put 2"]
-    assert list(ahead) == [f"on device {i}" for i in range(1, 5)]
-
-
 def test_batches_cross_jit_as_pytrees(expected):
     total = jax.jit(lambda batch: batch.loss_weights.sum())(expected[0])
     assert float(total) == float(np.asarray(expected[0].loss_weights).sum())
     assert isinstance(expected[0], Batch)
-    assert json.dumps(count_batch(expected[0], ("sums", "echoes")).to_json())
+    assert count_batch(expected[0], 2)["tokens"].sum() == (np.asarray(expected[0].segment_ids) > 0).sum()

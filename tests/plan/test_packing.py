@@ -3,8 +3,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from jaxtune.batch import Example, assemble, best_fit, utilisation
+from jaxtune.batch import Example, assemble, utilisation
 from jaxtune.errors import UserError
+from jaxtune.plan.packing import best_fit
 
 
 def example(length, first=1):

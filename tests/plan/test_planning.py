@@ -5,13 +5,15 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxtune.batch import Example, PackPolicy, assemble
+from jaxtune.batch import Example, assemble, count_batch
 from jaxtune.errors import UserError
 from jaxtune.mixture.allocation import allocate
 from jaxtune.mixture.settings import Budget, MixingUnit, MixtureConfig, OnCap, Selection, Strategy
-from jaxtune.plan.ledger import count_batch
+from jaxtune.plan.ledger import Ledger
+from jaxtune.plan.lengths import LengthTable
 from jaxtune.plan.order import permutation
-from jaxtune.plan.planning import make_eval_plan, make_plan, plan_for_budget, unit_totals
+from jaxtune.plan.packing import PackPolicy, RowLayout
+from jaxtune.plan.planning import make_eval_plan, make_plan, plan_for_budget
 
 SIZES = {"qa": 900, "math": 60, "code": 240}
 TEMPLATES = {"qa": 1, "math": 3, "code": 2}
@@ -43,30 +45,16 @@ def draw_lengths(sizes, templates, seq_len, seed=0):
 LENGTHS, LOSS_LENGTHS = draw_lengths(SIZES, TEMPLATES, SEQ_LEN)
 
 
-def small_plan(
-    budget=2000,
-    *,
-    config=None,
-    seed=3,
-    seq_len=SEQ_LEN,
-    rows_per_step=ROWS,
-    packing=PackPolicy.BEST_FIT,
-    window=256,
-    lengths=LENGTHS,
-    loss_lengths=LOSS_LENGTHS,
-    **options,
-):
-    return make_plan(
-        lengths,
-        loss_lengths,
-        allocate(SIZES, config or MixtureConfig(max_repeats=4), budget),
-        seed=seed,
-        seq_len=seq_len,
-        rows_per_step=rows_per_step,
-        packing=packing,
-        window=window,
-        **options,
-    )
+TABLE = LengthTable(LENGTHS, LOSS_LENGTHS)
+
+
+def layout(rows_per_step=ROWS, seq_len=SEQ_LEN, **options):
+    return RowLayout(seq_len=seq_len, rows_per_step=rows_per_step, **options)
+
+
+def small_plan(budget=2000, *, config=None, seed=3, table=TABLE, progress=None, window=256, **rows):
+    allocation = allocate(SIZES, config or MixtureConfig(max_repeats=4), budget)
+    return make_plan(table, allocation, layout(window=window, **rows), seed=seed, progress=progress)
 
 
 def counts(plan):
@@ -127,7 +115,7 @@ def test_the_ledger_is_the_sum_of_the_steps(packing, upto):
 def test_a_ledger_late_in_a_long_plan_starts_from_a_stored_one():
     lengths, losses = draw_lengths({"a": 900, "b": 150}, {}, 32)
     allocation = allocate({"a": 900, "b": 150}, MixtureConfig(), 2600)
-    plan = make_plan(lengths, losses, allocation, seed=0, seq_len=32, rows_per_step=8, window=16)
+    plan = make_plan(LengthTable(lengths, losses), allocation, layout(8, 32, window=16), seed=0)
     for step in (plan.num_steps - 1, plan.num_steps // 2):
         placed = placements(plan, range(step))
         assert plan.ledger(step).tokens.sum() == sum(p.length for p in placed)
@@ -177,21 +165,14 @@ def test_packed_rows_are_full_at_512_tokens():
     sizes = {"a": 6000, "b": 9000}
     lengths, losses = draw_lengths(sizes, {}, 512)
     lengths = {task: np.minimum(a * 6, 512) for task, a in lengths.items()}
-    plan = make_plan(lengths, losses, allocate(sizes, MixtureConfig(), 15_000), seed=0, seq_len=512, rows_per_step=8)
+    allocation = allocate(sizes, MixtureConfig(), 15_000)
+    plan = make_plan(LengthTable(lengths, losses), allocation, layout(8, 512), seed=0)
     assert plan.fill > 0.985
 
 
 def test_one_epoch_is_one_epoch_with_packing_on():
     sizes = dict(SIZES)
-    plan = plan_for_budget(
-        Budget(epochs=1),
-        LENGTHS,
-        LOSS_LENGTHS,
-        MixtureConfig(temperature=1, max_repeats=1),
-        seed=0,
-        seq_len=SEQ_LEN,
-        rows_per_step=ROWS,
-    )
+    plan = plan_for_budget(Budget(epochs=1), TABLE, MixtureConfig(temperature=1, max_repeats=1), layout(), seed=0)
     placed = [(p.task, p.example) for p in placements(plan)]
     assert sorted(placed) == sorted((task, i) for task, n in sizes.items() for i in range(n))
     tokens = plan.ledger().tokens.sum()
@@ -200,6 +181,14 @@ def test_one_epoch_is_one_epoch_with_packing_on():
 
 
 # Identity
+
+
+def test_the_order_of_the_length_table_is_the_order_of_the_tasks():
+    """Counts go by name, whatever the order in which the allocation lists the tasks."""
+    turned = LengthTable({task: LENGTHS[task] for task in reversed(LENGTHS)}, LOSS_LENGTHS)
+    plan = small_plan(table=turned)
+    assert plan.tasks == tuple(reversed(SIZES))
+    assert dict(zip(plan.tasks, plan.ledger().examples.tolist(), strict=True)) == counts(small_plan())
 
 
 def test_the_plan_hash_sees_everything_that_decides_a_batch():
@@ -216,8 +205,8 @@ def test_the_plan_hash_sees_everything_that_decides_a_batch():
         small_plan(packing=PackPolicy.PADDED),
         small_plan(config=MixtureConfig(max_repeats=4, max_examples=800)),
         small_plan(config=MixtureConfig(max_repeats=4, selection=Selection.HEAD)),
-        small_plan(lengths=longer, seq_len=SEQ_LEN + 1),
-        small_plan(loss_lengths={t: np.maximum(a - 1, 0) for t, a in LOSS_LENGTHS.items()}),
+        small_plan(table=LengthTable(longer, LOSS_LENGTHS), seq_len=SEQ_LEN + 1),
+        small_plan(table=LengthTable(LENGTHS, {t: np.maximum(a - 1, 0) for t, a in LOSS_LENGTHS.items()})),
     ]
     assert len({base.hash, *(plan.hash for plan in others)}) == len(others) + 1
 
@@ -227,7 +216,7 @@ def test_a_plan_does_not_move_between_versions():
     lengths = {"a": np.full((50, 2), 5, np.int32), "b": np.arange(3, 23, dtype=np.int32)[:, None]}
     losses = {task: a - 2 for task, a in lengths.items()}
     allocation = allocate({"a": 50, "b": 20}, MixtureConfig(), 90)
-    plan = make_plan(lengths, losses, allocation, seed=0, seq_len=24, rows_per_step=2, window=64)
+    plan = make_plan(LengthTable(lengths, losses), allocation, layout(2, 24, window=64), seed=0)
     row = [(p.task, p.example, p.template, p.epoch, p.use, p.offset, p.length) for p in plan.row(3)]
     assert (plan.num_rows, row) == GOLDEN_ROW
 
@@ -246,48 +235,32 @@ def test_resuming_arms_share_the_order_within_tasks():
 
 @pytest.mark.parametrize("steps", [3, 40, 111])
 def test_a_budget_in_steps_gives_that_many_steps_nearly_full(steps):
-    plan = plan_for_budget(
-        Budget(steps=steps), LENGTHS, LOSS_LENGTHS, MixtureConfig(), seed=0, seq_len=SEQ_LEN, rows_per_step=16
-    )
+    plan = plan_for_budget(Budget(steps=steps), TABLE, MixtureConfig(), layout(16), seed=0)
     assert plan.num_steps == steps
     assert plan.num_rows > 16 * steps - 8
-    padded = plan_for_budget(
-        Budget(steps=steps),
-        LENGTHS,
-        LOSS_LENGTHS,
-        MixtureConfig(),
-        seed=0,
-        seq_len=SEQ_LEN,
-        rows_per_step=16,
-        packing=PackPolicy.PADDED,
-    )
+    one_a_row = layout(16, packing=PackPolicy.PADDED)
+    padded = plan_for_budget(Budget(steps=steps), TABLE, MixtureConfig(), one_a_row, seed=0)
     assert (padded.num_steps, padded.num_examples) == (steps, 16 * steps)
 
 
 def test_a_budget_in_steps_is_cut_short_by_caps_that_end_the_run():
     config = MixtureConfig(max_repeats=1, on_cap=OnCap.STOP, temperature=1)
-    plan = plan_for_budget(
-        Budget(steps=100_000), LENGTHS, LOSS_LENGTHS, config, seed=0, seq_len=SEQ_LEN, rows_per_step=16
-    )
+    plan = plan_for_budget(Budget(steps=100_000), TABLE, config, layout(16), seed=0)
     assert counts(plan) == SIZES
 
 
 def test_a_budget_in_tokens_is_met_within_a_few_examples():
-    plan = plan_for_budget(
-        Budget(tokens=30_000), LENGTHS, LOSS_LENGTHS, MixtureConfig(), seed=0, seq_len=SEQ_LEN, rows_per_step=16
-    )
+    plan = plan_for_budget(Budget(tokens=30_000), TABLE, MixtureConfig(), layout(16), seed=0)
     assert abs(plan.ledger().tokens.sum() / 30_000 - 1) < 0.02
 
 
 @pytest.mark.parametrize("unit", [MixingUnit.TOKENS, MixingUnit.LOSS_TOKENS])
 def test_mixing_by_tokens_evens_out_the_shares_of_the_ledger(unit):
     config = MixtureConfig(strategy=Strategy.EQUAL, unit=unit)
-    plan = plan_for_budget(
-        Budget(examples=5000), LENGTHS, LOSS_LENGTHS, config, seed=0, seq_len=SEQ_LEN, rows_per_step=16
-    )
+    plan = plan_for_budget(Budget(examples=5000), TABLE, config, layout(16), seed=0)
     counted = plan.ledger().tokens if unit is MixingUnit.TOKENS else plan.ledger().loss_tokens
     assert counted / counted.sum() == pytest.approx([1 / 3] * 3, rel=0.03)
-    totals = unit_totals(LENGTHS, LOSS_LENGTHS, unit)
+    totals = TABLE.unit_totals(unit)
     table = LENGTHS if unit is MixingUnit.TOKENS else LOSS_LENGTHS
     assert totals["math"] * 3 == table["math"].sum()
 
@@ -308,9 +281,7 @@ def test_the_json_holds_the_mixture_with_its_tokens():
 def test_eighteen_hundred_tasks_are_all_drawn_as_counted():
     sizes = {f"t{i}": 3 + i % 7 for i in range(1836)}
     lengths, losses = draw_lengths(sizes, {}, SEQ_LEN)
-    plan = make_plan(
-        lengths, losses, allocate(sizes, MixtureConfig(), 12_000), seed=0, seq_len=SEQ_LEN, rows_per_step=16
-    )
+    plan = make_plan(LengthTable(lengths, losses), allocate(sizes, MixtureConfig(), 12_000), layout(16), seed=0)
     assert plan.ledger().examples.tolist() == list(counts(plan).values())
     assert plan.ledger().examples.min() > 0
 
@@ -322,7 +293,7 @@ def test_lengths_in_files_are_read_from_them_and_pickle_as_their_names(tmp_path)
         mapped[task][:] = a
         mapped[task].flush()
     allocation = allocate(SIZES, MixtureConfig(), 2000)
-    plan = make_plan(mapped, mapped, allocation, seed=3, seq_len=SEQ_LEN, rows_per_step=ROWS)
+    plan = make_plan(LengthTable(mapped, mapped), allocation, layout(), seed=3)
     pickled = pickle.dumps(plan)
     assert len(pickled) < 40_000
     assert pickle.loads(pickled).rows(3) == plan.rows(3)
@@ -332,7 +303,7 @@ def test_tables_too_large_to_copy_are_looked_up_where_they_are(monkeypatch):
     copied = small_plan()
     monkeypatch.setattr("jaxtune.plan.lengths._SMALL_TABLE", 0)
     monkeypatch.setattr("jaxtune.plan.lengths._BYTES_PER_EXAMPLE", 0)
-    in_place = small_plan()
+    in_place = small_plan(table=LengthTable(LENGTHS, LOSS_LENGTHS))
     assert in_place.rows(9) == copied.rows(9)
     assert in_place.max_loss_tokens(4) == copied.max_loss_tokens(4)
 
@@ -348,14 +319,15 @@ def test_planning_reports_its_progress():
 
 @pytest.mark.parametrize("packing", list(PackPolicy))
 def test_an_evaluation_plan_holds_every_example_once_with_its_first_wording(packing):
-    plan = make_eval_plan(LENGTHS, LOSS_LENGTHS, seq_len=SEQ_LEN, rows_per_step=ROWS, packing=packing)
+    plan = make_eval_plan(TABLE, layout(packing=packing))
     placed = [(p.task, p.example, p.template) for p in placements(plan)]
     assert sorted(placed) == sorted((task, i, 0) for task, n in SIZES.items() for i in range(n))
     assert plan.ledger().examples.tolist() == list(SIZES.values())
 
 
 def test_prompts_and_responses_are_told_apart_where_both_carry_weight():
-    plan = small_plan(loss_lengths={t: a - 1 for t, a in LENGTHS.items()}, response_lengths=LOSS_LENGTHS)
+    all_but_the_first = {task: a - 1 for task, a in LENGTHS.items()}
+    plan = small_plan(table=LengthTable(LENGTHS, all_but_the_first, LOSS_LENGTHS))
     rows = plan.to_json()["tasks"]
     assert plan.ledger().response_tokens.tolist() == small_plan().ledger().loss_tokens.tolist()
     assert [row["prompt_tokens"] + row["response_tokens"] for row in rows] == plan.ledger().tokens.tolist()
@@ -367,7 +339,7 @@ def test_a_batch_counts_to_the_ledger_of_its_step():
     total = plan.ledger(0)
     for step in range(plan.num_steps):
         rows = [[(planned_example(p), p.task_id) for p in row] for row in plan.rows(step)]
-        total += count_batch(assemble(rows, SEQ_LEN), plan.tasks)
+        total += Ledger(tasks=plan.tasks, **count_batch(assemble(rows, SEQ_LEN), len(plan.tasks)))
     assert total.to_json() == plan.ledger().to_json()
 
 
@@ -389,16 +361,16 @@ def test_examples_longer_than_the_row_are_refused_with_their_task():
 def test_a_plan_needs_a_budget():
     allocation = allocate(SIZES, MixtureConfig(), None)
     with pytest.raises(UserError, match="needs a budget"):
-        make_plan(LENGTHS, LOSS_LENGTHS, allocation, seed=0, seq_len=SEQ_LEN, rows_per_step=ROWS)
+        make_plan(TABLE, allocation, layout(), seed=0)
 
 
 def test_lengths_of_another_data_set_are_refused():
     allocation = allocate(SIZES | {"qa": 901}, MixtureConfig(), 100)
     with pytest.raises(ValueError, match="other sizes"):
-        make_plan(LENGTHS, LOSS_LENGTHS, allocation, seed=0, seq_len=SEQ_LEN, rows_per_step=ROWS)
+        make_plan(TABLE, allocation, layout(), seed=0)
     short = dict(LOSS_LENGTHS, qa=LOSS_LENGTHS["qa"][:-1])
     with pytest.raises(ValueError, match="must agree in shape"):
-        make_plan(LENGTHS, short, allocate(SIZES, MixtureConfig(), 9), seed=0, seq_len=SEQ_LEN, rows_per_step=ROWS)
+        LengthTable(LENGTHS, short)
 
 
 def test_placements_are_plain_data():

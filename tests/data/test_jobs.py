@@ -17,9 +17,10 @@ import pytest
 from jaxtune import chat
 from jaxtune.chat import TEMPLATES, Conversation, MaskPolicy, Message
 from jaxtune.chat.tokenizer import ByteTokenizer
-from jaxtune.data import encoding as cache
-from jaxtune.data.encoding import Encoding, code_fingerprint, tokenize
+from jaxtune.data import jobs as cache
+from jaxtune.data.encoding import Encoding
 from jaxtune.data.fit import LengthPolicy
+from jaxtune.data.jobs import code_fingerprint, tokenize
 from jaxtune.data.store import DamagedStore, allow_open_stores, open_store
 from jaxtune.errors import UserError
 from jaxtune.tasks import Task, Template, from_jsonl, from_list
@@ -144,7 +145,7 @@ def test_the_code_version_covers_every_module_that_decides_tokens():
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, encoded, monkeypatch):
     whole = content(tokenized([sums(18)], tmp_path / "whole")["sums"])
     encoded.clear()
-    honest, calls = cache._Job.encode, []
+    honest, calls = cache.Job.encode, []
 
     def interrupted(job, number):
         calls.append(number)
@@ -152,7 +153,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, encoded, monkeypa
             raise KeyboardInterrupt
         return honest(job, number)
 
-    monkeypatch.setattr(cache._Job, "encode", interrupted)
+    monkeypatch.setattr(cache.Job, "encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tokenized([sums(18)], tmp_path)
     assert encoded == list(range(8))
@@ -163,8 +164,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, encoded, monkeypa
 
 KILLED = """
     import os, signal, sys
-    from jaxtune.data import encoding as cache
-    from tests.data.test_encoding import sums, tokenized
+    from jaxtune.data import jobs as cache
+    from tests.data.test_jobs import sums, tokenized
     cache.PART = 4
     honest = cache.Part.write
     def write(part, path):
@@ -197,11 +198,11 @@ def test_a_merge_that_was_killed_leaves_nothing_behind(tmp_path, encoded):
 
 
 def test_a_damaged_part_is_done_again(tmp_path, encoded, monkeypatch):
-    honest = cache._Job.merged
-    monkeypatch.setattr(cache._Job, "merged", lambda job: (_ for _ in ()).throw(KeyboardInterrupt))
+    honest = cache.Job.merged
+    monkeypatch.setattr(cache.Job, "merged", lambda job: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         tokenized([sums(12)], tmp_path)
-    monkeypatch.setattr(cache._Job, "merged", honest)
+    monkeypatch.setattr(cache.Job, "merged", honest)
     (parts,) = tmp_path.glob("*.parts")
     half = (parts / "000001.npz").read_bytes()[:-100]
     (parts / "000001.npz").write_bytes(half)
@@ -282,7 +283,7 @@ def test_data_that_change_while_they_are_tokenised_are_an_error(tmp_path, encode
     file = tmp_path / "sums.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"{i}", "completion": f"{i}"}) + "\n" for i in range(8)))
     task = Task(name="sums", splits={"train": from_jsonl(file)})
-    honest = cache._Job.encode
+    honest = cache.Job.encode
 
     def changing(job, number):
         result = honest(job, number)
@@ -290,7 +291,7 @@ def test_data_that_change_while_they_are_tokenised_are_an_error(tmp_path, encode
         os.utime(file, ns=(0, 0))
         return result
 
-    monkeypatch.setattr(cache._Job, "encode", changing)
+    monkeypatch.setattr(cache.Job, "encode", changing)
     with pytest.raises(UserError, match="sums.jsonl"):
         tokenized([task], tmp_path / "cache")
 
