@@ -117,7 +117,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_train(rows: Subparsers) -> None:
     text = "Tune a model as a config says; writes a run folder."
     parser = command(rows, "train", commands.run_train, text, overrides=True)
-    parser.add_argument("config", help="Python file that defines config() -> ExperimentConfig")
+    parser.add_argument("config", help="Python file that defines config() -> ExperimentConfig; or `quickstart`")
     parser.add_argument("--run-dir", required=True, type=pathlib.Path, help="folder that the run writes")
     text = "continue the run in that folder from its last good checkpoint"
     parser.add_argument("--resume", action="store_true", help=text)
@@ -130,6 +130,12 @@ def add_train(rows: Subparsers) -> None:
     parser.add_argument("--process", type=int, help="number of this process, from 0")
     text = "silence after which a process of the job counts as dead"
     parser.add_argument("--heartbeat-seconds", type=int, default=30, help=text)
+
+
+def add_init(rows: Subparsers) -> None:
+    text = "Write a config, two small data files and a README into a new folder: a first experiment to change."
+    parser = command(rows, "init", commands.run_init, text)
+    parser.add_argument("folder", type=pathlib.Path)
 
 
 def add_options(rows: Subparsers) -> None:
@@ -262,7 +268,17 @@ def add_export(rows: Subparsers) -> None:
 
 
 COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
-    *(add_train, add_options, add_mix, add_validate, add_preview, add_plan_memory, add_evaluate, add_generate),
+    *(
+        add_init,
+        add_train,
+        add_options,
+        add_mix,
+        add_validate,
+        add_preview,
+        add_plan_memory,
+        add_evaluate,
+        add_generate,
+    ),
     *(add_sweep, add_report, add_verify, add_import, add_export),
 )
 

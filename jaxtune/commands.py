@@ -86,10 +86,20 @@ def run_mix(arguments: argparse.Namespace) -> None:
 
 
 def load_config(arguments: argparse.Namespace):
-    """The config file of a command with its overrides applied."""
+    """The config file of a command with its overrides applied; `quickstart` is the one in the package."""
     from jaxtune import config
 
+    if arguments.config == "quickstart" and not pathlib.Path(arguments.config).exists():
+        arguments.config = str(pathlib.Path(__file__).parent / "quickstart.py")
     return config.override(config.load(arguments.config), arguments.rest)
+
+
+def run_init(arguments: argparse.Namespace) -> None:
+    from jaxtune.starter import write_project
+
+    files = write_project(arguments.folder)
+    print("\n".join(map(str, files)))
+    print(f"next: cd {arguments.folder} && jaxtune train config.py --run-dir runs/first")
 
 
 def run_options(arguments: argparse.Namespace) -> None:
