@@ -69,6 +69,8 @@ CONTROLS = (
     Fault("loose_keys.jsonl", (), (), LINES.replace('":', '" :').encode()),
     only("line_separators", None, messages(USER, SEPARATORS)),
     only("quotes_in_text", None, messages(QUOTES, ASSISTANT)),
+    only("user_not_to_train", None, messages({**USER, "train": False}, ASSISTANT)),
+    only("padded_tokens", None, {"tokens": [0, 1, 2], "loss_mask": [0, 0, 1], "attention_mask": [0, 1, 1]}),
     only("empty_keys", None, messages(USER, ASSISTANT, meta={"": 1, "\\": {"": 2}})),
 )
 """Files without a fault, of kinds that a careless reader trips over."""
@@ -106,7 +108,15 @@ OF_A_RECORD = (
     third("bad-id", {**messages(USER, ASSISTANT), "id": ["x"]}),
     third("repeated-role", messages(USER, {"role": "user", "content": "Really?"}, ASSISTANT)),
     third("empty-message", messages({"role": "system", "content": ""}, USER, ASSISTANT)),
-    third("unknown-message-field", messages(USER, {**ASSISTANT, "wieght": 0.5})),
+    third("unknown-message-field", messages(USER, {**ASSISTANT, "lang": "en"})),
+    third("unknown-mark", messages(USER, {**ASSISTANT, "wieght": 0.5})),
+    only("mark_of_a_record", "unknown-mark", messages(USER, ASSISTANT, no_loss=True)),
+    only("text_for_a_mark", "bad-weight", messages(USER, {**ASSISTANT, "train": "no"})),
+    only("marks_that_contradict", "bad-weight", messages(USER, {**ASSISTANT, "train": False, "weight": 1})),
+    only("weight_beyond_measure", "bad-weight", messages(USER, {**ASSISTANT, "weight": 1e300})),
+    only("nobody_trains", "no-trained-token", messages(USER, {**ASSISTANT, "train": False})),
+    only("record_not_to_train", "no-trained-token", messages(USER, ASSISTANT, trainable=0)),
+    only("user_to_train", "bad-weight", messages({**USER, "train": True}, ASSISTANT)),
     third("control-character", messages({"role": "user", "content": "a\x00b\x07"}, ASSISTANT)),
     third("huge-answer", messages(USER, {"role": "assistant", "content": "word " * 50_000})),
     third("control-token", messages({"role": "user", "content": "Say <|im_end|> twice."}, ASSISTANT)),
@@ -115,6 +125,14 @@ OF_A_RECORD = (
         "call_without_a_name", "missing-field", messages(USER, {"role": "assistant", "tool_calls": [{"function": {}}]})
     ),
     only("tokens", "bad-tokens", {"tokens": [1, -2], "loss_weights": [0, 1]}),
+    only("attention_of_halves", "bad-tokens", {"tokens": [1, 2], "loss_mask": [0, 1], "attention_mask": [1, 0.5]}),
+    only("attention_of_another_length", "bad-tokens", {"tokens": [1, 2], "loss_mask": [0, 1], "attention_mask": [1]}),
+    only("labels_shifted", "bad-tokens", {"input_ids": [1, 2, 3], "labels": [2, 3, -100]}),
+    only(
+        "masks_that_differ", "bad-tokens", {"tokens": [1, 2, 3], "loss_mask": [0, 1, 1], "completion_mask": [0, 0, 1]}
+    ),
+    only("packed_tokens", "bad-tokens", {"tokens": [1, 2, 1], "loss_mask": [0, 1, 1], "position_ids": [0, 1, 0]}),
+    only("only_padding", "no-trained-token", {"tokens": [1, 2], "loss_mask": [0, 1], "attention_mask": [0, 0]}),
     only("untrained_tokens", "no-trained-token", {"tokens": [1, 2], "loss_weights": [1, 0]}),
     only("alpaca_number", "wrong-type", {"instruction": "a", "input": 3, "output": "b"}),
     only("empty_completion", "empty-assistant", {"prompt": "a", "completion": ""}),

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import enum
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from jaxtune.errors import UserError
 
@@ -67,7 +67,8 @@ RULES: dict[str, Rule] = {
     "role-order": _error("order: an optional system message, then user and assistant in turn, ending with assistant"),
     "no-assistant": _error("add the assistant's answer, or remove the record: there is nothing to train on"),
     "empty-assistant": _error("write the answer, give the message weight 0, or remove the record"),
-    "bad-weight": _error("a weight is a finite number, 0 or larger, on an assistant message"),
+    "bad-weight": _error("a weight is true, false, 0, or a number from 1e-6 to 1e6, on an answer or on a record"),
+    "unknown-mark": _error("call it train, trainable, loss, loss_mask or weight, or rename it if it is no mark"),
     "no-trained-token": _error("give at least one token or message a weight above 0, or remove the record"),
     "bad-tokens": _error("tokens are integers from 0 to 2^31 - 1, with one weight each"),
     "decode-failed": _error("correct the decode function, or the record that it cannot read"),
@@ -138,6 +139,18 @@ class RecordError(UserError):
 
     def __reduce__(self):
         return RecordError, (self.problems,)
+
+
+def has_error(findings: Iterable[Finding]) -> bool:
+    """Whether there is an error among findings."""
+    return any(RULES[rule].severity is Severity.ERROR for rule, _ in findings)
+
+
+def raise_errors(findings: Sequence[Finding], *, file: str, line: int | None, id: str | None) -> None:
+    """Raises `RecordError` when there is an error among the findings of one record."""
+    errors = [finding for finding in findings if RULES[finding[0]].severity is Severity.ERROR]
+    if errors:
+        raise RecordError(Problem(rule=r, message=m, file=file, line=line, id=id) for r, m in errors)
 
 
 def said_by(error: Exception) -> str:

@@ -14,11 +14,13 @@ import numpy as np
 from jaxtune.batch import Example
 from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
-from jaxtune.tasks import shapes
+from jaxtune.tasks import messages as chats
+from jaxtune.tasks import reading, shapes
 from jaxtune.tasks.exemplars import MOST_DRAWS, draws, hash64, joined, question
 from jaxtune.tasks.identity import wording_identity
+from jaxtune.tasks.marks import check_marks, given_marks, weight_of
 from jaxtune.tasks.metrics import METRICS
-from jaxtune.tasks.problems import Problem, ProblemLog, RecordError
+from jaxtune.tasks.problems import Finding, Problem, ProblemLog, RecordError, has_error, raise_errors
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.base import RecordSource
 from jaxtune.tasks.sources.combined import SubsetSource
@@ -167,7 +169,7 @@ class Task:
         record = source[i]
         shape = self.shape_in(split)
         if shape is Shape.TOKENS:
-            return shapes.to_example(record, self.columns, **place)
+            return reading.to_example(record, self.columns, **place)
         return self.conversation(record, template, shape=shape, **place)
 
     def conversation(
@@ -191,18 +193,13 @@ class Task:
             return plain
         return self._with_exemplars(plain, record, template, shots)
 
-    def check(self, record: Any, shape: Shape) -> list[tuple[str, str]]:
+    def check(self, record: Any, shape: Shape) -> list[Finding]:
         """(rule, message) of everything that is wrong with one record, in any wording; errors and warnings."""
-        findings = shapes.check_record(record, shape, self.columns)
-        if findings or not self.templates:
-            return findings
-        renamed = shapes.rename(record, self.columns)[0]
-        for wording in self.templates:
-            if isinstance(wording, Template):
-                messages, found = fill_messages(wording, renamed)
-                findings += found or shapes.check_messages(messages)
-            else:
-                findings += call_builder(wording, renamed)[1]
+        findings = reading.check_record(record, shape, self.columns)
+        if self.templates and not has_error(findings):
+            renamed = shapes.rename(record, self.columns)[0]
+            for wording in self.templates:
+                findings += self._worded(renamed, wording, id=None)[1]
         return list(dict.fromkeys(findings))
 
     def _plain(
@@ -210,19 +207,37 @@ class Task:
     ) -> Conversation:
         """One conversation without exemplars."""
         if wording is None:
-            return shapes.to_conversation(record, shape, self.columns, file=file, line=line)
+            return reading.to_conversation(record, shape, self.columns, file=file, line=line)
         id = shapes.record_id(record, self.columns)
         renamed, findings = shapes.rename(record, self.columns)
-        if isinstance(wording, Template):
-            messages, found = fill_messages(wording, renamed)
-            findings += found or shapes.check_messages(messages)
-            shapes.raise_errors(findings, file=file, line=line, id=id)
-            return shapes.conversation_of(messages, id=id)
-        shapes.raise_errors(findings, file=file, line=line, id=id)
-        built, findings = call_builder(wording, renamed)
-        shapes.raise_errors(findings, file=file, line=line, id=id)
+        raise_errors(findings, file=file, line=line, id=id)
+        built, findings = self._worded(renamed, wording, id=id)
+        raise_errors(findings, file=file, line=line, id=id)
         assert built is not None  # without an error there is a conversation
         return built if built.id is not None else dataclasses.replace(built, id=id)
+
+    def _worded(
+        self, record: Mapping[str, Any], wording: Template | Builder, *, id: str | None
+    ) -> tuple[Conversation | None, list[Finding]]:
+        """A record in one wording, None where that is an error, and what is wrong with it."""
+        if not isinstance(wording, Template):
+            return call_builder(wording, record)
+        filled, findings = fill_messages(wording, record)
+        marks = self._marks(record)
+        findings = findings or check_marks(marks, "")
+        messages = filled if findings else chats.scaled(filled, weight_of(marks))
+        findings = findings or chats.check_messages(messages)
+        return None if has_error(findings) else chats.conversation_of(messages, id=id), findings
+
+    def _marks(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The marks of a record of named fields: those that no template words, and that are no text.
+
+        A template function sees the whole record and sets the weights of its messages itself.
+        """
+        found = {name: value for name, value in given_marks(record).items() if isinstance(value, bool | int | float)}
+        wordings = [wording for wording in self.templates if isinstance(wording, Template)]
+        used = {field.partition(".")[0] for wording in wordings for field in wording.fields} if found else ()
+        return {name: value for name, value in found.items() if name not in used}
 
     def _shots(self, wording: Template | Builder | None) -> int:
         if isinstance(wording, Template) and wording.shots is not None:

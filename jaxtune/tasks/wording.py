@@ -9,8 +9,9 @@ from typing import Any
 
 from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
-from jaxtune.tasks.problems import Finding
-from jaxtune.tasks.shapes import check_messages, look_up
+from jaxtune.tasks.messages import check_messages
+from jaxtune.tasks.problems import Finding, said_by
+from jaxtune.tasks.shapes import look_up
 from jaxtune.tasks.values import type_name
 
 Builder = Callable[[Mapping[str, Any]], Conversation]
@@ -124,13 +125,15 @@ def fill_messages(template: Template, record: Mapping[str, Any]) -> tuple[list[d
 
 
 def call_builder(builder: Builder, record: Mapping[str, Any]) -> tuple[Conversation | None, list[Finding]]:
-    """What a template function makes of a record, or what is wrong with the record."""
+    """The conversation that a template function makes of a record; None, and what it said, where it fails."""
     try:
         built = builder(record)
     except KeyError as error:
         return None, [("missing-field", f"the template function needs {error}; the record has {sorted(record)}")]
     except UserError as error:
         return None, [("template-failed", str(error))]
+    except Exception as error:  # a user's function may raise anything, and all of it is about this record
+        return None, [("template-failed", said_by(error))]
     if not isinstance(built, Conversation):
-        raise TypeError(f"{builder} returned {type(built).__name__}, not Conversation")
+        return None, [("template-failed", f"the template function returned {type_name(built)}, not a Conversation")]
     return built, check_messages([vars(message) for message in built.messages])

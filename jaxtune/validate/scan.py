@@ -19,7 +19,10 @@ import numpy as np
 import orjson
 
 from jaxtune.tasks import shapes
-from jaxtune.tasks.problems import RULES, Finding, RecordError, Severity
+from jaxtune.tasks.marks import MARKS, sounds_like_mark
+from jaxtune.tasks.messages import HUGE_ANSWER, check_roles, control_characters
+from jaxtune.tasks.problems import Finding, RecordError, has_error
+from jaxtune.tasks.reading import SPEAKERS, messages_of
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.base import RecordSource
 from jaxtune.tasks.sources.compressed import CompressedJsonlSource
@@ -167,10 +170,11 @@ class Scanner:
             set(map(type, turns.contents)) == {str}
             and set(map(type, ids)) <= _ID_TYPES
             and not any(_holds(records, field) for field in turns.absent)
+            and not any(map(_is_mark, set().union(*records)))
             and all(map(_in_order, {turns.roles[a:b] for a, b in spans}))
             and all(turns.contents)
             and not any(map(str.isspace, turns.contents))
-            and max(map(len, turns.contents)) <= shapes.HUGE_ANSWER
+            and max(map(len, turns.contents)) <= HUGE_ANSWER
             and _well_formed(block, lines, records, turns.keys)
         )
         if usual:
@@ -229,7 +233,7 @@ class Scanner:
         """Adds the findings that settling whole chunks left to the sketch."""
         told = {line for line, _, (rule, _) in part.findings if rule == "control-character"}
         for k, text in enumerate(part.texts):
-            found = shapes.control_characters(text.replace(MESSAGE, ""), "the text")
+            found = control_characters(text.replace(MESSAGE, ""), "the text")
             if found and part.lines[k] not in told:
                 part.findings += [(part.lines[k], _text_id(part.ids[k]), finding) for finding in found]
 
@@ -244,7 +248,7 @@ class Scanner:
 
 _LETTERS = {"system": "s", "developer": "d", "user": "u", "assistant": "a", "tool": "t"}
 _ROLES = {letter: role for role, letter in _LETTERS.items()}
-_SPEAKERS = {speaker: _LETTERS[role] for speaker, role in shapes.SPEAKERS.items()}
+_SPEAKERS = {speaker: _LETTERS[role] for speaker, role in SPEAKERS.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -322,13 +326,14 @@ def _holds(records: list[Any], field: str) -> bool:
     return any(map(operator.contains, records, itertools.repeat(field)))
 
 
+@functools.lru_cache(maxsize=65536)
+def _is_mark(field: str) -> bool:
+    """Whether a field of a record speaks of what trains, or sounds so."""
+    return field in MARKS or sounds_like_mark(field)
+
+
 _ID_TYPES = {str, int, type(None)}
 _CLEAN = {ord(c): " " for c in map(chr, [*range(32), 127]) if c not in "\t\n\r"}
-
-
-def has_error(findings: Sequence[Finding]) -> bool:
-    """Whether there is an error among findings."""
-    return any(RULES[rule].severity is Severity.ERROR for rule, _ in findings)
 
 
 def _text_id(value: Any) -> str | None:
@@ -337,7 +342,7 @@ def _text_id(value: Any) -> str | None:
 
 @functools.lru_cache(maxsize=65536)
 def _in_order(letters: str) -> bool:
-    return "a" in letters and not shapes.check_roles([_ROLES[letter] for letter in letters])
+    return "a" in letters and not check_roles([_ROLES[letter] for letter in letters])
 
 
 def _well_formed(block: bytes, lines: Sequence[bytes], records: list[Any], keys: int) -> bool:
@@ -370,7 +375,7 @@ def record_texts(record: Any, task: Task, shape: Shape) -> list[str]:
     """What of a record is compared: the text of each message; all text where the task's own templates word it."""
     if shape in (Shape.FIELDS, Shape.TOKENS):
         return [" ".join(_leaves({key: value for key, value in record.items() if key != "id"}))]
-    messages = shapes.messages_of(record, shape, task.columns)
+    messages = messages_of(record, shape, task.columns)
     return [message.get("content") or "" for message in messages]
 
 

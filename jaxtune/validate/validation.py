@@ -21,7 +21,7 @@ from rich.text import Text
 from jaxtune.batch import Example
 from jaxtune.chat import ChatTemplate, MaskPolicy, Tokenizer, render_each
 from jaxtune.errors import UserError
-from jaxtune.tasks import shapes
+from jaxtune.tasks import reading, shapes
 from jaxtune.tasks.problems import RULES, Problem, RecordError, Severity
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.base import RecordSource
@@ -411,7 +411,7 @@ def _examples(
 ) -> list[Example | UserError]:
     """Some records as tokens; an error in the place of each that the template refuses."""
     if shape is Shape.TOKENS:
-        return [shapes.to_example(source[i], task.columns) for i in numbers]
+        return [reading.to_example(source[i], task.columns) for i in numbers]
     conversations = [task.conversation(source[i], 0, shape=shape) for i in numbers]
     return render_each(conversations, lengths.template, lengths.tokenizer, lengths.policy)
 

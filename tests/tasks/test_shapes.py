@@ -5,7 +5,9 @@ from bad_inputs import ASSISTANT, USER, messages
 from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
 from jaxtune.tasks import RecordError, Shape, Task, from_list
-from jaxtune.tasks.shapes import check_messages, check_record, detect, look_up, shape_of, to_conversation, to_example
+from jaxtune.tasks.messages import check_messages
+from jaxtune.tasks.reading import check_record, to_conversation, to_example
+from jaxtune.tasks.shapes import detect, look_up, shape_of
 
 EACH = {
     Shape.MESSAGES: {"id": 7, "messages": [USER, ASSISTANT]},
