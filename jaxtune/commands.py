@@ -5,7 +5,6 @@ Everything heavy is imported where it is used: `jaxtune mix` must not wait for J
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -16,11 +15,11 @@ from typing import Any
 from jaxtune.errors import UserError
 from jaxtune.mixture.allocation import allocate
 from jaxtune.mixture.settings import MixtureConfig, OnCap, Strategy
+from jaxtune.storage.documents import json_bytes
 
 
 def print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    print()
+    sys.stdout.write(json_bytes(value).decode())
 
 
 def pairs(texts: Sequence[str], kind: Callable[[str], Any], option: str) -> dict[str, Any]:
@@ -264,13 +263,13 @@ def run_report(arguments: argparse.Namespace) -> None:
     from jaxtune.reports import comparison as compare
     from jaxtune.reports import run as report
     from jaxtune.reports.sweep import write_sweep_report
-    from jaxtune.runs import history as tracking
+    from jaxtune.runs.history import read_run
     from jaxtune.runs.sweeps import is_sweep, read_sweep, sweep_table
 
     folders, out = arguments.folders, arguments.out
     if len(folders) > 1:
         path = compare.write_comparison(folders, out or pathlib.Path("comparison.html"))
-        rows = compare.compare_table([tracking.read_run(folder) for folder in folders])
+        rows = compare.compare_table([read_run(folder) for folder in folders])
     elif out is not None:
         raise UserError("--out is for a comparison of several runs; the report of one is written into its folder")
     elif is_sweep(folders[0]):
@@ -278,9 +277,9 @@ def run_report(arguments: argparse.Namespace) -> None:
         path, rows = write_sweep_report(sweep), sweep_table(sweep)
     else:
         path = report.write_report(folders[0])
-        rows = compare.compare_table([tracking.read_run(folders[0])])
+        rows = compare.compare_table([read_run(folders[0])])
     if arguments.json:
-        print_json(tracking.plain({"report": path, "runs": rows}))
+        print_json({"report": path, "runs": rows})
     else:
         print(path)
 

@@ -6,11 +6,10 @@ import difflib
 import enum
 import importlib.util
 import io
-import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -30,6 +29,7 @@ from jaxtune.runs import folder as runfolder
 from jaxtune.runs.mirrors import MirrorKind
 from jaxtune.runs.retention import CheckpointConfig
 from jaxtune.step.update import LossConfig
+from jaxtune.storage.documents import dotted, json_bytes, plain
 from jaxtune.tasks import Task
 
 
@@ -311,36 +311,15 @@ def _parse(config: ExperimentConfig, arguments: Sequence[str]) -> tuple[Experime
 
 def to_json(value: Any) -> Any:
     """A config (or part of one) as plain JSON types; enums by value, callables and objects by name."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [to_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, pathlib.PurePath):
-        return str(value)
-    return getattr(value, "__qualname__", None) or type(value).__qualname__
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested JSON objects as one mapping of dotted names."""
-    if isinstance(tree, Mapping) and tree:
-        return {name: leaf for key, item in tree.items() for name, leaf in flatten(item, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): tree}
+    return plain(value, other=lambda item: getattr(item, "__qualname__", None) or type(item).__qualname__)
 
 
 def diff(left: ExperimentConfig, right: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted names whose values differ, with both values."""
-    a, b = flatten(to_json(left)), flatten(to_json(right))
+    a, b = dotted(to_json(left)), dotted(to_json(right))
     return {name: (a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)}
 
 
 def dump(config: ExperimentConfig) -> str:
     """The complete config as JSON text."""
-    return json.dumps(to_json(config), indent=2) + "\n"
+    return json_bytes(to_json(config)).decode()

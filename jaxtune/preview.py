@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from jaxtyping import Int
 from rich.console import Console
 from rich.text import Text
@@ -21,7 +20,7 @@ from jaxtune.mixture import Alternative, alternatives, parse_alternatives
 from jaxtune.mixture.settings import Budget
 from jaxtune.plan import order
 from jaxtune.reports.preview import render
-from jaxtune.runs.history import Json, plain, replace_file
+from jaxtune.storage.documents import Json, json_bytes, plain, replace_file
 from jaxtune.terminal import tables as terminal
 from jaxtune.train import documents, plans, resolution
 from jaxtune.train.resolution import TRAIN, Inputs
@@ -55,7 +54,7 @@ def run(
     if as_json:
         if other is not None:
             data["compare"] = {"option": other[0], "values": [one.to_json() for one in other[1]]}
-        sys.stdout.write(orjson.dumps(plain(data), option=orjson.OPT_INDENT_2).decode() + "\n")
+        sys.stdout.write(json_bytes(data).decode())
         return
     out = terminal.console()
     print_preview(out, inputs, data, examples, task)

@@ -14,10 +14,11 @@ from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
 from jaxtune.runs import manifest
 from jaxtune.runs.checkpoints import Checkpoints, abstract
-from jaxtune.runs.history import METRICS, read_json, read_rows
+from jaxtune.runs.history import METRICS, read_rows
 from jaxtune.runs.retention import has_checkpoint
 from jaxtune.step.programs import Programs
 from jaxtune.step.update import StepMetrics, TrainState
+from jaxtune.storage.documents import read_json, read_sealed
 from jaxtune.train import resolution
 from jaxtune.train.identity import global_batch, identify
 from jaxtune.train.resolution import TRAIN, Inputs
@@ -71,7 +72,7 @@ def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, repla
     if not (run_dir / "manifest.json").exists():
         raise UserError(f"{run_dir} is not a run folder: it has no manifest.json")
     try:
-        recorded = manifest.read_manifest(run_dir / "manifest.json")
+        recorded = read_sealed(run_dir / "manifest.json")
     except UserError as error:
         return Verification(run_dir=run_dir, checks=(Check(name="manifest", ok=False, lines=(str(error),)),))
     config = configs.of_run(run_dir) if config_path is None else configs.load(config_path)

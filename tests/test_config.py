@@ -12,6 +12,7 @@ from jaxtune import config
 from jaxtune.errors import UserError
 from jaxtune.mixture.settings import Budget
 from jaxtune.model.lora import LoraConfig, Variant
+from jaxtune.storage.documents import dotted
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -47,7 +48,7 @@ def test_adapters_are_turned_on_and_off_by_options(tmp_path):
 
 def test_every_option_is_described_with_its_value(tmp_path):
     described = config.describe(tiny_config(tmp_path))
-    names = {f"--{name.replace('_', '-')}" for name in config.flatten(config.to_json(tiny_config(tmp_path)))}
+    names = {f"--{name.replace('_', '-')}" for name in dotted(config.to_json(tiny_config(tmp_path)))}
     absent = {name for name in names - {"--lora"} if name not in described}
     assert absent == {"--tasks", "--mixture.groups"}  # these are written in the config file
     assert "--lora.rank" in described and "Adapters are off here" in described

@@ -11,7 +11,7 @@ import tomllib
 PACKAGE = pathlib.Path(__file__).parent.parent / "jaxtune"
 LAYERS = (
     ("errors",),
-    ("batch", "mixture", "optim", "parallel", "science"),
+    ("batch", "mixture", "optim", "parallel", "science", "storage"),
     ("chat", "model", "plan", "runs"),
     ("hf", "step", "tasks", "terminal"),
     ("data", "evaluate", "reports", "starter", "validate"),

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.runs.history import JsonlTracker, write_json
+from jaxtune.runs.tracker import JsonlTracker
+from jaxtune.storage.documents import write_json
 
 SIZES = {
     "qa": 4200,

@@ -14,9 +14,10 @@ from jaxtune.reports import page
 from jaxtune.reports.charts import Series
 from jaxtune.reports.heatmap import INK_TURNS, Grid, heat_table
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, decimals, plain_text, share, signed, tag
-from jaxtune.runs.history import Json, Run, read_run, replace_file
+from jaxtune.runs.history import Run, read_run
 from jaxtune.runs.results import macro_mean, reached, status
 from jaxtune.science.intervals import Estimate, mean_of_estimates, paired_proportions
+from jaxtune.storage.documents import Json, dotted, replace_file
 
 
 def axis_name(axis: str) -> str:
@@ -101,7 +102,7 @@ def compare_table(runs: Sequence[Run]) -> list[Json]:
     differing = differing_options([run.config for run in runs])
     rows = []
     for run in runs:
-        flat, after = flatten(run.config), reached(run)
+        flat, after = dotted(run.config), reached(run)
         row: Json = {"name": run.name, "status": run.summary.get("status", "not finished")}
         row |= {option: flat.get(option) for option in differing}
         row |= {"steps": run.summary.get("steps", run.train[-1].step if run.train else 0)}
@@ -111,18 +112,9 @@ def compare_table(runs: Sequence[Run]) -> list[Json]:
     return rows
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options under dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
-
-
 def differing_options(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Options that are not the same in all runs, in order of appearance."""
-    flats = [flatten(config) for config in configs]
+    flats = [dotted(config) for config in configs]
     names = dict.fromkeys(name for flat in flats for name in flat)
     return [name for name in names if any(flat.get(name) != flats[0].get(name) for flat in flats)]
 
@@ -156,7 +148,7 @@ def runs_section(runs: Sequence[Run]) -> Section:
     columns += [Column("steps"), Column("validation loss"), Column("exact match"), Column("status", number=False)]
     rows = []
     for index, run in enumerate(runs):
-        flat, after = flatten(run.config), reached(run)
+        flat, after = dotted(run.config), reached(run)
         steps = run.summary.get("steps", run.train[-1].step if run.train else 0)
         rows.append(
             [page.swatch(index, run.name), *(plain_text(flat.get(name)) for name in differing), f"{steps:,}"]

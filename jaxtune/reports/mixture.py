@@ -9,7 +9,8 @@ from jaxtune.reports import charts as figures
 from jaxtune.reports import page
 from jaxtune.reports.charts import PairedBar, Series, Style
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, join, share, tag
-from jaxtune.runs.history import Json, TaskShare, number
+from jaxtune.runs.history import TaskShare
+from jaxtune.storage.documents import Json, number
 
 # One mixture
 

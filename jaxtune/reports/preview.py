@@ -8,7 +8,8 @@ from jaxtune.reports import charts as figures
 from jaxtune.reports import page
 from jaxtune.reports.mixture import alternatives_section, mixture_section
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, Stat, share, tag
-from jaxtune.runs.history import Json, task_shares
+from jaxtune.runs.history import task_shares
+from jaxtune.storage.documents import Json
 from jaxtune.terminal.progress import quantity
 
 

@@ -24,9 +24,10 @@ from jaxtune.reports.page import (
     words,
 )
 from jaxtune.reports.training import training_section
-from jaxtune.runs.history import Json, Run, number, read_run, replace_file
+from jaxtune.runs.history import Run, read_run
 from jaxtune.runs.results import TaskResult, macro_mean, measured, overfitting, status, task_results
 from jaxtune.science.intervals import Estimate, mean_of_estimates
+from jaxtune.storage.documents import Json, number, replace_file
 from jaxtune.tasks.metrics import forgetting
 from jaxtune.terminal.progress import duration, quantity
 

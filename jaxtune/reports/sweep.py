@@ -11,9 +11,9 @@ from jaxtune.reports.page import Column, Html, Section, Stat, decimals, share, t
 from jaxtune.reports.sweep_best import best_section, headline
 from jaxtune.reports.sweep_contrasts import difference_section
 from jaxtune.reports.sweep_grid import grid_section, sweep_grids, task_section
-from jaxtune.runs.history import replace_file
 from jaxtune.runs.results import reached
 from jaxtune.runs.sweeps import MATCH, Sweep, option_name
+from jaxtune.storage.documents import replace_file
 from jaxtune.terminal.progress import duration
 
 CURVES = 120

@@ -8,7 +8,8 @@ from jaxtune.reports import charts as figures
 from jaxtune.reports import page
 from jaxtune.reports.charts import Series, Style
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, decimals, tag, words
-from jaxtune.runs.history import Run, TrainRow, number
+from jaxtune.runs.history import Run, TrainRow
+from jaxtune.storage.documents import number
 
 SMOOTHED = 2000
 """Points that a long curve is condensed to before it is smoothed."""

@@ -4,7 +4,6 @@ A copy counts once its document is in the store. The document is sent last and r
 off, while it was sent or while it was removed, is never taken for a checkpoint.
 """
 
-import json
 import pathlib
 import posixpath
 import re
@@ -12,6 +11,7 @@ import shutil
 from typing import Any
 
 from jaxtune.errors import UserError
+from jaxtune.storage.documents import parse_json
 
 
 class StoreError(UserError):
@@ -101,6 +101,6 @@ class Bucket:
 
 def _files(document: bytes) -> Any:
     try:
-        return json.loads(document)["files"]
+        return parse_json(document, name="a copied document")["files"]
     except (ValueError, KeyError, TypeError):  # no document of ours: the copy is sent again
         return None

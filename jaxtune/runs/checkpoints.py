@@ -7,7 +7,6 @@ object store), so a committed checkpoint always has one and a half-written check
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -23,8 +22,9 @@ from jax.experimental import multihost_utils
 from jaxtune.errors import UserError
 from jaxtune.parallel.job import barrier
 from jaxtune.runs.bucket import StoreError
-from jaxtune.runs.digests import file_digests, files_below, read_document, write_document
 from jaxtune.runs.retention import DOCUMENT, CheckpointConfig, Keep, is_step, open_folder, ranked
+from jaxtune.storage.documents import Json, UnreadableDocument, number, plain, read_sealed, write_sealed
+from jaxtune.storage.fingerprints import file_digests, files_below
 
 ITEMS = ("params", "rest")
 SET_ASIDE = "set-aside"
@@ -123,7 +123,7 @@ class Checkpoints:
         document = {
             "format": 1,
             "step": step,
-            "extra": json.loads(json.dumps(extra or {})),
+            "extra": plain(extra or {}),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             "leaves": {"params": _leaves(params), "rest": _leaves(rest)},
         }
@@ -177,7 +177,7 @@ class Checkpoints:
         document = self._good_document(step)
         document["metrics"] = {name: float(value) for name, value in metrics.items()}
         if jax.process_index() == 0:
-            write_document(self._folder(step) / DOCUMENT, document)
+            write_sealed(self._folder(step) / DOCUMENT, document)
         barrier("jaxtune: metrics of a checkpoint")
         self._metrics[step] = document["metrics"]
 
@@ -260,7 +260,7 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         return {item: restored[item] for item in parts}
 
-    def _good_document(self, step: int) -> dict[str, Any]:
+    def _good_document(self, step: int) -> Json:
         if step not in self._verified:
             problems = self.problems(step)
             if problems:
@@ -272,9 +272,12 @@ class Checkpoints:
         assert isinstance(document, dict), document
         return document
 
-    def _document(self, step: int) -> dict[str, Any] | str:
+    def _document(self, step: int) -> Json | str:
         """`checkpoint.json` of a step, or what is wrong with it."""
-        return read_document(self._folder(step) / DOCUMENT)
+        try:
+            return read_sealed(self._folder(step) / DOCUMENT)
+        except UnreadableDocument as error:
+            return str(error)
 
     def _write_document(self) -> None:
         """Digest the files of the checkpoint being written. Orbax calls this on process 0, just before the commit."""
@@ -285,7 +288,7 @@ class Checkpoints:
         names = files_below(folder, _UNDIGESTED)
         digests = zip(names, file_digests(folder, names), strict=True)
         document = document | {"files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests}}
-        write_document(folder / DOCUMENT, document)
+        write_sealed(folder / DOCUMENT, document)
         self._copy_out({name: folder}, last=False)
 
     def _copy_out(self, unfinished: Mapping[str, epath.Path] | None = None, *, last: bool) -> None:
@@ -310,7 +313,7 @@ class Checkpoints:
         for step in self._manager.all_steps():
             document = self._document(step)
             if isinstance(document, dict):
-                self._metrics[step] = document["metrics"]
+                self._metrics[step] = {name: number(value) for name, value in document["metrics"].items()}
 
     def _folder(self, step: int) -> epath.Path:
         return self.directory / f"{step:08d}"

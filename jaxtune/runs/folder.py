@@ -1,6 +1,5 @@
 """A run folder's life: refused, prepared, filled with facts, resumed."""
 
-import json
 import math
 import pathlib
 import shutil
@@ -9,7 +8,8 @@ from typing import Any
 
 from jaxtune.errors import UserError
 from jaxtune.runs import manifest
-from jaxtune.runs.history import read_rows, write_json
+from jaxtune.runs.history import read_rows
+from jaxtune.storage.documents import read_object, read_sealed, write_json, write_sealed
 
 MARK = "config.json"
 """The file that makes a folder a run folder; the first one written."""
@@ -57,7 +57,7 @@ def write_facts(
     write_json(run_dir / MARK, config)
     write_json(run_dir / "command.json", command)
     write_json(run_dir / "environment.json", manifest.environment())
-    manifest.write_manifest(run_dir / "manifest.json", identity)
+    write_sealed(run_dir / "manifest.json", identity)
     write_json(run_dir / "mixture.json", mixture)
     write_json(run_dir / "samples.json", samples)
 
@@ -68,7 +68,7 @@ WATCHED = ("data", "tokenizer", "template", "plan", "seeds", "base_model")
 
 def check_same(run_dir: pathlib.Path, identity: Mapping[str, Any]) -> None:
     """Refuse to continue a run whose data, tokenizer, template, plan, seed or base model changed; says what did."""
-    recorded = manifest.read_manifest(run_dir / "manifest.json")
+    recorded = read_sealed(run_dir / "manifest.json")
     keep = lambda whole: {key: whole.get(key) for key in WATCHED}
     differences = manifest.compare_manifests(keep(recorded), keep(identity))
     if differences:
@@ -106,10 +106,15 @@ def read_command(run_dir: pathlib.Path) -> tuple[str, list[str]]:
     path = run_dir / "command.json"
     if not path.is_file():
         raise UserError(f"{run_dir} has no command.json: not a run folder that `jaxtune train` wrote")
-    command = json.loads(path.read_text())
+    command = read_object(path)
     if not command.get("config"):
         raise UserError(f"{run_dir} was started from Python, not from a config file; name the config with --config")
-    return command["config"], list(command["overrides"])
+    config, overrides = command["config"], command.get("overrides")
+    if not isinstance(config, str) or not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides):
+        raise UserError(
+            f"{path}: `config` is a file name and `overrides` a list of options; put back a whole copy of it"
+        )
+    return config, overrides
 
 
 def resolve_model_folder(path: pathlib.Path) -> pathlib.Path:

@@ -1,157 +1,17 @@
-"""What a run writes while it goes, and how a run folder is read back."""
+"""The rows of a run's metrics.jsonl and the files of its folder, read back as typed records."""
 
 import dataclasses
-import enum
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
-import numpy as np
 import orjson
 
 from jaxtune.errors import UserError
-
-Json = dict[str, Any]
-"""A JSON object as Python holds it."""
+from jaxtune.storage.documents import Json, number, read_object
 
 METRICS = "metrics.jsonl"
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON can hold it: dataclasses, enums, paths and arrays become dicts, strings and lists.
-
-    JSON has no non-finite numbers: NaN becomes null, infinities become "inf" and "-inf" (`number` reads both back).
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {_key(key): plain(item) for key, item in value.items()}
-    if isinstance(value, enum.Enum):
-        return plain(value.value)
-    if isinstance(value, str | bool | int | None):
-        return value
-    if isinstance(value, float | np.floating):
-        return _finite(float(value))
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, list | tuple | set | frozenset):
-        items = sorted(value) if isinstance(value, set | frozenset) else value
-        return [plain(item) for item in items]
-    if hasattr(value, "__array__"):
-        return plain(np.asarray(value).tolist())
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
-
-
-def _key(key: Any) -> str:
-    return str(key.value if isinstance(key, enum.Enum) else key)
-
-
-def _finite(value: float) -> float | str | None:
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")
-
-
-def number(value: Any) -> float:
-    """A number that `plain` wrote: null is NaN, "inf" and "-inf" are infinities."""
-    return math.nan if value is None else float(value)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` aside, then rename: a reader sees the whole old file or the whole new one."""
-    replace_file(path, orjson.dumps(plain(value), option=orjson.OPT_INDENT_2) + b"\n")
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step that survives a kill at any moment."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value in a file; a missing or broken file is a `UserError` that names it."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-
-
-@runtime_checkable
-class Tracker(Protocol):
-    """Where the rows of a run go. A row is one JSON object with at least `kind` and `step`."""
-
-    def log(self, row: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class JsonlTracker:
-    """Appends rows to `metrics.jsonl`, each flushed at once, so that a killed process loses at most a torn last line.
-
-    A new run starts an empty file and refuses one that holds rows. `resume_step=n` keeps the rows up to step n,
-    drops those of steps that will be trained again and the scores of an end that will be reached again, and removes
-    a torn last line.
-    """
-
-    def __init__(self, run_dir: Path | str, *, resume_step: int | None = None):
-        self.path = Path(run_dir) / METRICS
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if resume_step is not None:
-            self._keep_up_to(resume_step)
-        elif self.path.exists() and self.path.stat().st_size:
-            raise UserError(f"{self.path} already holds a run; resume it, or choose another run folder")
-        self._file = self.path.open("ab")
-
-    def _keep_up_to(self, step: int) -> None:
-        if self.path.exists():
-            kept = [
-                row
-                for row in read_rows(self.path)
-                if row["step"] <= step and not (row["kind"] == "score" and row["step"])
-            ]
-            replace_file(self.path, b"".join(orjson.dumps(row) + b"\n" for row in kept))
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Append one row."""
-        assert "kind" in row and "step" in row, f"a row needs kind and step: {row}"
-        self._file.write(orjson.dumps(plain(row)) + b"\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Flush to the disk and close; a second call does nothing."""
-        if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-
-
-class Trackers:
-    """Several trackers as one."""
-
-    def __init__(self, trackers: Sequence[Tracker]):
-        self._trackers = tuple(trackers)
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        for tracker in self._trackers:
-            tracker.log(row)
-
-    def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
 
 
 def read_rows(path: Path) -> list[Json]:
@@ -327,12 +187,7 @@ def task_shares(rows: Sequence[Json], path: Path = Path("mixture.json")) -> tupl
 
 
 def _optional(path: Path) -> Json:
-    if not path.is_file():
-        return {}
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+    return read_object(path) if path.exists() else {}
 
 
 Record = TypeVar("Record", TrainRow, EvalRow, ScoreRow, TaskShare)

@@ -4,20 +4,19 @@ Every fingerprint is a SHA-256 in hexadecimal. A manifest is plain JSON; `compar
 between two, which is how a run is verified and how a resumed run knows that nothing changed under it.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from jaxtune.errors import UserError
+from jaxtune.storage.documents import leaves
+from jaxtune.storage.fingerprints import file_fingerprint, json_fingerprint, text_fingerprint
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "ml-dtypes", "array-record",
@@ -29,35 +28,6 @@ VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MAT
 """Environment variables that can change what a run computes."""
 
 _PACKAGE = pathlib.Path(__file__).parent.parent
-
-
-def text_fingerprint(text: str) -> str:
-    """Of a text, e.g. a chat template, as UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def json_fingerprint(value: Any) -> str:
-    """Of a JSON value, whatever the order of its keys."""
-    return text_fingerprint(json.dumps(value, sort_keys=True, separators=(",", ":")))
-
-
-def file_fingerprint(path: str | os.PathLike[str]) -> str:
-    """Of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def files_fingerprints(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
-    """Name without folder -> fingerprint, so that a moved folder keeps its fingerprint."""
-    return {pathlib.Path(path).name: file_fingerprint(path) for path in paths}
-
-
-def array_fingerprint(*arrays: np.ndarray) -> str:
-    """Of arrays: their types, shapes and bytes, in order."""
-    sha = hashlib.sha256()
-    for array in arrays:
-        sha.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()
 
 
 def code() -> dict[str, Any]:
@@ -138,33 +108,9 @@ def build_manifest(
     }
 
 
-def write_manifest(path: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
-    """Write the manifest with its own fingerprint; a reader sees the old file or the new one, never a part."""
-    path = pathlib.Path(path)
-    text = json.dumps({**manifest, "fingerprint": json_fingerprint(manifest)}, indent=1)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text + "\n")
-    os.replace(unfinished, path)
-
-
-def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest without its fingerprint. Raises UserError if the file is missing or was changed by hand."""
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise UserError(f"no manifest: {path} does not exist; give a run folder that `jaxtune train` wrote")
-    try:
-        manifest = json.loads(path.read_text())
-        recorded = manifest.pop("fingerprint")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a manifest ({error}); put back a copy of the file") from error
-    if recorded != json_fingerprint(manifest):
-        raise UserError(f"{path} was changed after the run wrote it: its own fingerprint does not fit; put back a copy")
-    return manifest
-
-
 def compare_manifests(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Every difference between two manifests in words, e.g. `config optim.peak_lr: was 2e-05, is 1e-05`."""
-    before, after = dict(_flat(then)), dict(_flat(now))
+    before, after = dict(leaves(then)), dict(leaves(now))
     lines = []
     for key in [*before, *(key for key in after if key not in before)]:
         if before.get(key, _NOTHING) != after.get(key, _NOTHING):
@@ -178,14 +124,6 @@ class _Nothing:
 
 
 _NOTHING = _Nothing()
-
-
-def _flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, (*path, str(key)))
-    else:
-        yield path, value
 
 
 def _in_words(key: tuple[str, ...], then: Any, now: Any) -> str:

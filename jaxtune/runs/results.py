@@ -5,8 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtune.runs.history import Json, Run, number
+from jaxtune.runs.history import Run
 from jaxtune.science.intervals import Estimate, independent_proportions, paired_proportions
+from jaxtune.storage.documents import Json, number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

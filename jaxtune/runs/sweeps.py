@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.errors import UserError
-from jaxtune.runs.history import Json, Run, read_json, read_run
+from jaxtune.runs.history import Run, read_run
 from jaxtune.runs.results import Outcome, reached
+from jaxtune.storage.documents import Json, read_json
 
 RECORD = "sweep.json"
 Setting = Mapping[str, str]

@@ -7,7 +7,6 @@ alone, so two arms of one seed meet each task's examples in the same order whate
 import csv
 import dataclasses
 import itertools
-import json
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,9 @@ from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
 from jaxtune.reports.sweep import write_sweep_report
-from jaxtune.runs.history import read_json, write_json
 from jaxtune.runs.sweeps import read_sweep, sweep_table
 from jaxtune.step.programs import Programs
+from jaxtune.storage.documents import plain, read_json, write_json
 from jaxtune.train import lanes as together
 from jaxtune.train.loop import NotFinite, Status, is_finished
 from jaxtune.train.run import train
@@ -211,7 +210,7 @@ def prepare(sweep_dir: pathlib.Path, record: Mapping[str, Any], *, overwrite: bo
     if sweep_dir.is_dir() and any(sweep_dir.iterdir()):
         if not path.is_file():
             raise UserError(f"{sweep_dir} holds files but no sweep; choose another folder")
-        if read_json(path)["config"] != json.loads(json.dumps(record["config"])):
+        if read_json(path)["config"] != plain(record["config"]):
             raise UserError(
                 f"{sweep_dir} holds a sweep of another config; continue it with that one, "
                 "choose another folder, or replace it with --overwrite"

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxtune.runs.history import number
+from jaxtune.storage.documents import number
 from jaxtune.terminal.progress import duration, quantity
 
 NONE = "–"

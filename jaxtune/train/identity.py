@@ -10,6 +10,7 @@ from jaxtune.config import ExperimentConfig, to_json
 from jaxtune.data.batches import StepBatches
 from jaxtune.plan import order
 from jaxtune.runs import manifest
+from jaxtune.storage.fingerprints import array_fingerprint, file_fingerprint
 from jaxtune.train.resolution import TRAIN, VALIDATION, Inputs
 
 
@@ -30,12 +31,12 @@ def identify(inputs: Inputs) -> dict[str, Any]:
     )
     return manifest.build_manifest(
         data=sources,
-        tokenizer={path.name: manifest.file_fingerprint(path) for path in inputs.tokenizer.files},
+        tokenizer={path.name: file_fingerprint(path) for path in inputs.tokenizer.files},
         template=inputs.template.source,
         plan={"hash": inputs.plan.hash, "steps": inputs.plan.num_steps, "examples": inputs.plan.num_examples},
         config=to_json(inputs.config),
         seeds={"run": inputs.config.seed},
-        base_model={path.name: manifest.file_fingerprint(path) for path in (*weights, *adapter_files(inputs.config))},
+        base_model={path.name: file_fingerprint(path) for path in (*weights, *adapter_files(inputs.config))},
         blocks={name: inputs.train[name].block_fingerprints() for name in inputs.tasks},
         batches={str(step): batch_fingerprint(inputs, step) for step in pinned_steps(inputs)},
     )
@@ -64,4 +65,4 @@ def batch_fingerprint(inputs: Inputs, step: int) -> str:
     """SHA-256 of a step's global batch."""
     batch = global_batch(inputs, step)
     fields = (batch.tokens, batch.loss_weights, batch.segment_ids, batch.positions, batch.task_ids)
-    return manifest.array_fingerprint(*map(np.asarray, fields))
+    return array_fingerprint(*map(np.asarray, fields))

@@ -26,12 +26,13 @@ from jaxtune.parallel import sharding
 from jaxtune.parallel.job import StopSignal
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs import manifest
-from jaxtune.runs.history import Json, plain
 from jaxtune.step import trials
 from jaxtune.step.losses import LossSums
 from jaxtune.step.programs import Programs
 from jaxtune.step.trials import TrialPrograms
 from jaxtune.step.update import Hparams, StepMetrics, TrainState
+from jaxtune.storage.documents import Json, plain
+from jaxtune.storage.fingerprints import array_fingerprint
 from jaxtune.terminal.progress import GroupProgress
 from jaxtune.train import resolution
 from jaxtune.train.identity import identify
@@ -81,7 +82,7 @@ def shape(inputs: Inputs) -> Json:
     spec = program_spec(inputs, mesh).shape
     program = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.name != "mesh"}
     chosen = {
-        name: {"examples": manifest.array_fingerprint(part.numbers), "tokens": part.store.fingerprint}
+        name: {"examples": array_fingerprint(part.numbers), "tokens": part.store.fingerprint}
         for name, part in inputs.validation.items()
     }
     return plain(

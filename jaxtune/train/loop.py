@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import enum
-import json
 import math
 import pathlib
 import resource
@@ -19,8 +18,9 @@ from jaxtune.parallel.job import StopSignal, from_main, is_main
 from jaxtune.reports import run as report
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints, abstract
-from jaxtune.runs.history import Tracker, read_json, write_json
+from jaxtune.runs.tracker import Tracker
 from jaxtune.step.update import StepMetrics, TrainState
+from jaxtune.storage.documents import read_json, read_object, write_json
 from jaxtune.terminal.progress import RunProgress, TrainProgress
 from jaxtune.train.profile import StepTrace
 from jaxtune.train.session import Placed
@@ -299,7 +299,7 @@ class Loop:
         )  # fmt: skip
         path = self.run_dir / "generations.json"
         if is_main():
-            write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | {when: result.answers})
+            write_json(path, (read_object(path) if path.exists() else {}) | {when: result.answers})
         return result
 
     def save(self, state: TrainState, step: int, watched: float | None) -> None:

@@ -16,10 +16,11 @@ from jaxtune.errors import UserError
 from jaxtune.parallel.job import Guard, StopSignal, barrier, from_main, is_main
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints, abstract
-from jaxtune.runs.history import JsonlTracker, Tracker, Trackers, read_json
 from jaxtune.runs.mirrors import make_mirror
+from jaxtune.runs.tracker import JsonlTracker, Tracker, Trackers
 from jaxtune.step.programs import Programs
 from jaxtune.step.update import TrainState
+from jaxtune.storage.documents import read_json
 from jaxtune.train import documents, resolution
 from jaxtune.train.identity import identify
 from jaxtune.train.loop import Loop, Progressing, Status, is_finished

@@ -12,8 +12,9 @@ from jaxtune.reports.comparison import (
     transfer,
     write_comparison,
 )
-from jaxtune.runs.history import read_json, read_run, write_json
+from jaxtune.runs.history import read_run
 from jaxtune.runs.results import reached
+from jaxtune.storage.documents import read_json, write_json
 
 TASKS = {"qa": 900, "code": 300, "math": 90}
 

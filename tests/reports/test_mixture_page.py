@@ -7,7 +7,8 @@ import toy_runs
 from jaxtune.mixture import alternatives
 from jaxtune.mixture.settings import MixtureConfig
 from jaxtune.reports.mixture import alternatives_section, left_out, mixture_section, share_bars
-from jaxtune.runs.history import plain, task_shares
+from jaxtune.runs.history import task_shares
+from jaxtune.storage.documents import plain
 
 SIZES = {"qa": 1000, "code": 200, "math": 50}
 

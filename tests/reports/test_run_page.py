@@ -7,8 +7,9 @@ from pages import assert_self_contained
 from jaxtune.errors import UserError
 from jaxtune.reports.page import signed, tokens
 from jaxtune.reports.run import render, write_report
-from jaxtune.runs.history import read_json, read_run, write_json
+from jaxtune.runs.history import read_run
 from jaxtune.runs.results import measured, overfitting, score_difference, task_results
+from jaxtune.storage.documents import read_json, write_json
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pages import assert_self_contained
 
 from jaxtune.reports.sweep import write_sweep_report
 from jaxtune.reports.sweep_grid import sweep_grids
-from jaxtune.runs.history import read_json, write_json
 from jaxtune.runs.sweeps import read_sweep
+from jaxtune.storage.documents import read_json, write_json
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,13 @@
-import dataclasses
-import enum
 import json
 import math
 from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jaxtune.errors import UserError
-from jaxtune.runs.history import JsonlTracker, number, plain, read_json, read_rows, read_run, replace_file, write_json
+from jaxtune.runs.history import read_rows, read_run
+from jaxtune.runs.tracker import JsonlTracker
+from jaxtune.storage.documents import write_json
 
 
 def train_row(step, **more):
@@ -22,44 +20,6 @@ def write_run(folder: Path, steps=3):
     for step in range(1, steps + 1):
         tracker.log(train_row(step))
     tracker.close()
-
-
-def test_plain_values_survive_json_and_non_finite_numbers_read_back():
-    class Colour(enum.Enum):
-        RED = "red"
-
-    @dataclasses.dataclass
-    class Point:
-        x: float
-        where: Path
-
-    value = {
-        Colour.RED: Point(math.inf, Path("a/b")),
-        "array": np.array([0.5, np.nan], np.float32),
-        "device": jnp.int32(3),
-    }
-    text = json.dumps(plain(value), allow_nan=False)
-    assert json.loads(text) == {"red": {"x": "inf", "where": "a/b"}, "array": [0.5, None], "device": 3}
-    assert number("inf") == math.inf and number("-inf") == -math.inf and math.isnan(number(None))
-
-
-def test_plain_refuses_what_json_cannot_hold():
-    with pytest.raises(TypeError, match="cannot be written as JSON"):
-        plain({"f": print})
-
-
-def test_a_failed_replacement_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-
-    def full_disk(handle):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        replace_file(path, b"{}")
-    assert read_json(path) == {"a": 1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_rows_are_on_disk_before_the_tracker_closes(tmp_path):
@@ -109,12 +69,6 @@ def test_a_folder_that_is_no_run_says_what_is_missing(tmp_path):
         read_run(tmp_path)
     with pytest.raises(UserError, match="no such run folder"):
         read_run(tmp_path / "nowhere")
-
-
-def test_a_broken_json_file_is_named_with_its_line(tmp_path):
-    (tmp_path / "summary.json").write_text('{\n "a": \n}')
-    with pytest.raises(UserError, match=r"summary\.json: line 3"):
-        read_json(tmp_path / "summary.json")
 
 
 def test_read_run_types_rows_and_keeps_what_it_does_not_know(tmp_path):

@@ -5,8 +5,8 @@ import pytest
 import toy_runs
 
 from jaxtune.errors import UserError
-from jaxtune.runs.history import read_json, write_json
 from jaxtune.runs.sweeps import LOSS, MATCH, is_sweep, read_sweep, sweep_table, task_measure
+from jaxtune.storage.documents import read_json, write_json
 
 
 @pytest.fixture(scope="module")

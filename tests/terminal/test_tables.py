@@ -1,6 +1,6 @@
 import toy_runs
 
-from jaxtune.runs.history import read_json
+from jaxtune.storage.documents import read_json
 from jaxtune.terminal import tables as terminal
 
 ROWS = [
