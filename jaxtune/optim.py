@@ -10,6 +10,7 @@ and serve every arm of an ablation:
 
 import dataclasses
 import enum
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -63,7 +64,8 @@ class OptimConfig:
     schedule: Schedule = Schedule.COSINE
     """Shape of the learning rate after the warmup."""
     warmup_frac: float = 0.03
-    """Share of all steps spent warming up, in [0, 1)."""
+    """Share of all steps spent warming up, in [0, 1). If not 0 it is at least two steps, so that a short run starts
+    below the peak, too."""
     warmup_steps: int | None = None
     """Steps of warmup; if given, it replaces `warmup_frac`."""
     final_fraction: float = 0.0
@@ -87,7 +89,7 @@ class OptimConfig:
     freeze: tuple[str, ...] = ()
     """Paths whose parameters do not train: no gradient, no update, no decay, no optimizer state."""
     momentum_dtype: str | None = None
-    """dtype of the first moment ("bfloat16" halves it); None is the parameter's."""
+    """dtype of the first moment ("bfloat16" halves it); None is float32. Second moments are float32 always."""
     ema_decay: float | None = None
     """Decay per step of an exponential moving average of the parameters, in (0, 1); None keeps no average."""
     neftune_alpha: float = 0.0
@@ -201,11 +203,23 @@ def make_optimizer(config: OptimConfig, params: PyTree) -> optax.GradientTransfo
     """
     trained = make_groups(config, params).trained
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    rule = optax.chain(clip, RULES[config.optimizer](config))
+    rule = _wide(optax.chain(clip, RULES[config.optimizer](config)))
     if all(jax.tree.leaves(trained)):
         return rule
     labels = jax.tree.map(lambda on: "train" if on else "freeze", trained)
     return optax.partition({"train": rule, "freeze": optax.set_to_zero()}, labels)
+
+
+def _wide(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`rule` on float32 copies: optax gives moments the dtype of the parameters, and in bfloat16 a second moment whose
+    change is below half a unit in the last place stands still.
+    """
+    widen = functools.partial(jax.tree.map, lambda leaf: leaf.astype(jnp.float32))
+
+    def update(gradients: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+        return rule.update(widen(gradients), state, None if params is None else widen(params))
+
+    return optax.GradientTransformation(lambda params: rule.init(widen(params)), update)  # pyright: ignore[reportArgumentType]
 
 
 def _adam(config: OptimConfig) -> optax.GradientTransformation:
@@ -261,7 +275,8 @@ def apply_update(
 ) -> PyTree:
     """One step: p - rate * factor * (direction + weight_decay * p), with factor and decay from `groups`.
 
-    Frozen parameters are returned as they are. The arithmetic is float32 whatever the parameter's dtype, rounded once.
+    Frozen parameters are returned as they are. The others are returned in float32 whatever dtype they have: rounding
+    is left to the caller, because to the nearest it would undo small steps (see `round_stochastically`).
     """
 
     def move(param: Array, step: Array, factor: float, decay: float, trained: bool) -> Array:
@@ -269,16 +284,50 @@ def apply_update(
             return param
         wide = param.astype(jnp.float32)
         step = step.astype(jnp.float32) + (weight_decay * wide if decay else 0.0)
-        return (wide - rate * factor * step).astype(param.dtype)
+        return wide - rate * factor * step
 
     return jax.tree.map(move, params, direction, groups.rate, groups.decay, groups.trained)
 
 
+def round_stochastically(exact: PyTree, key: Array, like: PyTree) -> PyTree:
+    """Float32 values in the dtypes of `like`; in bfloat16 up or down with the probability of being nearer.
+
+    The expected value is exact, so updates of less than half a unit in the last place add up (arXiv:2010.06192), where
+    rounding to the nearest loses every one of them. Each leaf draws from `key` and its own number.
+    """
+    leaves, treedef = jax.tree.flatten(exact)
+    kinds = [leaf.dtype for leaf in jax.tree.leaves(like)]
+    return treedef.unflatten(
+        _round_leaf(leaf, jax.random.fold_in(key, number), kind)
+        for number, (leaf, kind) in enumerate(zip(leaves, kinds, strict=True))
+    )
+
+
+def _round_leaf(exact: Array, key: Array, dtype: Any) -> Array:
+    if exact.dtype == dtype:
+        return exact
+    if dtype != jnp.bfloat16:
+        raise AssertionError(f"no stochastic rounding to {dtype}")
+    bits = jax.lax.bitcast_convert_type(exact, jnp.uint32)
+    noise = jax.random.bits(key, exact.shape, jnp.uint16).astype(jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type((bits + noise) & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(exact), rounded, exact).astype(jnp.bfloat16)
+
+
 def warmup_steps(config: OptimConfig, total_steps: int) -> int:
-    """How many of `total_steps` warm up. Raises UserError if that leaves no step after the warmup."""
+    """How many of `total_steps` warm up.
+
+    Raises UserError if that leaves no step after the warmup, or if the decay of `wsd` would begin before its end.
+    """
     steps = int(_warmup(config, np.float32(total_steps)))
     if steps >= total_steps:
         raise UserError(f"a warmup of {steps} steps leaves nothing of a run of {total_steps}; warm up for fewer")
+    decay = int(_decay_span(config, np.float32(total_steps)))
+    if config.schedule is Schedule.WSD and steps + decay > total_steps:
+        raise UserError(
+            f"schedule wsd: a warmup of {steps} steps and a decay of {decay} overlap in a run of {total_steps}; lower "
+            "warmup_steps, warmup_frac or decay_frac"
+        )
     return steps
 
 
@@ -286,7 +335,15 @@ def _warmup(config: OptimConfig, total: Any) -> Any:
     # Float32 throughout, so that a traced number of steps and a known one round alike.
     if config.warmup_steps is not None:
         return np.float32(config.warmup_steps)
-    return (np.float32(config.warmup_frac) * total).round()
+    share = (np.float32(config.warmup_frac) * total).round()
+    least = 0 if config.warmup_frac == 0 else 2  # the last step of a warmup has the peak: one alone would be none
+    where = jnp if isinstance(total, jax.Array) else np
+    return where.maximum(where.minimum(where.maximum(share, least), total - 1), 0)
+
+
+def _decay_span(config: OptimConfig, total: Any) -> Any:
+    where = jnp if isinstance(total, jax.Array) else np
+    return where.maximum((np.float32(config.decay_frac) * total).round(), 1)
 
 
 def make_schedule(
@@ -303,7 +360,8 @@ def make_schedule(
         inverse_sqrt  sqrt(max(W, 1) / (k + 1))
         wsd           1, then linear to f over the last `decay_frac` of the n steps
 
-    Raises UserError if `total_steps` is a number and the warmup leaves none of it.
+    No step is further from the one before than the slope of its phase, so no schedule jumps. Raises UserError if
+    `total_steps` is a number and the phases do not fit into it (see `warmup_steps`).
     """
     if isinstance(total_steps, int):
         warmup_steps(config, total_steps)
@@ -330,13 +388,13 @@ def _decayed(config: OptimConfig, k: Array, total: Array, warm: Array) -> Array:
         case Schedule.INVERSE_SQRT:
             return jnp.sqrt(jnp.maximum(warm, 1) / (k + 1))
         case Schedule.WSD:
-            span = jnp.maximum(jnp.round(config.decay_frac * total), 1)
+            span = jnp.minimum(_decay_span(config, total), jnp.maximum(total - warm, 1))
             return 1 - (1 - final) * jnp.clip((k - (total - span)) / span, 0.0, 1.0)
 
 
 def update_ema(average: PyTree, params: PyTree, decay: Scalar) -> PyTree:
-    """Exponential moving average of the parameters: decay * average + (1 - decay) * params."""
-    return jax.tree.map(lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype), average, params)
+    """Exponential moving average of the parameters, in float32: decay * average + (1 - decay) * params."""
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new.astype(old.dtype), average, params)
 
 
 def neftune_noise(

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,13 +172,48 @@ def test_rate_and_decay_may_be_traced_and_stacked():
     assert_trees_close(jax.tree.map(lambda x: x[1], stacked), move(0.2, 0.3))
 
 
-def test_small_updates_of_bfloat16_parameters_round_once():
-    params = {"kernel": jnp.full((3,), 1.0, jnp.bfloat16)}
+def test_small_updates_of_bfloat16_parameters_add_up():
+    params = {"kernel": jnp.full((2000,), 0.05, jnp.bfloat16)}
     groups = optim.make_groups(OptimConfig(), params)
-    moved = optim.apply_update(params, {"kernel": jnp.ones((3,))}, groups, rate=0.01, weight_decay=0.5)
-    expected = jnp.asarray(1.0 - 0.01 * 1.5, jnp.bfloat16)
-    assert moved["kernel"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(moved["kernel"].astype(jnp.float32), np.full(3, float(expected)))
+
+    @jax.jit
+    def step(params, number):
+        exact = optim.apply_update(params, {"kernel": jnp.ones(2000)}, groups, rate=2e-5, weight_decay=0.0)
+        assert exact["kernel"].dtype == jnp.float32
+        return optim.round_stochastically(exact, jax.random.fold_in(jax.random.key(0), number), params)
+
+    for number in range(200):
+        params = step(params, number)
+    assert params["kernel"].dtype == jnp.bfloat16
+    moved = np.asarray(params["kernel"], np.float64)
+    assert moved.mean() == pytest.approx(0.05 - 200 * 2e-5, rel=0.01) and len(set(moved)) > 5
+
+
+@hypothesis.given(st.floats(-(2**99), 2**99, width=32, allow_subnormal=False), st.integers(0, 99))
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_stochastic_rounding_takes_a_neighbour_and_keeps_what_fits(value, seed):
+    exact = {"a": jnp.full((64,), value, jnp.float32)}
+    like = {"a": jnp.zeros((64,), jnp.bfloat16)}
+    rounded = optim.round_stochastically(exact, jax.random.key(seed), like)["a"]
+    down = float(np.float32(value).view(np.uint32).__and__(0xFFFF0000).view(np.float32))
+    up = float((np.float32(down).view(np.uint32) + np.uint32(0x10000)).view(np.float32))
+    found = {float(x) for x in np.asarray(rounded, np.float32)}
+    assert found <= ({down} if down == float(np.float32(value)) else {down, up})
+    assert optim.round_stochastically(exact, jax.random.key(seed), exact)["a"] is exact["a"]
+
+
+@pytest.mark.parametrize("optimizer", list(Optimizer), ids=lambda optimizer: optimizer.value)
+def test_moments_and_average_of_bfloat16_parameters_are_float32(optimizer):
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), toy_params())
+    rule = optim.make_optimizer(OptimConfig(optimizer=optimizer, freeze=("embed.embedding",)), params)
+    state = jax.eval_shape(rule.init, params)
+    direction, after = jax.eval_shape(rule.update, params, state, params)
+    kinds = {leaf.dtype for leaf in jax.tree.leaves((state, after)) if leaf.dtype != jnp.int32}
+    assert kinds == {jnp.dtype(jnp.float32)} and jax.tree.map(np.shape, state) == jax.tree.map(np.shape, after)
+    average = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, jnp.float32), params)
+    near = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1 + 2**-7, jnp.bfloat16), params)
+    moved = optim.update_ema(average, near, 0.999)
+    assert all(leaf.dtype == jnp.float32 and float(leaf.max()) > 1.0 for leaf in jax.tree.leaves(moved))
 
 
 def test_bfloat16_momentum_halves_the_first_moment():
@@ -207,6 +244,47 @@ def test_schedules_equal_those_of_optax(schedule):
     ours = jax.jit(jax.vmap(optim.make_schedule(config, STEPS)))(steps)
     np.testing.assert_allclose(ours, expected, atol=1e-6)
     assert float(ours[0]) == pytest.approx(1 / WARM) and float(ours.max()) == 1.0
+
+
+@hypothesis.given(
+    schedule=st.sampled_from(list(Schedule)),
+    total=st.integers(1, 128),
+    warm=st.one_of(st.integers(0, 128), st.floats(0, 1, exclude_max=True)),
+    decay=st.floats(0, 1, exclude_min=True),
+    final=st.floats(0, 1),
+    traced=st.booleans(),
+)
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_no_schedule_jumps_and_each_reaches_its_peak(schedule, total, warm, decay, final, traced):
+    given = {"warmup_steps": warm} if isinstance(warm, int) else {"warmup_frac": warm}
+    config = OptimConfig(schedule=schedule, decay_frac=decay, final_fraction=final, **given)
+    steps = jnp.arange(128)  # always as many, so that nothing is compiled again
+    try:
+        length = optim.warmup_steps(config, total)
+    except UserError as error:
+        assert schedule is Schedule.WSD or isinstance(warm, int), error
+        return
+    curve = jax.vmap(optim.make_schedule(config, jnp.asarray(total) if traced else total))(steps)
+    rates = np.asarray(curve, np.float64)[:total]
+    span = max(round(decay * total), 1)
+    slopes = {
+        Schedule.COSINE: np.pi / 2 / (total - length),
+        Schedule.LINEAR: 1 / (total - length),
+        Schedule.CONSTANT: 0,
+        Schedule.INVERSE_SQRT: 1 - np.sqrt(max(length, 1) / (max(length, 1) + 1)),
+        Schedule.WSD: 1 / span,
+    }
+    assert np.abs(np.diff(rates)).max(initial=0) <= max(slopes[schedule], 1 / length if length else 0) + 1e-5
+    assert rates.max() == 1.0 and rates.min() >= 0 and np.all(np.diff(rates[:length]) > 0)
+    assert np.all(np.diff(rates[length:]) <= 1e-6)
+    if not isinstance(warm, int) and warm > 0 and total > 2:
+        assert length >= 2 and rates[0] < 1.0
+
+
+def test_a_warmup_and_a_decay_that_overlap_are_refused():
+    config = OptimConfig(schedule=Schedule.WSD, warmup_steps=80, decay_frac=0.5)
+    with pytest.raises(UserError, match="a warmup of 80 steps and a decay of 50 overlap in a run of 100"):
+        optim.make_schedule(config, 100)
 
 
 def test_without_warmup_the_first_step_has_the_peak():

@@ -8,7 +8,7 @@ from jaxtune.errors import UserError
 from jaxtune.hf.families import Family, family_of
 from jaxtune.hf.fields import ZERO, Fields
 from jaxtune.hf.ropes import read_ropes, write_rope
-from jaxtune.model.settings import Activation, ModelConfig
+from jaxtune.model.settings import MAX_LAYERS, Activation, ModelConfig
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -24,8 +24,14 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": Activation.GELU_TANH,
     "gelu_new": Activation.GELU_TANH,
     "gelu": Activation.GELU,
+    "relu2": Activation.RELU2,
 }
-ACTIVATION_NAMES = {Activation.SILU: "silu", Activation.GELU_TANH: "gelu_pytorch_tanh", Activation.GELU: "gelu"}
+ACTIVATION_NAMES = {
+    Activation.SILU: "silu",
+    Activation.GELU_TANH: "gelu_pytorch_tanh",
+    Activation.GELU: "gelu",
+    Activation.RELU2: "relu2",
+}
 
 
 RUN_OPTIONS = frozenset({"remat", "attention"})
@@ -38,20 +44,27 @@ def read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
     left = Fields(fields, origin)
     left.require("architectures", [family.architecture])
     for name in ZERO:
+        if name in family.noise:
+            left.left.pop(name, None)
         left.require(name, 0)
     sizes = {ours: left.take(theirs, int) for theirs, ours in SIZES.items()}
+    if sizes["num_layers"] > MAX_LAYERS:
+        raise UserError(f"{origin}: num_hidden_layers is {sizes['num_layers']:.3g}; the most are {MAX_LAYERS}.")
+    if not family.partial_rotary:
+        left.refuse("partial_rotary_factor", f"is not read by {fields['model_type']} models; remove it.")
     arguments = sizes | {
         "family": fields["model_type"],
         "num_kv_heads": left.take("num_key_value_heads", int, sizes["num_heads"]),
-        "head_dim": _read_head_dim(left, sizes["d_model"], sizes["num_heads"]),
+        "head_dim": _read_head_dim(left, family, sizes["d_model"], sizes["num_heads"]),
         "norm_eps": left.number("rms_norm_eps", family.eps_default),
         "tie_embeddings": left.take("tie_word_embeddings", bool, family.tie_default),
-        "activation": _read_activation(left, family),
+        **_read_activation(left, family),
         **read_ropes(
             left,
             sizes["max_seq_len"],
             theta_default=family.theta_default,
             local_theta_default=family.local_theta_default,
+            local_unscaled=family.local_unscaled,
         ),
         **family.read(left, sizes),
     }
@@ -72,7 +85,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
-        family.activation_field: ACTIVATION_NAMES[config.activation],
+        **({family.activation_field: ACTIVATION_NAMES[config.activation]} if family.activation_field else {}),
         **write_rope(config.rope, config.max_seq_len, phi=config.family == "phi3"),
         **family.write(config),
     }
@@ -93,8 +106,8 @@ def _check_round_trip(fields: Mapping[str, Any], config: ModelConfig):
         raise UserError(f"a config.json of model_type {config.family!r} cannot express this model: {'; '.join(lost)}.")
 
 
-def _read_head_dim(left: Fields, width: int, heads: int) -> int:
-    head_dim = left.take("head_dim", int, None)
+def _read_head_dim(left: Fields, family: Family, width: int, heads: int) -> int:
+    head_dim = left.take("head_dim", int, family.head_dim_default)
     if head_dim is None and (heads < 1 or width % heads):
         raise UserError(
             f"{left.origin}: hidden_size ({width}) is no multiple of num_attention_heads ({heads}); state head_dim."
@@ -102,10 +115,12 @@ def _read_head_dim(left: Fields, width: int, heads: int) -> int:
     return width // heads if head_dim is None else head_dim
 
 
-def _read_activation(left: Fields, family: Family) -> Activation:
+def _read_activation(left: Fields, family: Family) -> dict[str, Activation]:
+    if not family.activation_field:
+        return {}
     name = left.take(family.activation_field, str, family.activation_default)
     if name not in ACTIVATIONS:
         raise UserError(
             f"{left.origin}: {family.activation_field} = {name!r} is not supported; known: {', '.join(ACTIVATIONS)}."
         )
-    return ACTIVATIONS[name]
+    return {"activation": ACTIVATIONS[name]}

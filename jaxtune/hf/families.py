@@ -8,7 +8,7 @@ from typing import Any
 from jaxtune.errors import UserError
 from jaxtune.hf.fields import Fields
 from jaxtune.model.moe import MoeConfig
-from jaxtune.model.settings import LayerKind, ModelConfig
+from jaxtune.model.settings import Activation, LayerKind, ModelConfig
 
 LAYER_NAMES = {"sliding_attention": LayerKind.LOCAL, "full_attention": LayerKind.GLOBAL}
 
@@ -25,11 +25,20 @@ class Family:
     write: Callable[[ModelConfig], dict[str, Any]]
     """The inverse."""
     activation_field: str = "hidden_act"
+    """Empty where `read` and `write` see to the activation."""
     activation_default: str = "silu"
+    head_dim_default: int | None = None
+    """None: hidden_size / num_attention_heads."""
     tie_default: bool = False
     theta_default: float = 10_000.0
     local_theta_default: float | None = None
     """Set where local layers have a rotary base of their own."""
+    local_unscaled: bool = False
+    """Local layers have the rotary base of the others, without its scaling."""
+    partial_rotary: bool = False
+    """The family reads `partial_rotary_factor`; elsewhere transformers ignores it."""
+    noise: tuple[str, ...] = ()
+    """Dropout that published files of the family state; jaxtune trains without."""
     eps_default: float = 1e-6
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Tensor names inside a layer that differ from LAYER_TENSORS, by parameter path."""
@@ -38,9 +47,9 @@ class Family:
 
 
 def family_of(name: Any, origin: str) -> Family:
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         hint = " The text model alone, 'gemma3_text', is supported." if name == "gemma3" else ""
-        raise UserError(f"{origin}: model_type {name!r} is not supported; known: {', '.join(FAMILIES)}.{hint}")
+        raise UserError(f"{origin}: model_type {name!r:.80} is not supported; known: {', '.join(FAMILIES)}.{hint}")
     return FAMILIES[name]
 
 
@@ -126,13 +135,15 @@ def _read_gemma(left: Fields, sizes: Sizes, *, period: int, soft_caps: tuple[flo
     left.require("use_bidirectional_attention", False)
     left.left.pop("hidden_act", None)  # Gemma reads hidden_activation; older files repeat it under this name
     period = left.take("sliding_window_pattern", int, left.take("_sliding_window_pattern", int, period))
+    if period < 1:
+        raise UserError(f"{left.origin}: sliding_window_pattern is {period}; it must be at least 1.")
     return {
         "norm_offset": True,
         "post_norms": True,
         "embed_scale": math.sqrt(sizes["d_model"]),
         "qkv_bias": bias,
         "out_bias": bias,
-        "attn_scale": left.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        "attn_scale": left.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         "attn_soft_cap": left.nullable("attn_logit_softcapping", float, soft_caps[0]),
         "final_soft_cap": left.nullable("final_logit_softcapping", float, soft_caps[1]),
         "sliding_window": left.take("sliding_window", int, 4096),
@@ -145,7 +156,107 @@ def _read_gemma2(left: Fields, sizes: Sizes) -> dict[str, Any]:
 
 
 def _read_gemma3(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    left.refuse("attn_logit_softcapping", "is not applied by gemma3_text models; remove it.")
     return {"qk_norm": True} | _read_gemma(left, sizes, period=6, soft_caps=(None, None))
+
+
+def _read_gemma1(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    left.require("use_bidirectional_attention", False)
+    bias = left.take("attention_bias", bool, False)
+    name = left.take("hidden_activation", str, left.take("hidden_act", str, "gelu_pytorch_tanh"))
+    if name not in ("gelu", "gelu_pytorch_tanh"):  # published as gelu, trained with its approximation by tanh
+        raise UserError(f"{left.origin}: Gemma with the activation {name!r:.40} is not supported.")
+    return {
+        "activation": Activation.GELU_TANH, "norm_offset": True, "embed_scale": math.sqrt(sizes["d_model"]),
+        "qkv_bias": bias, "out_bias": bias,
+    }  # fmt: skip
+
+
+def _write_gemma1(config: ModelConfig) -> dict[str, Any]:
+    return {"attention_bias": config.qkv_bias, "hidden_act": "gelu_pytorch_tanh"}
+
+
+def _read_olmo2(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    bias = left.take("attention_bias", bool, False)
+    norms = {"pre_norms": False, "post_norms": True, "qk_norm": True, "qk_norm_whole": True}
+    return {**norms, "qkv_bias": bias, "out_bias": bias}
+
+
+def _write_olmo2(config: ModelConfig) -> dict[str, Any]:
+    return {"attention_bias": config.qkv_bias}
+
+
+def _read_olmo3(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    kinds = _read_kinds(left, sizes["num_layers"], lambda layer: (layer + 1) % 4 != 0)
+    return {**_read_olmo2(left, sizes), "layer_kinds": kinds, "sliding_window": left.take("sliding_window", int, 4096)}
+
+
+def _write_olmo3(config: ModelConfig) -> dict[str, Any]:
+    window = {"sliding_window": config.sliding_window, "layer_types": _write_kinds(config)}
+    return {**_write_olmo2(config), **window}
+
+
+def _read_smollm3(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    """`no_rope_layers` has a 1 for each layer that is rotated."""
+    interval = left.take("no_rope_layer_interval", int, 4)
+    if interval < 1:
+        raise UserError(f"{left.origin}: no_rope_layer_interval is {interval}; it must be at least 1.")
+    layers = range(sizes["num_layers"])
+    rotated = left.take("no_rope_layers", list, [int((layer + 1) % interval != 0) for layer in layers])
+    if len(rotated) < len(layers) or any(flag not in (0, 1) for flag in rotated):
+        raise UserError(f"{left.origin}: no_rope_layers must hold 0 or 1 for each of the {len(layers)} layers.")
+    used, window = left.take("use_sliding_window", bool, False), left.take("sliding_window", int, None)
+    kinds = _read_kinds(left, len(layers), lambda layer: used and window is not None and not rotated[layer])
+    local = used and LayerKind.LOCAL in kinds
+    return {
+        **_read_llama(left, sizes),
+        "unrotated_layers": tuple(layer for layer in layers if not rotated[layer]),
+        **({"sliding_window": window, "layer_kinds": kinds} if local else {}),
+    }
+
+
+def _write_smollm3(config: ModelConfig) -> dict[str, Any]:
+    rotated = [int(layer not in config.unrotated_layers) for layer in range(config.num_layers)]
+    window = {"use_sliding_window": config.sliding_window is not None, "sliding_window": config.sliding_window}
+    return {**_write_llama(config), "no_rope_layers": rotated, **window, "layer_types": _write_kinds(config)}
+
+
+def _read_granite(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    scales = {
+        "embed_scale": left.positive("embedding_multiplier", 1.0),
+        "attn_scale": left.positive("attention_multiplier", 1.0),
+        "residual_scale": left.positive("residual_multiplier", 1.0),
+        "logit_scale": 1 / left.positive("logits_scaling", 1.0),
+    }
+    return {**_read_llama(left, sizes), **scales}
+
+
+def _write_granite(config: ModelConfig) -> dict[str, Any]:
+    divisor = 1 / config.logit_scale
+    scales = {
+        "embedding_multiplier": 1.0 if config.embed_scale is None else config.embed_scale,
+        "attention_multiplier": config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale,
+        "residual_multiplier": config.residual_scale,
+        "logits_scaling": round(divisor) if math.isclose(divisor, round(divisor)) else divisor,
+    }
+    return {**_write_llama(config), **scales}
+
+
+def _read_arcee(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    return {**_read_llama(left, sizes), "mlp_gate": False}
+
+
+def _read_seed_oss(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    return {
+        "qkv_bias": left.take("attention_bias", bool, True),
+        "out_bias": left.take("attention_out_bias", bool, False),
+        "mlp_bias": left.take("mlp_bias", bool, False),
+    }
+
+
+def _write_seed_oss(config: ModelConfig) -> dict[str, Any]:
+    biases = {"attention_bias": config.qkv_bias, "attention_out_bias": config.out_bias, "mlp_bias": config.mlp_bias}
+    return {**biases, "attention_dropout": 0.0, "residual_dropout": 0.0}
 
 
 def _write_gemma(config: ModelConfig) -> dict[str, Any]:
@@ -181,6 +292,11 @@ def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
 
 GEMMA_NAMES = {
     "mlp_norm.scale": "pre_feedforward_layernorm.weight",
+    "attn_post_norm.scale": "post_attention_layernorm.weight",
+    "mlp_post_norm.scale": "post_feedforward_layernorm.weight",
+}
+
+OLMO_NAMES = {
     "attn_post_norm.scale": "post_attention_layernorm.weight",
     "mlp_post_norm.scale": "post_feedforward_layernorm.weight",
 }
@@ -257,7 +373,12 @@ FAMILIES = {
         names=GEMMA_NAMES,
     ),
     "phi3": Family(
-        architecture="Phi3ForCausalLM", read=_read_phi, write=_write_window, eps_default=1e-5, fused=PHI_FUSED
+        architecture="Phi3ForCausalLM",
+        read=_read_phi,
+        write=_write_window,
+        eps_default=1e-5,
+        fused=PHI_FUSED,
+        partial_rotary=True,
     ),
     "mixtral": Family(
         architecture="MixtralForCausalLM",
@@ -268,5 +389,46 @@ FAMILIES = {
         names=MIXTRAL_NAMES,
     ),
     "qwen3_moe": Family(architecture="Qwen3MoeForCausalLM", read=_read_qwen3_moe, write=_write_qwen3_moe),
+    "gemma": Family(
+        architecture="GemmaForCausalLM",
+        read=_read_gemma1,
+        write=_write_gemma1,
+        activation_field="",
+        tie_default=True,
+        head_dim_default=256,
+    ),
+    "olmo2": Family(
+        architecture="Olmo2ForCausalLM", read=_read_olmo2, write=_write_olmo2, eps_default=1e-5, names=OLMO_NAMES
+    ),
+    "olmo3": Family(
+        architecture="Olmo3ForCausalLM",
+        read=_read_olmo3,
+        write=_write_olmo3,
+        eps_default=1e-5,
+        names=OLMO_NAMES,
+        local_unscaled=True,
+    ),
+    "smollm3": Family(
+        architecture="SmolLM3ForCausalLM",
+        read=_read_smollm3,
+        write=_write_smollm3,
+        tie_default=True,
+        theta_default=2_000_000.0,
+    ),
+    "granite": Family(architecture="GraniteForCausalLM", read=_read_granite, write=_write_granite),
+    "arcee": Family(
+        architecture="ArceeForCausalLM",
+        read=_read_arcee,
+        write=_write_llama,
+        activation_default="relu2",
+        eps_default=1e-5,
+    ),
+    "seed_oss": Family(
+        architecture="SeedOssForCausalLM",
+        read=_read_seed_oss,
+        write=_write_seed_oss,
+        head_dim_default=128,
+        noise=("attention_dropout", "residual_dropout"),
+    ),
 }
 """By `model_type`."""

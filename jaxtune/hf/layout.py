@@ -16,6 +16,7 @@ from jaxtune.model.settings import ModelConfig
 
 Params = dict[str, Any]
 """Parameters, or their shapes, as nested dicts."""
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 FLOATS = ("F32", "BF16", "F16")
 """Dtypes a checkpoint may store."""
 
@@ -66,28 +67,25 @@ def match_tensors(
     folder: Path, config: ModelConfig, shapes: Params, entries: Mapping[str, Entry]
 ) -> dict[tuple[str, ...], list[Piece]]:
     """The stored pieces of every parameter; raises one UserError with everything that does not fit."""
+    least = config.num_layers * (1 if config.moe is None else config.moe.num_experts)
+    if least > len(entries):
+        raise UserError(
+            f"{folder}: config.json states {config.num_layers} layers, which are {least} tensors or more, and the "
+            f"weights hold {len(entries)}. Use weights and config.json of the same model."
+        )
     pieces: dict[tuple[str, ...], list[Piece]] = {}
     wrong, known = [], set()
     for tensor in tensors(config):
         known.add(tensor.name)
         shape, rows = stored_layout(tensor, shapes)
-        entry = entries.get(tensor.name)
-        if entry is None:
-            wrong.append(f"tensor {tensor.name!r} is missing (expected shape {list(shape)})")
-        elif entry.shape != shape:
-            wrong.append(
-                f"tensor {tensor.name!r} in {entry.file.name} has shape {list(entry.shape)}, expected {list(shape)}"
-            )
-        elif entry.dtype not in FLOATS:
-            wrong.append(
-                f"tensor {tensor.name!r} in {entry.file.name} has dtype {entry.dtype}, expected {' or '.join(FLOATS)}"
-            )
-        else:
-            for part, span in zip(tensor.parts, rows, strict=True):
-                pieces.setdefault(part.path, []).append(Piece(entry, span, part.index))
-    for name in sorted(set(entries) - known):
-        if not _is_redundant(name, config, entries):
-            wrong.append(f"tensor {name!r} in {entries[name].file.name} is unknown to model_type {config.family!r}")
+        problem = _misfit(tensor.name, shape, entries)
+        if problem is not None:
+            wrong.append(problem)
+            continue
+        for part, span in zip(tensor.parts, rows, strict=True):
+            pieces.setdefault(part.path, []).append(Piece(entries[tensor.name], span, part.index))
+    wrong += [_foreign(name, config, entries) for name in sorted(set(entries) - known) if not _says_nothing(name)]
+    wrong = [problem for problem in wrong if problem]
     if wrong:
         listed = "\n  ".join(wrong[:10]) + (f"\n  and {len(wrong) - 10} more" if len(wrong) > 10 else "")
         raise UserError(
@@ -97,13 +95,33 @@ def match_tensors(
     return pieces
 
 
-def _is_redundant(name: str, config: ModelConfig, entries: Mapping[str, Entry]) -> bool:
-    """Tensors that say nothing new: rotary frequencies, and a stored head that equals the embedding it is tied to."""
-    if name.endswith(".rotary_emb.inv_freq"):
-        return True
-    if name != "lm_head.weight" or not config.tie_embeddings or "model.embed_tokens.weight" not in entries:
-        return False
-    head, embedding = entries[name], entries["model.embed_tokens.weight"]
-    if (head.shape, head.dtype) != (embedding.shape, embedding.dtype):
-        return False
-    return safetensors_io.read_tensor(head).tobytes() == safetensors_io.read_tensor(embedding).tobytes()
+def _misfit(name: str, shape: tuple[int, ...], entries: Mapping[str, Entry]) -> str | None:
+    """What is wrong with a tensor that the model needs; None if nothing."""
+    entry = entries.get(name)
+    if entry is None:
+        return f"tensor {name!r} is missing (expected shape {list(shape)})"
+    if entry.shape != shape:
+        return f"tensor {name!r} in {entry.file.name} has shape {list(entry.shape)}, expected {list(shape)}"
+    if entry.dtype not in FLOATS:
+        return f"tensor {name!r} in {entry.file.name} has dtype {entry.dtype}, expected {' or '.join(FLOATS)}"
+    return None
+
+
+def _says_nothing(name: str) -> bool:
+    return name.endswith(".rotary_emb.inv_freq")
+
+
+def _foreign(name: str, config: ModelConfig, entries: Mapping[str, Entry]) -> str | None:
+    """What is wrong with a tensor that the model does not need; None for a stored head that equals the embedding."""
+    if name != HEAD or not config.tie_embeddings or EMBEDDING not in entries:
+        return f"tensor {name!r} in {entries[name].file.name} is unknown to model_type {config.family!r}"
+    head, embedding = entries[name], entries[EMBEDDING]
+    kinds = [(entry.shape, entry.dtype) for entry in (head, embedding)]
+    if kinds[0] == kinds[1]:
+        values = [safetensors_io.read_tensor(entry).tobytes() for entry in (head, embedding)]
+        if values[0] == values[1]:
+            return None
+    return (
+        f"tensor {name!r} in {head.file.name} is stored and differs from the embedding, and config.json says "
+        "tie_word_embeddings true: set that to false if the stored head is meant, else remove the tensor"
+    )

@@ -19,9 +19,15 @@ EXTENDED = (RopeScaling.LLAMA3, RopeScaling.YARN, RopeScaling.LONGROPE)
 
 
 def read_ropes(
-    left: Fields, max_seq_len: int, *, theta_default: float, local_theta_default: float | None
+    left: Fields,
+    max_seq_len: int,
+    *,
+    theta_default: float,
+    local_theta_default: float | None,
+    local_unscaled: bool = False,
 ) -> dict[str, RopeConfig]:
-    """`rope`, and `local_rope` for families whose local layers have their own (those with a default for it).
+    """`rope`, and `local_rope` for families whose local layers have their own: those with a default base for it, and
+    those that stretch the frequencies of global layers only (`local_unscaled`).
 
     Both spellings are read: rope_theta with rope_scaling, and rope_parameters (flat, or by layer type).
     """
@@ -46,6 +52,8 @@ def read_ropes(
         parameters["original_max_position_embeddings"] = original
     left.require("rope_interleaved", False)
     rope = _read_rope(Fields(parameters, f"{left.origin}: rope"), max_seq_len)
+    if local_unscaled and rope.scaling is not RopeScaling.NONE:
+        return {"rope": rope, "local_rope": RopeConfig(theta=rope.theta)}
     return {"rope": rope} if local_theta is None else {"rope": rope, "local_rope": RopeConfig(theta=local_theta)}
 
 
@@ -90,9 +98,9 @@ def _read_rope(left: Fields, max_seq_len: int) -> RopeConfig:
     if scaling is RopeScaling.YARN:
         values["truncate"] = left.take("truncate", bool, True)
     if scaling is RopeScaling.LONGROPE:
-        values |= {name: tuple(map(float, left.take(name, list))) for name in ("short_factor", "long_factor")}
+        values |= {name: left.numbers(name) for name in ("short_factor", "long_factor")}
     if scaling in (RopeScaling.YARN, RopeScaling.LONGROPE) and values["factor"] is None:
-        values["factor"] = max_seq_len / original
+        values["factor"] = max_seq_len / max(original, 1)
     theta, partial = left.number("rope_theta"), left.number("partial_rotary_factor", 1.0)
     left.finish()
     try:

@@ -67,7 +67,8 @@ def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[
 
 def _layer_paths(config: ModelConfig) -> Iterator[str]:
     """Paths of the parameters that one layer has."""
-    yield from ("attn_norm.scale", "mlp_norm.scale")
+    if config.pre_norms:
+        yield from ("attn_norm.scale", "mlp_norm.scale")
     if config.post_norms:
         yield from ("attn_post_norm.scale", "mlp_post_norm.scale")
     yield from (f"attn.{name}.kernel" for name in "qkvo")
@@ -80,6 +81,7 @@ def _layer_paths(config: ModelConfig) -> Iterator[str]:
     if config.moe is not None:
         yield from (f"moe.{name}.kernel" for name in ("router", "gate", "up", "down"))
         return
-    yield from (f"mlp.{name}.kernel" for name in ("gate", "up", "down"))
+    matrices = ("gate", "up", "down") if config.mlp_gate else ("up", "down")
+    yield from (f"mlp.{name}.kernel" for name in matrices)
     if config.mlp_bias:
-        yield from (f"mlp.{name}.bias" for name in ("gate", "up", "down"))
+        yield from (f"mlp.{name}.bias" for name in matrices)

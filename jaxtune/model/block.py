@@ -2,8 +2,10 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -27,32 +29,43 @@ class Attention(nnx.Module):
 
         self.q, self.k, self.v = project(h), project(k), project(k)
         self.o = Linear("bshe,hed->bsd", (h, dh, d), out_bias, std=std_out(config), rngs=rngs, dtype=dtype)
-        self.q_norm = rms_norm(config, dh, dtype) if config.qk_norm else None
-        self.k_norm = rms_norm(config, dh, dtype) if config.qk_norm else None
+        wide = lambda heads: heads * dh if config.qk_norm_whole else dh
+        self.q_norm = rms_norm(config, wide(h), dtype) if config.qk_norm else None
+        self.k_norm = rms_norm(config, wide(k), dtype) if config.qk_norm else None
+        self.norm_whole = config.qk_norm_whole
 
     def project(self, x: Float[Array, "b s d"], cos, sin):
         """Rotated queries and keys, and values."""
         query = constrain(self.q(x), Layout.HEADS)
         key, value = (constrain(project(x), Layout.KEYS_VALUES) for project in (self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
+            query, key = self._normed(self.q_norm, query), self._normed(self.k_norm, key)
         return rotate(query, cos, sin), rotate(key, cos, sin), value
+
+    def _normed(self, norm: RMSNorm, heads: Float[Array, "b s h e"]) -> Float[Array, "b s h e"]:
+        if not self.norm_whole:
+            return norm(heads)
+        return norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
 
 
 class Mlp(nnx.Module):
-    """down(activation(gate x) * up x) (arXiv 2002.05202)."""
+    """Feed-forward down(activation(gate x) * up x) (arXiv 2002.05202); without a gate, down(activation(up x))."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
         d, f = config.d_model, config.d_ff
         wide, narrow = ((f,), (d,)) if config.mlp_bias else (None, None)
-        self.gate = Linear("bsd,df->bsf", (d, f), wide, std=STD, rngs=rngs, dtype=dtype)
-        self.up = Linear("bsd,df->bsf", (d, f), wide, std=STD, rngs=rngs, dtype=dtype)
+        into = lambda: Linear("bsd,df->bsf", (d, f), wide, std=STD, rngs=rngs, dtype=dtype)
+        self.gate = into() if config.mlp_gate else None
+        self.up = into()
         self.down = Linear("bsf,fd->bsd", (f, d), narrow, std=std_out(config), rngs=rngs, dtype=dtype)
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        gate, up = (constrain(project(x), Layout.FEED_FORWARD) for project in (self.gate, self.up))
         activate = ACTIVATIONS[self.activation]
+        if self.gate is None:
+            up = constrain(self.up(x), Layout.FEED_FORWARD)
+            return jax.checkpoint(lambda up: self.down(activate(up)), prevent_cse=False)(up)
+        gate, up = (constrain(project(x), Layout.FEED_FORWARD) for project in (self.gate, self.up))
         # The backward pass keeps gate and up only: activating them again is cheaper than storing what that takes.
         return jax.checkpoint(lambda gate, up: self.down(activate(gate) * up), prevent_cse=False)(gate, up)
 
@@ -61,29 +74,39 @@ class Block(nnx.Module):
     """One layer: attention and feed-forward, each with a residual sum."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
-        self.attn_norm = rms_norm(config, config.d_model, dtype)
+        norm = lambda there: rms_norm(config, config.d_model, dtype) if there else None
+        self.attn_norm = norm(config.pre_norms)
         self.attn = Attention(config, rngs=rngs, dtype=dtype)
-        self.mlp_norm = rms_norm(config, config.d_model, dtype)
+        self.mlp_norm = norm(config.pre_norms)
         self.mlp = Mlp(config, rngs=rngs, dtype=dtype) if config.moe is None else None
         self.moe = None if config.moe is None else _moe(config, config.moe, rngs=rngs, dtype=dtype)
-        self.attn_post_norm = rms_norm(config, config.d_model, dtype) if config.post_norms else None
-        self.mlp_post_norm = rms_norm(config, config.d_model, dtype) if config.post_norms else None
+        self.attn_post_norm = norm(config.post_norms)
+        self.mlp_post_norm = norm(config.post_norms)
+        self.residual_scale = config.residual_scale
 
-    def __call__(self, x: Float[Array, "b s d"], cos, sin, attend) -> Float[Array, "b s d"]:
-        """`attend(query, key, value)` does the mixing over tokens."""
+    def __call__(self, x: Float[Array, "b s d"], cos, sin, attend) -> tuple[Float[Array, "b s d"], Any]:
+        """Hidden states after the layer, and the state of `attend(query, key, value) -> (mixed, state)`."""
         x = constrain(x, Layout.HIDDEN)
-        mixed = self.attn.o(constrain(attend(*self.attn.project(self.attn_norm(x), cos, sin)), Layout.HEADS))
-        x = x + (mixed if self.attn_post_norm is None else self.attn_post_norm(mixed))
+        mixed, state = attend(*self.attn.project(_through(self.attn_norm, x), cos, sin))
+        x = x + self._scaled(_through(self.attn_post_norm, self.attn.o(constrain(mixed, Layout.HEADS))))
         feed_forward = self.mlp if self.moe is None else self.moe
         assert feed_forward is not None
-        y = feed_forward(self.mlp_norm(x))
-        return x + (y if self.mlp_post_norm is None else self.mlp_post_norm(y))
+        y = feed_forward(_through(self.mlp_norm, x))
+        return x + self._scaled(_through(self.mlp_post_norm, y)), state
+
+    def _scaled(self, y: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        return y if self.residual_scale == 1.0 else y * jnp.asarray(self.residual_scale, y.dtype)
+
+
+def _through(norm: RMSNorm | None, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    return x if norm is None else norm(x)
 
 
 ACTIVATIONS = {
     Activation.SILU: jax.nn.silu,
     Activation.GELU_TANH: functools.partial(jax.nn.gelu, approximate=True),
     Activation.GELU: functools.partial(jax.nn.gelu, approximate=False),
+    Activation.RELU2: lambda x: jnp.square(jax.nn.relu(x)),
 }
 STD = 0.02
 """Standard deviation of initial weights."""

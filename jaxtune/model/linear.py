@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxtune.parallel.mesh import on_one_device
 
@@ -84,6 +84,25 @@ def _backward(spec, out_dtype, operands, cotangent):
 _product.defvjp(_forward, _backward)
 
 
+@jax.custom_vjp
+def lookup(table: Float[Array, "v d"], tokens: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+    """Rows of an embedding table. Its gradient is summed in float32 and rounded once to the dtype of the table."""
+    return table[tokens]
+
+
+def _lookup_forward(table, tokens):
+    return table[tokens], (jnp.zeros((0,), table.dtype), table.shape, tokens)
+
+
+def _lookup_backward(residuals, cotangent):
+    like, shape, tokens = residuals
+    summed = jnp.zeros(shape, jnp.float32).at[tokens].add(cotangent.astype(jnp.float32))
+    return summed.astype(like.dtype), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
 class Linear(nnx.Module):
     """einsum(spec, x, kernel) + bias, in the dtype of x."""
 
@@ -105,8 +124,8 @@ class Linear(nnx.Module):
         y = checkpoint_name(product(self.spec, x, self.kernel[...]), PRODUCT)
         if self.bias is None:
             return y
-        bias = self.bias[...].astype(y.dtype)
-        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+        bias = self.bias[...].astype(jnp.float32)  # so that its gradient, a sum over all tokens, is float32 too
+        return (y.astype(jnp.float32) + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)).astype(y.dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -76,6 +76,11 @@ class LoraConfig:
             raise UserError(f"lora alpha is {self.alpha}; it must be above 0")
         if not self.targets:
             raise UserError("lora targets is empty; name the kernels to adapt")
+        for pattern in self.targets:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"lora targets: {pattern!r} is not a regular expression: {error}") from error
 
     @property
     def scale(self) -> float:

@@ -28,6 +28,8 @@ class MoeConfig:
     """The weights of the chosen experts are divided by their sum."""
 
     def __post_init__(self):
+        if not (1 <= self.num_experts <= 100_000 and 1 <= self.d_ff < 2**31):
+            raise UserError(f"{self.num_experts} experts of width {self.d_ff}: not a model; check the config.")
         if not 1 <= self.experts_per_token <= self.num_experts:
             raise UserError(
                 f"experts_per_token is {self.experts_per_token}; "

@@ -5,6 +5,7 @@ import enum
 import math
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
@@ -69,8 +70,22 @@ class RopeConfig:
             )
         if not 0 < self.partial <= 1:
             raise UserError(f"the rotated share of the head dimension is {self.partial}; it must be in (0, 1].")
-        if self.theta <= 0:
-            raise UserError(f"rope theta is {self.theta}; it must be positive.")
+        if not 1 < self.theta < math.inf:
+            raise UserError(f"rope theta is {self.theta}; it must be above 1 and finite.")
+        names = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
+        numbers = {name: getattr(self, name) for name in (*names, "mscale", "mscale_all_dim")}
+        lists = {f"{name}[{i}]": x for name in ("short_factor", "long_factor") for i, x in enumerate(self._list(name))}
+        for name, value in (numbers | lists).items():
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"rope {name} is {value}; it must be above 0 and finite.")
+        if self.original_max_len is not None and self.original_max_len < 2:
+            raise UserError(f"rope original_max_len is {self.original_max_len}; it must be at least 2.")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and not low < high:
+            raise UserError(f"rope low_freq_factor ({low}) must be below high_freq_factor ({high}).")
+
+    def _list(self, name: str) -> tuple[float, ...]:
+        return getattr(self, name) or ()
 
 
 def rotary_dim(rope: RopeConfig, head_dim: int) -> int:
@@ -105,16 +120,36 @@ def frequencies(rope: RopeConfig, head_dim: int) -> tuple[Float[np.ndarray, "cho
             return _longrope(rope, base)
 
 
+def depends_on_length(rope: RopeConfig) -> bool:
+    """Whether the frequencies of an example depend on how long it is."""
+    return rope.scaling is RopeScaling.LONGROPE
+
+
+def example_lengths(positions: Int[Array, "b s"], segment_ids: Int[Array, "b s"]) -> Int[Array, "b s"]:
+    """For each token of packed rows, the length of its own example; an example's tokens must be adjacent.
+
+    segment_ids [1, 1, 2, 2, 2, 0]   positions [0, 1, 0, 1, 2, 0]   lengths [2, 2, 3, 3, 3, 1]
+    """
+    width = positions.shape[1]
+    last = jnp.concatenate([segment_ids[:, 1:] != segment_ids[:, :-1], jnp.ones_like(segment_ids[:, :1], bool)], axis=1)
+    ends = jax.lax.cummin(jnp.where(last, jnp.arange(width)[None, :], width), axis=1, reverse=True)
+    return jnp.take_along_axis(positions, ends, axis=1) + 1
+
+
 def tables(
-    rope: RopeConfig, head_dim: int, positions: Int[Array, "b s"]
+    rope: RopeConfig, head_dim: int, positions: Int[Array, "b s"], lengths: Int[Array, "b s"]
 ) -> tuple[Float32[Array, "b s half"], Float32[Array, "b s half"]]:
-    """Cosines and sines of position times frequency, in float32 whatever the compute dtype."""
+    """Cosines and sines of position times frequency, in float32 whatever the compute dtype.
+
+    `lengths` are those of the examples that the tokens belong to. An example's own length decides between the two
+    frequencies of LONGROPE: neither its neighbours in a row or batch nor the padding can change it.
+    """
     choices, factor = frequencies(rope, head_dim)
-    inverse = jnp.asarray(choices[0], jnp.float32)
+    inverse = jnp.asarray(choices[0], jnp.float32)[None, None, :]
     if len(choices) == 2:
-        beyond = jnp.max(positions) + 1 > _given(rope.original_max_len)
-        inverse = jnp.where(beyond, jnp.asarray(choices[1], jnp.float32), inverse)
-    angles = positions.astype(jnp.float32)[:, :, None] * inverse[None, None, :]
+        beyond = (lengths > _given(rope.original_max_len))[:, :, None]
+        inverse = jnp.where(beyond, jnp.asarray(choices[1], jnp.float32)[None, None, :], inverse)
+    angles = positions.astype(jnp.float32)[:, :, None] * inverse
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 

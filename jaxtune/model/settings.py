@@ -2,11 +2,15 @@
 
 import dataclasses
 import enum
+import math
 
 from jaxtune.errors import UserError
 from jaxtune.model.attention.core import Backend
 from jaxtune.model.moe import MoeConfig
 from jaxtune.model.rope import RopeConfig, rotary_dim
+
+MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1
+"""Far beyond any model; a file that states more is damaged, and must not take the machine's memory."""
 
 
 class Activation(enum.Enum):
@@ -15,6 +19,7 @@ class Activation(enum.Enum):
     SILU = "silu"
     GELU_TANH = "gelu_tanh"
     GELU = "gelu"
+    RELU2 = "relu2"  # the square of ReLU (arXiv 2109.08668)
 
 
 class LayerKind(enum.Enum):
@@ -52,16 +57,26 @@ class ModelConfig:
     norm_eps: float = 1e-5
     norm_offset: bool = False
     """RMSNorm multiplies by 1 + scale, with scale starting at zero (Gemma)."""
+    pre_norms: bool = True
+    """A norm before attention and feed-forward (all but OLMo 2, 3)."""
     post_norms: bool = False
-    """A second norm after attention and feed-forward, before the residual sum (Gemma 2, 3)."""
+    """A norm after attention and feed-forward, before the residual sum (Gemma 2, 3; OLMo 2, 3)."""
     qk_norm: bool = False
     """RMSNorm over each query and key head before the rotation (Qwen 3, Gemma 3)."""
+    qk_norm_whole: bool = False
+    """`qk_norm` runs over all heads of a token together (OLMo 2, 3)."""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    mlp_gate: bool = True
+    """The feed-forward is down(activation(gate x) * up x); without a gate, down(activation(up x)) (Arcee)."""
     tie_embeddings: bool = True
     embed_scale: float | None = None
-    """Factor on embeddings, rounded to the compute dtype (Gemma: sqrt(D))."""
+    """Factor on embeddings, rounded to the compute dtype (Gemma: sqrt(D); Granite)."""
+    residual_scale: float = 1.0
+    """Factor on what attention and feed-forward add to the residual stream (Granite)."""
+    logit_scale: float = 1.0
+    """Factor on the final hidden states, and so on the logits before their cap (Granite)."""
     attn_scale: float | None = None
     """Factor on query-key products; None is Dh ** -0.5."""
     attn_soft_cap: float | None = None
@@ -73,6 +88,8 @@ class ModelConfig:
     rope: RopeConfig = RopeConfig()
     local_rope: RopeConfig | None = None
     """Rotary embedding of LOCAL layers where it differs (Gemma 3)."""
+    unrotated_layers: tuple[int, ...] = ()
+    """Layers without a rotary embedding, counted from 0 (SmolLM 3, arXiv 2501.18795)."""
     moe: MoeConfig | None = None
     """Mixture of experts in place of the dense feed-forward; `d_ff` is then unused."""
     remat: Remat = Remat.NONE
@@ -81,8 +98,9 @@ class ModelConfig:
     def __post_init__(self):
         sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
         for name in sizes:
-            if getattr(self, name) < 1:
-                raise UserError(f"model {name} is {getattr(self, name)}; it must be at least 1.")
+            most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"model {name} is {getattr(self, name):.3g}; it must be in [1, {most}].")
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}).")
         if self.sliding_window is not None and self.sliding_window < 1:
@@ -91,9 +109,28 @@ class ModelConfig:
             raise UserError(f"layer_kinds has {len(self.kinds)} entries; the model has {self.num_layers} layers.")
         if LayerKind.LOCAL in self.kinds and self.sliding_window is None:
             raise UserError("layer_kinds has local layers; set sliding_window.")
+        beyond = [layer for layer in self.unrotated_layers if not 0 <= layer < self.num_layers]
+        if beyond:
+            raise UserError(f"unrotated_layers has {beyond}; the model has layers 0 to {self.num_layers - 1}.")
+        if self.qk_norm_whole and not self.qk_norm:
+            raise UserError("qk_norm_whole says how qk_norm works; set qk_norm too.")
+        if not (self.mlp_gate or self.moe is None):
+            raise UserError("experts have a gate; leave mlp_gate on.")
+        if not (self.pre_norms or self.post_norms):
+            raise UserError("a layer needs norms before or after its parts; set pre_norms or post_norms.")
+        self._check_finite()
         for rope in (self.rope, self.local_rope):
             if rope is not None:
                 rotary_dim(rope, self.head_dim)
+
+    def _check_finite(self) -> None:
+        names = ("embed_scale", "attn_scale", "attn_soft_cap", "final_soft_cap")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name, value in (given | {name: getattr(self, name) for name in ("residual_scale", "logit_scale")}).items():
+            if not 0 < value < math.inf:
+                raise UserError(f"model {name} is {value}; it must be above 0 and finite.")
+        if not 0 <= self.norm_eps < 1:
+            raise UserError(f"model norm_eps is {self.norm_eps}; it must be in [0, 1).")
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:

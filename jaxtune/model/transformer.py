@@ -15,6 +15,7 @@ L layers, E experts, T cache slots. Parameters (float32 unless asked otherwise),
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,9 @@ from jaxtune.model.attention.blockwise import RESIDUAL
 from jaxtune.model.attention.core import cached_attention
 from jaxtune.model.attention.layer import kind_numbers, packed_attention, score_options, window_of
 from jaxtune.model.block import STD, Block, rms_norm
-from jaxtune.model.linear import PRODUCT, Linear, normal, product
-from jaxtune.model.rope import tables
-from jaxtune.model.settings import ModelConfig, Remat
+from jaxtune.model.linear import PRODUCT, Linear, lookup, normal, product
+from jaxtune.model.rope import RopeConfig, depends_on_length, example_lengths, tables
+from jaxtune.model.settings import LayerKind, ModelConfig, Remat
 from jaxtune.parallel.sharding import Layout, constrain, gathered, keep_all_but_gathered, weights_are_split
 
 
@@ -40,14 +41,18 @@ class Cache:
     values: Float[Array, "l b t k d"]
     lengths: Int[Array, " b"]
     """Tokens held by each row, which is the position of its next token."""
+    tokens: Int[Array, "b t"] | None = None
+    """The tokens themselves, where keys and values must be computed again as a row grows (`rope.depends_on_length`)."""
 
 
 def init_cache(config: ModelConfig, batch_size: int, slots: int, dtype=jnp.float32) -> Cache:
     """An empty cache for `batch_size` rows of at most `slots` tokens, prompt included."""
     shape = (config.num_layers, batch_size, slots, config.num_kv_heads, config.head_dim)
+    again = depends_on_length(config.rope)
     return Cache(
-        keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype), lengths=jnp.zeros((batch_size,), jnp.int32)
-    )
+        keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype), lengths=jnp.zeros((batch_size,), jnp.int32),
+        tokens=jnp.zeros((batch_size, slots), jnp.int32) if again else None,
+    )  # fmt: skip
 
 
 class Embed(nnx.Module):
@@ -89,20 +94,13 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "b s d"]:
         """Final-normed hidden states of packed rows, in the compute dtype; `noise` is added to the embeddings."""
         config = self.config
-        graphdef, stacked = _split(self.layers)
-        rotations = _rotations(config, positions)
 
-        def layer(x, scanned):
-            weights, kind = scanned
-            attend = functools.partial(packed_attention, config, kind, segment_ids)
-            block = nnx.merge(graphdef, gathered(weights, "layers"))
-            cos, sin = _of_kind(rotations, kind)
-            return block(x, cos, sin, attend), None
+        def attend(state, kind, index, *heads):
+            return packed_attention(config, kind, segment_ids, *heads), state
 
-        layer = _rematerialised(layer, config.remat)
         x = self._embed(tokens, dtype)
-        x, _ = jax.lax.scan(layer, x if noise is None else x + noise, (stacked, kind_numbers(config)))
-        return self.final_norm(x)
+        rotations = _rotations(config, positions, example_lengths(positions, segment_ids))
+        return self._through_layers(x if noise is None else x + noise, rotations, (), attend, config.remat)[0]
 
     def extend(
         self,
@@ -116,37 +114,77 @@ class Transformer(nnx.Module):
         """Hidden states of new tokens that follow those in the cache, and the cache with them added.
 
         A row is one sequence: segment 1 marks its new tokens, 0 padding, which is not stored. Prompts are aligned left:
-        positions 0, 1, ...; then one token at a time at position `cache.lengths`.
+        positions 0, 1, ...; then one token at a time at position `cache.lengths`. Where rotations depend on a row's
+        length and the new tokens take it beyond the original context, the row's cache is computed again first, so that
+        the result is that of the whole row read at once.
         """
-        config = self.config
-        graphdef, stacked = _split(self.layers)
-        rotations = _rotations(config, positions)
-        slots = cache.keys.shape[2]
+        ends = jnp.where(segment_ids > 0, positions + 1, 0).max(axis=1).astype(jnp.int32)
+        lengths = jnp.maximum(cache.lengths, ends)
+        if cache.tokens is not None:
+            cache = self._read_again(cache, lengths, dtype)
+            places = jnp.where(segment_ids > 0, positions, cache.tokens.shape[1])
+            rows = jnp.arange(tokens.shape[0])[:, None]
+            seen = cache.tokens.at[rows, places].set(tokens.astype(jnp.int32), mode="drop")
+            cache = dataclasses.replace(cache, tokens=seen)
+        hidden, cache = self._extend(tokens, positions, segment_ids, lengths, cache, dtype)
+        return hidden, dataclasses.replace(cache, lengths=lengths)
+
+    def _extend(self, tokens, positions, segment_ids, lengths, cache: Cache, dtype):
+        """`extend` with the rotations of rows of `lengths` tokens, whatever the cache holds; its lengths stay."""
+        config, slots = self.config, cache.keys.shape[2]
         rows = jnp.arange(tokens.shape[0])[:, None]
         places = jnp.where(segment_ids > 0, positions, slots)  # one past the end: dropped
 
+        def attend(buffers, kind, index, query, key, value):
+            stored = zip(buffers, (key, value), strict=True)
+            buffers = tuple(b.at[index, rows, places].set(new.astype(b.dtype), mode="drop") for b, new in stored)
+            keys, values = (buffer[index].astype(query.dtype) for buffer in buffers)
+            options = {"window": window_of(config, kind), **score_options(config)}
+            return cached_attention(query, keys, values, positions, **options), buffers
+
+        rotations = _rotations(config, positions, jnp.broadcast_to(lengths[:, None], positions.shape))
+        x = self._embed(tokens, dtype)
+        hidden, (keys, values) = self._through_layers(x, rotations, (cache.keys, cache.values), attend, None)
+        return hidden, dataclasses.replace(cache, keys=keys, values=values)
+
+    def _read_again(self, cache: Cache, lengths: Int[Array, " b"], dtype) -> Cache:
+        """The cache with keys and values of rows that pass the original context computed for rows of `lengths`."""
+        assert cache.tokens is not None and self.config.rope.original_max_len is not None
+        original, (batch, slots) = self.config.rope.original_max_len, cache.tokens.shape
+        passing = (cache.lengths > 0) & (cache.lengths <= original) & (lengths > original)
+        chunk = math.gcd(slots, 512)
+
+        def read(number, again: Cache) -> Cache:
+            tokens = jax.lax.dynamic_slice_in_dim(cache.tokens, number * chunk, chunk, axis=1)
+            positions = jnp.broadcast_to(number * chunk + jnp.arange(chunk), (batch, chunk))
+            present = (passing[:, None] & (positions < cache.lengths[:, None])).astype(jnp.int32)
+            return self._extend(tokens, positions, present, lengths, again, dtype)[1]
+
+        chunks = -(-jnp.max(jnp.where(passing, cache.lengths, 0)) // chunk)
+        return jax.lax.fori_loop(0, chunks, read, cache)
+
+    def _through_layers(self, x, rotations, state, attend, remat: Remat | None):
+        """Final-normed hidden states and new state, by one scan over the layers.
+
+        `attend(state, kind, index, query, key, value)` mixes over tokens; it returns the result and the new state.
+        `remat` is None where nothing is differentiated.
+        """
+        config = self.config
+        graphdef, stacked = _split(self.layers)
+
         def layer(carry, scanned):
-            x, *buffers = carry
-            weights, kind, index = scanned
-
-            def attend(query, key, value):
-                for i, new in enumerate((key, value)):
-                    stored = new.astype(buffers[i].dtype)
-                    buffers[i] = buffers[i].at[index, rows, places].set(stored, mode="drop")
-                keys, values = (buffer[index].astype(query.dtype) for buffer in buffers)
-                return cached_attention(
-                    query, keys, values, positions, window=window_of(config, kind), **score_options(config)
-                )
-
+            x, state = carry
+            weights, kind, rope, index = scanned
             block = nnx.merge(graphdef, gathered(weights, "layers"))
-            cos, sin = _of_kind(rotations, kind)
-            x = block(x, cos, sin, attend)
-            return (x, *buffers), None
+            cos, sin = _of_layer(rotations, rope)
+            return block(x, cos, sin, functools.partial(attend, state, kind, index)), None
 
-        scanned = (stacked, kind_numbers(config), jnp.arange(config.num_layers))
-        (x, keys, values), _ = jax.lax.scan(layer, (self._embed(tokens, dtype), cache.keys, cache.values), scanned)
-        ends = jnp.where(segment_ids > 0, positions + 1, 0).max(axis=1).astype(jnp.int32)
-        return self.final_norm(x), Cache(keys=keys, values=values, lengths=jnp.maximum(cache.lengths, ends))
+        if remat is not None:
+            layer = _rematerialised(layer, remat)
+        scanned = (stacked, kind_numbers(config), _rope_numbers(config), jnp.arange(config.num_layers))
+        (x, state), _ = jax.lax.scan(layer, (x, state), scanned)
+        hidden = self.final_norm(x)
+        return (hidden if config.logit_scale == 1.0 else hidden * jnp.asarray(config.logit_scale, x.dtype)), state
 
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
         """Float32 next-token logits, soft cap included. (`jaxtune.step.losses` never holds them all.)"""
@@ -159,7 +197,7 @@ class Transformer(nnx.Module):
 
     def _embed(self, tokens: Int[Array, "b s"], dtype) -> Float[Array, "b s d"]:
         table = gathered(self.embed.embedding[...], "embed.embedding")
-        x = constrain(table[tokens].astype(dtype), Layout.HIDDEN)
+        x = constrain(lookup(table, tokens).astype(dtype), Layout.HIDDEN)
         return x if self.config.embed_scale is None else x * jnp.asarray(self.config.embed_scale, dtype)
 
 
@@ -215,16 +253,30 @@ def _split(layers: nnx.Module):
     return graphdef, nnx.to_pure_dict(stacked)
 
 
-def _rotations(config: ModelConfig, positions: Int[Array, "b s"]):
-    """Cosines and sines, each with a leading axis over kinds of layers where these differ."""
-    if config.local_rope is None:
-        return tables(config.rope, config.head_dim, positions)
-    pairs = [tables(rope, config.head_dim, positions) for rope in (config.rope, config.local_rope)]
-    return tuple(jnp.stack(part) for part in zip(*pairs, strict=True))
+def _rotations(config: ModelConfig, positions: Int[Array, "b s"], lengths: Int[Array, "b s"]):
+    """Cosines and sines, with a leading axis over the layers' choices (see `_rope_numbers`) where there are several."""
+    pairs = [tables(rope, config.head_dim, positions, lengths) for rope in _ropes(config)]
+    if config.unrotated_layers:
+        cos, sin = pairs[0]
+        pairs.append((jnp.ones_like(cos), jnp.zeros_like(sin)))
+    return pairs[0] if len(pairs) == 1 else tuple(jnp.stack(part) for part in zip(*pairs, strict=True))
 
 
-def _of_kind(rotations, kind: Int[Array, ""]):
-    return tuple(table[kind] if table.ndim == 4 else table for table in rotations)
+def _ropes(config: ModelConfig) -> list[RopeConfig]:
+    return [config.rope] if config.local_rope is None else [config.rope, config.local_rope]
+
+
+def _rope_numbers(config: ModelConfig) -> Int[Array, " l"]:
+    """Which of `_rotations` each layer takes: those of `rope`, of `local_rope`, or last, none."""
+    own = config.local_rope is not None
+    numbers = [int(own and kind is LayerKind.LOCAL) for kind in config.kinds]
+    for layer in config.unrotated_layers:
+        numbers[layer] = len(_ropes(config))
+    return jnp.asarray(numbers, jnp.int32)
+
+
+def _of_layer(rotations, number: Int[Array, ""]):
+    return tuple(table[number] if table.ndim == 4 else table for table in rotations)
 
 
 def _rematerialised(layer, remat: Remat):

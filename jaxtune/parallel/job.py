@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxtune.errors import UserError
+from jaxtune.parallel.rollcall import MissingProcesses, roll_call
 
 EXIT_STOPPED = 75
 EXIT_HOST_LOST = 76
@@ -74,13 +75,14 @@ def detect(
     if any(name in environ for name in VARIABLES):
         values = {name: environ.get(name) for name in VARIABLES[:2]} | {"JAXTUNE_PROCESS": index}
         return _explicit(Source.VARIABLES, values)
-    if environ.get("TPU_SKIP_MDS_QUERY") is None and _on_tpu():
-        return Place(source=Source.TPU)
-    return _slurm(environ)
+    return _tpu(environ) or _slurm(environ)
 
 
 def start(place: Place | None, *, heartbeat_seconds: int = 30, timeout_seconds: int = 300) -> None:
     """Join the job; must come before anything touches a device. Without a place nothing happens.
+
+    All processes must be there within `timeout_seconds`; otherwise each says in one line who is missing and leaves with
+    `EXIT_HOST_LOST`. Raises UserError for a port that is taken and for numbers that are given twice.
 
     A process that sends no heartbeat for `heartbeat_seconds` is dead, and ends the job on every host: at once where the
     collective operations notice, else by JAX's runtime, which prints that another task died.
@@ -90,6 +92,12 @@ def start(place: Place | None, *, heartbeat_seconds: int = 30, timeout_seconds: 
     if place.source is Source.TPU:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds, initialization_timeout=timeout_seconds)
     else:
+        assert place.coordinator is not None and place.processes is not None and place.process is not None
+        try:
+            roll_call(place.coordinator, place.processes, place.process, timeout=timeout_seconds)
+        except MissingProcesses as error:
+            print(f"process {place.process} of {place.processes}: {error}; start the job again", file=sys.stderr)
+            raise SystemExit(EXIT_HOST_LOST) from error
         jax.distributed.initialize(
             place.coordinator,
             place.processes,
@@ -221,6 +229,23 @@ def _explicit(source: Source, given: Mapping[str, str | int | None]) -> Place:
     if not 0 <= index < count:
         raise UserError(f"this is process {index} of {count}; processes are numbered from 0 to {count - 1}")
     return Place(source=source, coordinator=str(coordinator), processes=count, process=index)
+
+
+def _tpu(environ: Mapping[str, str]) -> Place | None:
+    """On one of several hosts with TPUs: JAX asks the metadata server (Compute Engine) or the environment (GKE).
+
+    GKE sets TPU_SKIP_MDS_QUERY and names the hosts. A single host that says so needs no job: a GKE pod, Colab, Kaggle.
+    """
+    if not _on_tpu():
+        return None
+    slices = environ.get("MEGASCALE_NUM_SLICES", "")
+    if slices.isdigit() and int(slices) > 1:
+        return Place(source=Source.TPU)
+    for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"):
+        if name in environ:
+            return Place(source=Source.TPU) if len(environ[name].split(",")) > 1 else None
+    hosted = any(name.startswith(("COLAB_", "KAGGLE_")) for name in environ)
+    return None if hosted or "TPU_SKIP_MDS_QUERY" in environ else Place(source=Source.TPU)
 
 
 def _slurm(environ: Mapping[str, str]) -> Place | None:

@@ -83,11 +83,15 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
 
 
 def _arrange(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-    """Devices in mesh order: by network for accelerators, by process and number on CPU."""
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if devices[0].platform == "cpu":
+    """Devices in mesh order: by network for TPUs, by process and number for others.
+
+    The nodes of a GPU job have a `slice_index` too, but their network is one: any axis may run over nodes. By process
+    and number, the last axes stay inside a node, where links are fastest.
+    """
+    if devices[0].platform != "tpu":
         ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
         return np.array(ordered).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     data = AXES.index("data")

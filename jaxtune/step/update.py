@@ -128,6 +128,10 @@ class StepMetrics:
     finite: Bool[Any, "*trial"]
 
 
+ROUNDING = 2**31 - 1
+"""Folded into a step's key for the rounding of parameters; micro-batches fold in their numbers, from 0."""
+
+
 def hparams(peak_lr: float, weight_decay: float, seed: int = 0) -> Hparams:
     """The traced form of Python numbers."""
     return Hparams(
@@ -139,7 +143,7 @@ def hparams(peak_lr: float, weight_decay: float, seed: int = 0) -> Hparams:
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
     """A fresh state at step 0."""
-    average = jax.tree.map(jnp.copy, params) if ema else None
+    average = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params) if ema else None
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), ema=average)
 
 
@@ -191,6 +195,8 @@ def make_train_step(
 
     `batch` has leading axes [micro_batches, rows]. Gradients of the summed loss are added over micro-batches in
     float32 and divided once by the summed weight, so 8x1, 4x2 and 1x8 are the same update whatever the token counts.
+    Moments and the average of the parameters are float32 whatever dtype these have; parameters in bfloat16 are rounded
+    stochastically, from the step's own key, so that a replay gives the same bits.
     `optimizer` leaves the learning rate out; `schedule(step)` peaks at 1. `capacity` bounds the positions
     with weight in one micro-batch (see `losses.per_task_sums`). `tokens`, if given, bounds the tokens of one shard's
     rows of a micro-batch, and the step computes on these rows laid end to end without their padding (see `strip`).
@@ -213,10 +219,11 @@ def make_train_step(
         def body(carry, numbered: tuple[Array, Batch]):
             number, micro = numbered
             found = gradient(params, frozen, micro, jax.random.fold_in(key, number))
-            return jax.tree.map(jnp.add, carry, found), None
+            return jax.tree.map(lambda total, part: total + part.astype(total.dtype), carry, found), None
 
-        shapes = jax.eval_shape(gradient, params, frozen, first, key)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        grads, sums = jax.eval_shape(gradient, params, frozen, first, key)
+        wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), grads)
+        zeros = wide, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
         return jax.lax.scan(body, zeros, (jnp.arange(batch.tokens.shape[0]), batch))[0]
 
     def train_step(state: TrainState, frozen: Params, batch: Batch, hparams: Hparams) -> tuple[TrainState, StepMetrics]:
@@ -225,13 +232,14 @@ def make_train_step(
         weight = sums.weight.sum()
         denominator = weight if loss.fixed_denominator is None else jnp.asarray(loss.fixed_denominator, weight.dtype)
         scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, denominator, 1), 0)
-        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32) * scale, grads)
         value, norm = sums.objective * scale, optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         applied = finite & (weight > 0)
         rate = hparams.peak_lr * schedule(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optim.apply_update(state.params, updates, groups, rate=rate, weight_decay=hparams.weight_decay)
+        exact = optim.apply_update(state.params, updates, groups, rate=rate, weight_decay=hparams.weight_decay)
+        params = optim.round_stochastically(exact, jax.random.fold_in(key, ROUNDING), state.params)
         ema = None if ema_decay is None else optim.update_ema(state.ema, params, ema_decay)
         keep = lambda new, old: jnp.where(applied, new, old)
         new_state = TrainState(

@@ -273,7 +273,9 @@ def test_rotation_keeps_length_and_depends_on_distance_only():
     query, key = (jnp.asarray(rng.standard_normal((1, 1, 1, 8), dtype=np.float32)) for _ in range(2))
 
     def turned(heads, position):
-        return rope.rotate(heads, *rope.tables(RopeConfig(theta=100.0), 8, jnp.asarray([[position]])))[0, 0, 0]
+        return rope.rotate(
+            heads, *rope.tables(RopeConfig(theta=100.0), 8, jnp.asarray([[position]]), jnp.asarray([[position + 1]]))
+        )[0, 0, 0]
 
     assert jnp.linalg.norm(turned(query, 37)) == pytest.approx(float(jnp.linalg.norm(query)), rel=1e-5)
     scores = [float(turned(query, p) @ turned(key, p + 5)) for p in (0, 11, 300)]
@@ -282,7 +284,7 @@ def test_rotation_keeps_length_and_depends_on_distance_only():
 
 def test_partial_rotation_leaves_the_rest_alone():
     heads = jnp.ones((1, 1, 1, 8))
-    out = rope.rotate(heads, *rope.tables(RopeConfig(partial=0.5), 8, jnp.asarray([[3]])))
+    out = rope.rotate(heads, *rope.tables(RopeConfig(partial=0.5), 8, jnp.asarray([[3]]), jnp.asarray([[4]])))
     np.testing.assert_array_equal(out[..., 4:], 1.0)
     assert float(jnp.abs(out[..., :4] - 1.0).min()) > 0.001
 

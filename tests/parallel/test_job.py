@@ -173,8 +173,45 @@ SLURM = {
     ],
 )
 def test_a_process_finds_its_place(environ, place, monkeypatch):
+    """Machines without TPUs."""
     monkeypatch.setattr(distributed, "_on_tpu", lambda: False)
     assert distributed.detect(environ) == place
+
+
+GKE = {
+    "TPU_SKIP_MDS_QUERY": "true", "TPU_WORKER_ID": "3", "TPU_ACCELERATOR_TYPE": "v5p-32", "TPU_TOPOLOGY": "2x2x4",
+    "TPU_WORKER_HOSTNAMES": "job-0-0.job,job-0-1.job,job-0-2.job,job-0-3.job", "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+}  # fmt: skip
+ALONE_ON_GKE = GKE | {"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_TOPOLOGY": "2x2x1"}
+COLAB = {
+    "COLAB_RELEASE_TAG": "release-colab_20260801", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+}  # fmt: skip
+ENVIRONMENTS = {
+    "Compute Engine": ({"HOME": "/root"}, Source.TPU),
+    "GKE, one slice of four hosts": (GKE, Source.TPU),
+    "GKE, an index of the job and nothing for jaxtune": (GKE | {"JOB_COMPLETION_INDEX": "3"}, Source.TPU),
+    "GKE, one host": (ALONE_ON_GKE, None),
+    "GKE, two slices of one host": (
+        ALONE_ON_GKE | {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"},
+        Source.TPU,
+    ),
+    "GKE, one slice of a kind that names slices": (ALONE_ON_GKE | {"MEGASCALE_NUM_SLICES": "1"}, None),
+    "Colab": (COLAB, None),
+    "Kaggle": ({"KAGGLE_KERNEL_RUN_TYPE": "Interactive", "TPU_PROCESS_ADDRESSES": "local"}, None),
+    "Slurm on hosts with TPUs": (SLURM | {"TPU_SKIP_MDS_QUERY": "1"}, Source.SLURM),
+    "metadata switched off, nothing else said": ({"TPU_SKIP_MDS_QUERY": "1"}, None),
+}
+
+
+@pytest.mark.parametrize(("environ", "source"), ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_a_host_with_tpus_knows_whether_it_is_one_of_several(environ, source, monkeypatch):
+    monkeypatch.setattr(distributed, "_on_tpu", lambda: True)
+    place = distributed.detect(environ)
+    assert (None if place is None else place.source) == source
+    monkeypatch.setattr(distributed, "_on_tpu", lambda: False)  # a pod beside it, without devices
+    place = distributed.detect(environ)
+    assert place is None or place.source is Source.SLURM
 
 
 def test_arguments_come_first_and_tpu_metadata_before_slurm(monkeypatch):
