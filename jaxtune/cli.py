@@ -231,6 +231,14 @@ def add_sweep(rows: Subparsers) -> None:
     parser.add_argument("--stack-size", type=int, metavar="N", help=text)
 
 
+def add_recommend(rows: Subparsers) -> None:
+    text = "The best setting of a sweep by a surface over its numeric options, with its region and its chances."
+    parser = command(rows, "recommend", commands.run_recommend, text)
+    parser.add_argument("sweep_dir", type=pathlib.Path)
+    parser.add_argument("--measure", choices=["macro_loss", "macro_exact_match"], default="macro_loss")
+    add_json(parser)
+
+
 def add_report(rows: Subparsers) -> None:
     text = "Write report.html of a run, or of several, or of a sweep folder."
     parser = command(rows, "report", commands.run_report, text)
@@ -279,7 +287,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
         add_evaluate,
         add_generate,
     ),
-    *(add_sweep, add_report, add_verify, add_import, add_export),
+    *(add_sweep, add_recommend, add_report, add_verify, add_import, add_export),
 )
 
 

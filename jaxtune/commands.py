@@ -259,6 +259,24 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     return 0 if status is Status.FINISHED else 130
 
 
+def run_recommend(arguments: argparse.Namespace) -> None:
+    from jaxtune.reports.recommendation import facts
+    from jaxtune.reports.sweep import write_sweep_report
+    from jaxtune.runs.history import plain, write_json
+    from jaxtune.runs.recommendation import recommend
+    from jaxtune.runs.sweeps import MEASURES, read_sweep
+
+    sweep = read_sweep(arguments.sweep_dir)
+    found = recommend(sweep, MEASURES[arguments.measure])
+    write_json(sweep.path / "recommendation.json", found.to_json())
+    page = write_sweep_report(sweep)
+    if arguments.json:
+        print_json(plain(found.to_json()))
+    else:
+        print("\n".join(f"{name}: {value}" for name, value in facts(found)))
+        print(f"report: {page}")
+
+
 def run_report(arguments: argparse.Namespace) -> None:
     from jaxtune.reports import comparison as compare
     from jaxtune.reports import run as report

@@ -8,6 +8,7 @@ from jaxtune.reports.charts import Series
 from jaxtune.reports.comparison import transfer_section
 from jaxtune.reports.heatmap import heatmap_png
 from jaxtune.reports.page import Column, Html, Section, Stat, decimals, share, tag
+from jaxtune.reports.recommendation import recommendation_section
 from jaxtune.reports.sweep_best import best_section, headline
 from jaxtune.reports.sweep_contrasts import difference_section
 from jaxtune.reports.sweep_grid import grid_section, sweep_grids, task_section
@@ -34,6 +35,7 @@ def render_sweep(sweep: Sweep) -> str:
     """The page of a sweep."""
     sections = [
         grid_section(sweep),
+        recommendation_section(sweep),
         best_section(sweep),
         difference_section(sweep),
         task_section(sweep),

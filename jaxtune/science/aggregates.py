@@ -11,7 +11,7 @@ Scores = Float[np.ndarray, "tasks seeds"]
 
 def interquartile_mean(scores: Scores) -> float:
     """Mean of the middle half of all (task, seed) scores: robust to a failed run, unlike the mean over tasks."""
-    return float(stats.trim_mean(scores, 0.25, axis=None))
+    return float(stats.trim_mean(scores.reshape(-1), 0.25))
 
 
 def probability_of_improvement(x: Float[np.ndarray, "tasks n"], y: Float[np.ndarray, "tasks m"]) -> float:

@@ -80,8 +80,8 @@ def compare_with_best(values: Float[np.ndarray, "settings seeds"], *, higher_is_
 
     `values`: one number a setting and seed, NaN where there is none; settings and seeds without any number have none.
     """
-    settings = np.isfinite(values).any(axis=1)
-    seeds = np.isfinite(values).any(axis=0)
+    settings = np.asarray(np.isfinite(values).any(axis=1))
+    seeds = np.asarray(np.isfinite(values).any(axis=0))
     if not settings.any():
         raise ValueError("no finite value")
     signed = values if higher_is_better else -values
@@ -94,7 +94,7 @@ def compare_with_best(values: Float[np.ndarray, "settings seeds"], *, higher_is_
         return Best(means=means, contenders=settings, probability=nothing, winner=winner, tested=False)
     return Best(
         means=means,
-        contenders=spread(contenders(fit).astype(float), 0.0) > 0,
+        contenders=np.asarray(spread(contenders(fit).astype(float), 0.0) > 0),
         probability=spread(probability_best(fit), math.nan),
         winner=winner,
         tested=True,
@@ -116,7 +116,7 @@ def contenders(fit: Additive) -> Bool[np.ndarray, " settings"]:
     variance = diagonal[:, None] + diagonal[None, :] - 2 * fit.covariance
     margin = dunnett_quantile(count - 1, fit.df) * fit.residual * np.sqrt(np.maximum(variance, 0))
     ahead = fit.setting[:, None] - fit.setting[None, :] >= -margin
-    return (ahead | np.eye(count, dtype=bool)).all(axis=1)
+    return np.asarray((ahead | np.eye(count, dtype=bool)).all(axis=1))
 
 
 def probability_best(fit: Additive, draws: int = 4_000) -> Float[np.ndarray, " settings"]:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from scipy import optimize, stats
 
 ALPHA, POWER = 0.05, 0.8
@@ -38,4 +39,5 @@ def detectable(seeds: int, sd: float, at_least: float = POWER) -> float:
     """Smallest difference that `seeds` see with probability `at_least`; infinite with one seed."""
     if seeds < 2:
         return math.inf
-    return sd * optimize.brentq(lambda d: power(d, 1.0, seeds) - at_least, 1e-3, 1e3)
+    root = optimize.brentq(lambda d: power(d, 1.0, seeds) - at_least, 1e-3, 1e3)
+    return sd * float(np.asarray(root))
