@@ -262,16 +262,16 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 def run_recommend(arguments: argparse.Namespace) -> None:
     from jaxtune.reports.recommendation import facts
     from jaxtune.reports.sweep import write_sweep_report
-    from jaxtune.runs.history import plain, write_json
     from jaxtune.runs.recommendation import recommend
     from jaxtune.runs.sweeps import MEASURES, read_sweep
+    from jaxtune.storage.documents import write_json
 
     sweep = read_sweep(arguments.sweep_dir)
     found = recommend(sweep, MEASURES[arguments.measure])
     write_json(sweep.path / "recommendation.json", found.to_json())
     page = write_sweep_report(sweep)
     if arguments.json:
-        print_json(plain(found.to_json()))
+        print_json(found.to_json())
     else:
         print("\n".join(f"{name}: {value}" for name, value in facts(found)))
         print(f"report: {page}")

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.errors import UserError
-from jaxtune.runs.history import Json, number, read_json
 from jaxtune.runs.results import reached
 from jaxtune.runs.sweeps import RECORD, Arm, Measure, Setting, Sweep, key
 from jaxtune.science.optimum import Axis, Optimum, axis_of, find_optimum
 from jaxtune.science.surface import GaussianProcess, Points, fit_surface
+from jaxtune.storage.documents import Json, number, read_json
 
 CHEAP = 0.01
 """Share of the best expected loss that a cheaper setting may cost."""

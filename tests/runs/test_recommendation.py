@@ -7,9 +7,9 @@ import toy_runs
 
 from jaxtune.cli import main
 from jaxtune.errors import UserError
-from jaxtune.runs.history import read_json, write_json
 from jaxtune.runs.recommendation import recommend
 from jaxtune.runs.sweeps import LOSS, MATCH, read_sweep
+from jaxtune.storage.documents import read_json, write_json
 
 RATES = ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
 TEMPERATURES = ("1", "2", "4", "inf")
