@@ -13,7 +13,8 @@ from jaxtune.chat import ChatTemplate, Conversation, MaskPolicy, Tokenizer
 from jaxtune.data.fit import Fitted, LengthPolicy, Outcome, fit_length
 from jaxtune.data.store import Part
 from jaxtune.errors import UserError
-from jaxtune.tasks import RecordError, Task
+from jaxtune.tasks import Problem, RecordError, Task
+from jaxtune.tasks.shapes import record_id
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,45 +41,65 @@ class Encoding:
         }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trouble:
-    """One record that cannot be used."""
+def encode_records(task: Task, split: str, records: Sequence[int], encoding: Encoding) -> tuple[Part, list[Problem]]:
+    """Tokens and loss weights of records in every wording, supervision proven, after the length policy.
 
-    rule: str
-    text: str
-
-
-def encode_records(task: Task, split: str, records: Sequence[int], encoding: Encoding) -> tuple[Part, list[Trouble]]:
-    """Tokens and loss weights of records in every wording, supervision proven, after the length policy."""
+    A record with an error is in the problems and not in the part; of one that was cut or dropped a warning is there.
+    """
     kept: list[list[Example]] = []
     numbers: list[int] = []
     outcomes: collections.Counter[str] = collections.Counter()
-    troubles: list[Trouble] = []
+    problems: list[Problem] = []
     wordings = range(task.num_templates)
     read = [[_read(task, split, i, t) for t in wordings] for i in records]
     rendered = iter(_render([item for row in read for item in row if isinstance(item, Conversation)], encoding))
     for i, row in zip(records, read, strict=True):
-        where = task.source(split).where(i)
-        results = [
-            _fit(next(rendered) if isinstance(item, Conversation) else item, item, where, encoding) for item in row
-        ]
-        fitted = [result for result in results if isinstance(result, Fitted)]
+        results = [_fit(next(rendered) if isinstance(item, Conversation) else item, item, encoding) for item in row]
+        fitted = [result for result in results if isinstance(result, _Measured)]
         if len(fitted) < len(results):
-            troubles += next(result for result in results if not isinstance(result, Fitted))
+            errors = next(result for result in results if not isinstance(result, _Measured))
+            problems += _placed(errors, task, split, i)
             continue
         worst = max(fitted, key=lambda result: (result.example is None, result.outcome is not Outcome.KEPT))
         outcomes[worst.outcome.value] += 1
+        problems += _placed(worst.warnings(encoding.max_length), task, split, i)
         if worst.example is not None:
             kept.append([result.example for result in fitted if result.example is not None])
             numbers.append(i)
-    return _part(kept, numbers, outcomes, task.num_templates, encoding.prompt_loss_weight), troubles
+    return _part(kept, numbers, outcomes, task.num_templates, encoding.prompt_loss_weight), problems
 
 
-def _read(task: Task, split: str, i: int, template: int) -> Conversation | Example | list[Trouble]:
+_CUT = {Outcome.PROMPT_TRUNCATED: "prompt-cut", Outcome.RESPONSE_TRUNCATED: "answer-cut"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured(Fitted):
+    """A fitted example that remembers how long it was."""
+
+    length: int
+
+    def warnings(self, max_length: int) -> list[Problem]:
+        """That it was cut or dropped, if it was."""
+        if self.outcome is Outcome.KEPT:
+            return []
+        message = f"{self.length:,} tokens, {max_length:,} fit: {self.outcome.value}"
+        return [Problem(rule=_CUT.get(self.outcome, "left-out"), message=message)]
+
+
+def _placed(problems: Sequence[Problem], task: Task, split: str, i: int) -> list[Problem]:
+    """Problems with the place and the id of a record, where they have none."""
+    if all(problem.file for problem in problems):
+        return list(problems)
+    source = task.source(split)
+    place: Any = {"file": source.file(i), "line": source.line(i), "id": record_id(source[i], task.columns)}
+    return [problem if problem.file else dataclasses.replace(problem, **place) for problem in problems]
+
+
+def _read(task: Task, split: str, i: int, template: int) -> Conversation | Example | list[Problem]:
     try:
         return task.read(split, i, template)
     except RecordError as error:
-        return [Trouble(rule=problem.rule, text=str(problem)) for problem in error.problems]
+        return list(error.problems)
 
 
 def _render(conversations: Sequence[Conversation], encoding: Encoding) -> list[Example | UserError]:
@@ -88,27 +109,24 @@ def _render(conversations: Sequence[Conversation], encoding: Encoding) -> list[E
 
 
 def _fit(
-    item: Example | UserError | list[Trouble],
-    read: Conversation | Example | list[Trouble],
-    where: str,
-    encoding: Encoding,
-) -> Fitted | list[Trouble]:
+    item: Example | UserError | list[Problem], read: Conversation | Example | list[Problem], encoding: Encoding
+) -> _Measured | list[Problem]:
     """One rendered wording after the supervision check and the length policy."""
     if isinstance(item, list):
         return item
     if isinstance(item, UserError):
-        return [Trouble(rule="cannot-render", text=f"{where}: {item}")]
+        return [Problem(rule="not-renderable", message=str(item))]
     if len(item.tokens) and (largest := int(item.tokens.max())) >= encoding.tokenizer.vocab_size:
-        text = f"{where}: bad-tokens: token {largest}, but the tokenizer has {encoding.tokenizer.vocab_size}"
-        return [Trouble(rule="bad-tokens", text=f"{text}; tokenise the record with this tokenizer")]
+        message = f"token {largest}, but the tokenizer has {encoding.tokenizer.vocab_size}"
+        return [Problem(rule="bad-tokens", message=message, advice="tokenise the record with this tokenizer")]
     if isinstance(read, Conversation):
-        problems = chat.check(
+        violations = chat.check(
             item, read, encoding.template, encoding.tokenizer, encoding.mask_policy, encoding.prompt_loss_weight
         )
-        if problems:
-            return [Trouble(rule=p.rule, text=f"{where}: {p.rule}: {p.message}; {p.remedy}") for p in problems]
+        if violations:
+            return [Problem(rule="supervision", message=f"{v.rule}: {v.message}", advice=v.remedy) for v in violations]
     try:
-        return fit_length(
+        fitted = fit_length(
             item,
             encoding.max_length,
             encoding.length_policy,
@@ -116,7 +134,8 @@ def _fit(
             bos_id=encoding.tokenizer.bos_id,
         )
     except UserError as error:
-        return [Trouble(rule="too-long", text=f"{where}: {error}")]
+        return [Problem(rule="too-long", message=str(error).partition(". ")[0])]
+    return _Measured(fitted.example, fitted.outcome, len(item.tokens))
 
 
 def _part(

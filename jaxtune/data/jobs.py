@@ -1,7 +1,6 @@
 """Tokenised data sets, made once: keyed by all that decides them, by several processes, resumed after a kill."""
 
 import ast
-import collections
 import concurrent.futures
 import contextlib
 import fcntl
@@ -19,18 +18,16 @@ from types import ModuleType
 
 import cloudpickle
 
-from jaxtune.data.encoding import Encoding, Trouble, encode_records
+from jaxtune.data.encoding import Encoding, encode_records
 from jaxtune.data.store import DamagedStore, Part, TaskTokens, allow_open_stores, merge, open_store
 from jaxtune.errors import UserError
-from jaxtune.tasks import Task
+from jaxtune.tasks import Problem, ProblemLog, Task
+from jaxtune.tasks.problems import Severity
 from jaxtune.terminal.progress import ItemProgress
 
 PART = 1024
 """Records in one part: what a kill can lose, and what one job of a process does."""
 _LOCKS = 32
-SHOWN = 20
-"""Problems that an error message spells out."""
-
 _PACKAGE = Path(__file__).parent.parent
 _LIBRARIES = (
     "tokenizers",
@@ -123,8 +120,8 @@ class Job:
             "code": code_fingerprint(),
             **encoding.facts(),
         }
-        key = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
-        self.store = folder / f"{task.name.replace('/', '_')}-{split}-{key[:32]}"
+        key = hashlib.sha256(json.dumps([task.name, self.facts], sort_keys=True).encode()).hexdigest()
+        self.store = folder / f"{_slug(task.name)}-{split}-{key[:32]}"
         self.parts = self.store.with_name(self.store.name + ".parts")
 
     @property
@@ -164,13 +161,14 @@ class Job:
                 missing.append(number)
         return missing
 
-    def encode(self, number: int) -> tuple[int, list[Trouble]]:
-        """Do one part; returns how many records it has and what is wrong with them. With troubles it is not kept."""
+    def encode(self, number: int) -> tuple[int, list[Problem]]:
+        """Do one part; returns how many records it has and the errors in them. With errors it is not kept."""
         records = self.records_of(number)
-        part, troubles = encode_records(self.task, self.split, records, self.encoding)
-        if not troubles:
+        part, problems = encode_records(self.task, self.split, records, self.encoding)
+        errors = [problem for problem in problems if problem.severity is Severity.ERROR]
+        if not errors:
             part.write(self.part(number))
-        return len(records), troubles
+        return len(records), errors
 
     def merged(self) -> TaskTokens:
         """The finished store, made from the parts."""
@@ -181,27 +179,31 @@ class Job:
         return TaskTokens(self.store)
 
 
+def _slug(name: str) -> str:
+    """A task's name for people who look into the folder; stores are told apart by their keys."""
+    return name.replace("/", "_")[:60]
+
+
 def _run(jobs: Sequence[Job], processes: int, show_progress: bool) -> None:
-    """Tokenise all missing parts of some jobs; raises one UserError for all troubles."""
+    """Tokenise all missing parts of some jobs; raises one UserError for all errors."""
     todo = []
     for k, job in enumerate(jobs):
         job.parts.mkdir(parents=True, exist_ok=True)
         todo += [(k, number) for number in job.missing_parts()]
     total = sum(len(jobs[k].records_of(number)) for k, number in todo)
-    troubles: list[Trouble] = []
+    log = ProblemLog()
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(ItemProgress("tokenise", total, unit="records")) if show_progress else None
         for count, found in _results(jobs, todo, processes):
-            troubles += found
+            log.add(found)
             if display is not None:
                 display.advance(count)
-    if troubles:
-        raise UserError(_summary(troubles))
+    log.raise_if_any()
 
 
 def _results(
     jobs: Sequence[Job], todo: Sequence[tuple[int, int]], processes: int
-) -> Iterator[tuple[int, list[Trouble]]]:
+) -> Iterator[tuple[int, list[Problem]]]:
     """Results of the parts as they are done."""
     if processes == 1 or len(todo) < 2:
         for k, number in todo:
@@ -233,7 +235,7 @@ def _start_worker(payload: bytes, path: list[str]) -> None:
     _jobs = cloudpickle.loads(payload)
 
 
-def _work(k: int, number: int) -> tuple[int, list[Trouble]]:
+def _work(k: int, number: int) -> tuple[int, list[Problem]]:
     return _jobs[k].encode(number)
 
 
@@ -256,18 +258,6 @@ def _importable(name: str, module: ModuleType) -> bool:
     if name == "__main__" or getattr(module, "__file__", None) is None:
         return True
     return any(finder.find_spec(name, None) is not None for finder in sys.meta_path)
-
-
-def _summary(troubles: Sequence[Trouble]) -> str:
-    shown = "\n".join(f"  {trouble.text}" for trouble in troubles[:SHOWN])
-    more = f"\n  ... and {len(troubles) - SHOWN} more" if len(troubles) > SHOWN else ""
-    counts = collections.Counter(trouble.rule for trouble in troubles)
-    rules = ", ".join(f"{rule} {count}" for rule, count in counts.most_common())
-    plural = "s" if len(troubles) > 1 else ""
-    return (
-        f"{len(troubles)} problem{plural} in the data; nothing was trained.\n{shown}{more}\n"
-        f"By rule: {rules}. `jaxtune validate` lists every one."
-    )
 
 
 @contextlib.contextmanager

@@ -34,6 +34,9 @@ def _warning(remedy: str) -> Rule:
     return Rule(Severity.WARNING, remedy)
 
 
+SHOWN = 20
+"""Problems that the message of one error spells out."""
+
 RULES: dict[str, Rule] = {
     # The file.
     "unreadable-file": _error("check the path and the permissions"),
@@ -88,8 +91,17 @@ RULES: dict[str, Rule] = {
     # With a tokenizer.
     "control-token": _warning("remove the marker from the text; it is encoded as plain text, never as a control token"),
     "not-renderable": _error("choose another chat template, or change the record"),
-    "answer-cut": _warning("raise the row length, shorten the record, or drop it (length policy)"),
+    "supervision": _error("correct the chat template, or the record"),
+    "too-long": _error("raise --data.seq-len, shorten the record, or choose another --data.length-policy"),
+    "left-out": _warning("raise --data.seq-len, shorten the record, or choose another --data.length-policy"),
+    "prompt-cut": _warning("raise --data.seq-len, or shorten the record"),
+    "answer-cut": _warning("raise --data.seq-len, shorten the record, or drop it (--data.length-policy)"),
     "few-loss-tokens": _warning("look at the task's answers with `jaxtune preview`; it will hardly train"),
+    # With a config.
+    "no-usable-example": _error("check the task's files, raise --data.seq-len, or cut with --data.length-policy"),
+    "question-unusable": _error("correct or remove the test record, or switch generation off (--eval.no-generate)"),
+    "no-validation": _warning("give the task a validation split: without one nothing shows when it stops learning"),
+    "config-refused": _error("correct the config, or give the option on the command line"),
 }
 """Every rule by name."""
 
@@ -111,6 +123,8 @@ class Problem:
     """1-based line (JSON lines) or row (other formats); None when the whole file or task is meant."""
     id: str | None = None
     """The record's own id, where it has one."""
+    advice: str | None = None
+    """What to do, where that is known better than the rule's remedy says."""
 
     @property
     def severity(self) -> Severity:
@@ -118,7 +132,7 @@ class Problem:
 
     @property
     def remedy(self) -> str:
-        return RULES[self.rule].remedy
+        return self.advice or RULES[self.rule].remedy
 
     @property
     def place(self) -> str:
@@ -162,34 +176,40 @@ def said_by(error: Exception) -> str:
 
 
 class ProblemLog:
-    """Gathers problems while a data set is read, so that all are shown at once; keeps the first `limit`, counts all."""
+    """Gathers problems, so that all are shown at once: counts all, keeps the first `limit` of each rule."""
 
-    def __init__(self, limit: int = 20):
+    def __init__(self, limit: int = SHOWN):
         self.limit = limit
         self.kept: list[Problem] = []
+        """The first of each rule, in the order in which they were found."""
         self.counts: collections.Counter[str] = collections.Counter()
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Takes problems; warnings are counted and not kept."""
         for problem in problems:
             self.counts[problem.rule] += 1
-            if problem.severity is Severity.ERROR and len(self.kept) < self.limit:
+            if self.counts[problem.rule] <= self.limit:
                 self.kept.append(problem)
+
+    def count(self, severity: Severity) -> int:
+        """How many problems of a severity were added."""
+        return sum(count for rule, count in self.counts.items() if RULES[rule].severity is severity)
 
     @property
     def errors(self) -> int:
         """How many errors were added."""
-        return sum(count for rule, count in self.counts.items() if RULES[rule].severity is Severity.ERROR)
+        return self.count(Severity.ERROR)
 
     def raise_if_any(self, what: str = "the data") -> None:
-        """Raises one `UserError` with the first `limit` errors and the counts of all, if there was an error."""
+        """Raises one `UserError` with the first errors and the counts of all, if there was an error."""
         if not self.errors:
             return
-        shown = "\n".join(f"  {problem}" for problem in self.kept)
-        more = self.errors - len(self.kept)
-        counts = ", ".join(f"{rule} {count}" for rule, count in self.counts.most_common())
+        kept = [problem for problem in self.kept if problem.severity is Severity.ERROR][:SHOWN]
+        shown = "\n".join(f"  {problem}" for problem in kept)
+        more = self.errors - len(kept)
+        errors = [(rule, n) for rule, n in self.counts.most_common() if RULES[rule].severity is Severity.ERROR]
+        counts = ", ".join(f"{rule} {count}" for rule, count in errors)
         tail = f"\n  ... and {more} more" if more else ""
         raise UserError(
             f"{self.errors} problem{'s' * (self.errors != 1)} in {what}; nothing was trained.\n{shown}{tail}\n"
-            f"By rule: {counts}. `jaxtune validate` lists every one."
+            f"By rule: {counts}. `jaxtune validate CONFIG` lists every one."
         )

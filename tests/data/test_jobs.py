@@ -434,7 +434,8 @@ def test_supervision_that_cannot_be_proven_is_refused_with_its_place(tmp_path, e
 
     honest = chat.render_each
     monkeypatch.setattr(chat, "render_each", ends_untrained)
-    with pytest.raises(UserError, match=r"10 problems in the data(.|\n)*list:1: end-of-turn: message 1 does not end"):
+    expected = r"10 problems in the data(.|\n)*list:1: supervision: end-of-turn: message 1 does not end"
+    with pytest.raises(UserError, match=expected):
         tokenized([sums()], tmp_path)
 
 
@@ -448,7 +449,7 @@ def test_token_ids_that_the_tokenizer_does_not_have_are_refused(tmp_path):
 def test_an_example_too_long_for_the_error_policy_is_named(tmp_path, encoded):
     records = [{"prompt": "a" * 200, "completion": "b"}]
     task = Task(name="long", splits={"train": from_list(records, name="L")})
-    with pytest.raises(UserError, match=r"L:1: an example has \d+ tokens"):
+    with pytest.raises(UserError, match=r"L:1: too-long: an example has \d+ tokens, .* 160; raise --data.seq-len"):
         tokenized([task], tmp_path, length_policy=LengthPolicy.ERROR)
 
 
@@ -456,6 +457,14 @@ def test_a_task_without_a_usable_example_is_refused_with_the_reason(tmp_path, en
     task = Task(name="long", splits={"train": from_list([{"prompt": "a" * 200, "completion": "b"}] * 3)})
     with pytest.raises(UserError, match="'long' has no usable example in 'train': 3 dropped: longer than"):
         tokenized([task], tmp_path)
+
+
+@pytest.mark.parametrize("names", [("a/b", "a_b"), ("x" * 250, "x" * 249 + "y"), ("QA", "qa")])
+def test_tasks_of_similar_names_over_the_same_records_have_stores_of_their_own(names, tmp_path):
+    records = from_list([{"prompt": "a", "completion": "b"}])
+    tasks = [Task(name=name, splits={"train": records}) for name in names]
+    for _ in range(2):  # made, and found again
+        assert [(store.task, len(store)) for store in tokenized(tasks, tmp_path).values()] == [(n, 1) for n in names]
 
 
 def test_stores_pickle_as_the_name_of_their_folder(tmp_path):
