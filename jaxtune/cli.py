@@ -122,6 +122,8 @@ def add_train(rows: Subparsers) -> None:
     text = "continue the run in that folder from its last good checkpoint"
     parser.add_argument("--resume", action="store_true", help=text)
     parser.add_argument("--resume-step", type=int, help="continue from this checkpoint")
+    text = "resume with other options than the run was started with; the run records from which step"
+    parser.add_argument("--accept-change", action="store_true", help=text)
     parser.add_argument("--overwrite", action="store_true", help="delete what is in that folder first")
     text = "for launchers that give the same command again: resume if there is a checkpoint, else start"
     parser.add_argument("--restartable", action="store_true", help=text)

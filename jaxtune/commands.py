@@ -123,6 +123,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     with distributed.Guard():
         config = load_config(arguments)
         resume, overwrite = arguments.resume or arguments.resume_step is not None, arguments.overwrite
+        if arguments.accept_change and not (resume or arguments.restartable):
+            raise UserError("--accept-change goes with --resume: only a run that goes on can change on the way")
         if arguments.restartable:
             resume, overwrite = continue_or_start(config, arguments)
         outcome = train(
@@ -132,6 +134,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             resume=resume,
             resume_step=arguments.resume_step,
             overwrite=overwrite,
+            accept_change=arguments.accept_change,
         )
     if distributed.is_main():
         print_summary(outcome.summary)

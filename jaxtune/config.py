@@ -9,8 +9,9 @@ import io
 import math
 import pathlib
 import re
+import types
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -312,6 +313,22 @@ def _parse(config: ExperimentConfig, arguments: Sequence[str]) -> tuple[Experime
 def to_json(value: Any) -> Any:
     """A config (or part of one) as plain JSON types; enums by value, callables and objects by name."""
     return plain(value, other=lambda item: getattr(item, "__qualname__", None) or type(item).__qualname__)
+
+
+def leaves(kind: Any = ExperimentConfig, prefix: str = "") -> dict[str, Any]:
+    """Dotted names of all options with their types, without those of the config classes that only hold others.
+
+    A config class that may be absent is itself an option, beside its own: `lora` and `lora.rank`.
+    """
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        inside = [part for part in parts if dataclasses.is_dataclass(part)]
+        if not inside or hint is not inside[0]:
+            found[prefix + name] = hint
+        if inside:
+            found |= leaves(inside[0], f"{prefix}{name}.")
+    return found
 
 
 def diff(left: ExperimentConfig, right: ExperimentConfig) -> dict[str, tuple[Any, Any]]:

@@ -1,17 +1,21 @@
 """Is a run folder what it says it is? Everything is derived again from config and data; steps can be trained again."""
 
 import dataclasses
+import itertools
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import config as configs
 from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
+from jaxtune.optim import OptimConfig, Schedule, make_schedule
 from jaxtune.runs import manifest
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.runs.history import METRICS, read_rows
@@ -19,7 +23,7 @@ from jaxtune.runs.retention import has_checkpoint
 from jaxtune.step.programs import Programs
 from jaxtune.step.update import StepMetrics, TrainState
 from jaxtune.storage.documents import read_json, read_sealed
-from jaxtune.train import resolution
+from jaxtune.train import resolution, resuming
 from jaxtune.train.identity import global_batch, identify
 from jaxtune.train.resolution import TRAIN, Inputs
 from jaxtune.train.session import Placed, place
@@ -83,7 +87,9 @@ def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, repla
         check_recorded_config(run_dir, recorded),
         *check_inputs(recorded, now, inputs),
         check_log(run_dir, inputs),
+        check_rates(run_dir, recorded, inputs.total_steps),
         check_checkpoints(run_dir, config),
+        describe_changes(recorded),
         describe_circumstances(recorded, now),
     ]
     if replay:
@@ -153,6 +159,41 @@ def check_log(run_dir: pathlib.Path, inputs: Inputs) -> Check:
         lines.append(f"{rows[max(rows)]['loss_tokens']} trained tokens were logged in all, the plan has {planned}")
     seen = ", ".join(str(step) for step in sorted(map(int, drawn)))
     return Check(name="log", ok=not lines, lines=tuple(lines) or (f"agrees with the plan (steps looked at: {seen})",))
+
+
+def check_rates(run_dir: pathlib.Path, recorded: Mapping[str, Any], total_steps: int) -> Check:
+    """Whether the logged learning rate of every step is that of the schedule, with the options of that step."""
+    rows = training_rows(run_dir) if (run_dir / METRICS).is_file() else {}
+    lines = []
+    ends = [entry["after_step"] for entry in recorded.get("changes", [])]
+    for low, high in itertools.pairwise(sorted({0, *ends, total_steps})):
+        share = make_schedule(schedule_at(recorded, low + 1), total_steps)
+        peak = resuming.option_at(recorded, "optim.peak_lr", low + 1)
+        rates = peak * np.asarray(jax.vmap(share)(jnp.arange(low, high)))
+        for step in range(low + 1, high + 1):
+            logged = rows.get(step, {}).get("learning_rate", rates[step - low - 1])
+            if not math.isclose(logged, rates[step - low - 1], rel_tol=1e-5, abs_tol=1e-6 * peak):
+                lines.append(f"step {step}: rate {logged:g} was logged, the schedule has {rates[step - low - 1]:g}")
+    more = [f"and {len(lines) - 5} more steps"] if len(lines) > 5 else []
+    text = f"{len(rows)} logged rates are those of the schedule"
+    return Check(name="learning rate", ok=not lines, lines=(*lines[:5], *more) or (text,))
+
+
+def schedule_at(recorded: Mapping[str, Any], step: int) -> OptimConfig:
+    """The options of the schedule with which a step was computed."""
+    names = ("warmup_frac", "warmup_steps", "final_fraction", "decay_frac")
+    values = {name: resuming.option_at(recorded, f"optim.{name}", step) for name in names}
+    return OptimConfig(schedule=Schedule(resuming.option_at(recorded, "optim.schedule", step)), **values)
+
+
+def describe_changes(recorded: Mapping[str, Any]) -> Check:
+    """Options that were changed while the run was stopped: told, with step and date."""
+    lines = [
+        f"after step {entry['after_step']} ({entry['date']}): {name} was {value['then']}, is {value['now']}"
+        for entry in recorded.get("changes", [])
+        for name, value in entry["options"].items()
+    ]
+    return Check(name="changes on the way", ok=True, lines=tuple(lines) or ("none",))
 
 
 def training_rows(run_dir: pathlib.Path) -> dict[int, dict[str, Any]]:

@@ -295,6 +295,11 @@ def facts_section(run: Run) -> Section:
     pairs += [("Seed", run.config["seed"])] if "seed" in run.config else []
     pairs += [("Plan hash", tag("code", run.mixture["plan_hash"]))] if run.mixture.get("plan_hash") else []
     pairs += ledger_facts(run)
+    pairs += [
+        (f"Changed after step {entry['after_step']}", f"{name}: {value['then']} → {value['now']} ({entry['date']})")
+        for entry in run.manifest.get("changes", [])
+        for name, value in entry["options"].items()
+    ]
     if environment.get("commit"):
         pairs.append(("Code", tag("code", f"{environment['commit']}{', with local changes' * environment['dirty']}")))
     pairs += [("Python", environment["python"])] if environment.get("python") else []

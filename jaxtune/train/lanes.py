@@ -34,7 +34,7 @@ from jaxtune.step.update import Hparams, StepMetrics, TrainState
 from jaxtune.storage.documents import Json, plain
 from jaxtune.storage.fingerprints import array_fingerprint
 from jaxtune.terminal.progress import GroupProgress
-from jaxtune.train import resolution
+from jaxtune.train import resolution, resuming
 from jaxtune.train.identity import identify
 from jaxtune.train.loop import Loop, NotFinite, Status
 from jaxtune.train.resolution import Inputs
@@ -66,7 +66,7 @@ def plan_run(
     inputs = resolution.resolve(config)
     identity = identify(inputs)
     if resume:
-        runfolder.check_same(run_dir, identity)
+        resuming.check(run_dir, identity)
     else:
         refuse_used(config)
     return Planned(

@@ -21,7 +21,7 @@ from jaxtune.runs.tracker import JsonlTracker, Tracker, Trackers
 from jaxtune.step.programs import Programs
 from jaxtune.step.update import TrainState
 from jaxtune.storage.documents import read_json
-from jaxtune.train import documents, resolution
+from jaxtune.train import documents, resolution, resuming
 from jaxtune.train.identity import identify
 from jaxtune.train.loop import Loop, Progressing, Status, is_finished
 from jaxtune.train.resolution import Inputs
@@ -46,9 +46,13 @@ def train(
     resume: bool = False,
     resume_step: int | None = None,
     overwrite: bool = False,
+    accept_change: bool = False,
     programs: Programs | None = None,
 ) -> Outcome:
-    """Tune as `config` says and write the run folder. Raises UserError before any training for unusable input."""
+    """Tune as `config` says and write the run folder. Raises UserError before any training for unusable input.
+
+    With `accept_change` a resumed run may go on with other options than it was started with (see `resuming`).
+    """
     run_dir = pathlib.Path(run_dir)
     started = time.monotonic()
 
@@ -59,8 +63,9 @@ def train(
     # 2. Data, tokenizer, mixture, plan: everything that can be wrong with the input shows here.
     inputs = resolution.resolve(config)
     identity = identify(inputs)
+    changes: list[resuming.Change] = []
     if resume:
-        runfolder.check_same(run_dir, identity)
+        changes = resuming.check(run_dir, identity, accept=accept_change)
         if resume_step is None and from_main(is_finished(run_dir)):
             return finished_before(run_dir)
     else:
@@ -84,6 +89,8 @@ def train(
         stack.enter_context(jax.set_mesh(placed.mesh))
         loop, state = open_loop(stack, placed, state, run_dir, programs, resume=resume, resume_step=resume_step)
         start = int(state.step)
+        if resume and is_main():
+            resuming.record(run_dir, identity, changes, start, command)
 
         # 5. Before tuning.
         if start == 0:

@@ -1,0 +1,136 @@
+"""Options of a resumed run: which may change freely, which are pinned, and the record of a change that was accepted."""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtune import config as configs
+from jaxtune.errors import UserError
+from jaxtune.runs import folder as runfolder
+from jaxtune.storage.documents import Json, read_sealed, write_json, write_sealed
+
+FREE = frozenset(
+    {
+        # labels, display and copies of the record
+        *("name", "mirrors", "health.peak_flops", "health.spike_factor", "health.profile_steps"),
+        # folders: what lies in them is compared by its content
+        *("model.path", "model.tokenizer", "model.template", "lora.start"),
+        *("data.cache_dir", "checkpoint.directory", "compilation_cache"),
+        # how the work is done; no number depends on it beyond the rounding of sums
+        *("data.workers", "data.prefetch", "data.processes", "eval.rows", "eval.generate_rows"),
+        *("mesh.trial", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence", "mesh.devices", "mesh.indivisible"),
+        # how often a run is saved, and how much bad luck ends it
+        *("checkpoint.save_every", "checkpoint.keep_latest", "health.skip_budget"),
+    }
+)
+"""Options that a resumed run takes as they are now."""
+
+PINNED = frozenset(
+    {
+        *("tasks", "held_out", "seed", "duration.examples", "duration.epochs", "duration.steps", "duration.tokens"),
+        *("mixture.strategy", "mixture.temperature", "mixture.rate_max", "mixture.scale", "mixture.max_examples"),
+        *("mixture.selection", "mixture.max_repeats", "mixture.weights", "mixture.groups", "mixture.on_cap"),
+        *("mixture.allow_underfill", "mixture.unit"),
+        *("data.seq_len", "data.packing", "data.mask_policy", "data.prompt_loss_weight", "data.length_policy"),
+        *("batch.rows", "batch.micro_rows"),
+        *("model.param_dtype", "model.compute_dtype", "model.remat", "model.attention"),
+        *("optim.optimizer", "optim.peak_lr", "optim.schedule", "optim.warmup_frac", "optim.warmup_steps"),
+        *("optim.final_fraction", "optim.decay_frac", "optim.b1", "optim.b2", "optim.eps", "optim.weight_decay"),
+        *("optim.no_decay", "optim.clip_norm", "optim.lr_multipliers", "optim.freeze", "optim.momentum_dtype"),
+        *("optim.ema_decay", "optim.neftune_alpha"),
+        *("loss.normalization", "loss.fixed_denominator", "loss.z_loss", "loss.label_smoothing", "loss.chunk"),
+        *("lora", "lora.targets", "lora.rank", "lora.alpha", "lora.scaling", "lora.variant", "lora.base"),
+        *("eval.every", "eval.max_examples", "eval.generate", "eval.generate_examples", "eval.max_new_tokens"),
+        *("early_stopping.patience", "early_stopping.min_change", "early_stopping.aggregate", "early_stopping.task"),
+        *("checkpoint.keep_best", "checkpoint.metric", "checkpoint.mode"),
+    }
+)
+"""Options that change the numbers of a run; a resumed run has those that it was started with."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change:
+    """A pinned option that has another value than in the record of the run; values are as in config.json."""
+
+    name: str
+    then: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: was {json.dumps(self.then)}, is {json.dumps(self.now)}"
+
+
+def check(run_dir: pathlib.Path, identity: Json, *, accept: bool = False) -> list[Change]:
+    """Pinned options that differ from those of the run; UserError where there are some and they are not accepted.
+
+    Data, tokenizer, template, plan, seed and base model must be the same in any case.
+    """
+    runfolder.check_same(run_dir, identity)
+    recorded = read_sealed(run_dir / "manifest.json")
+    changes = changed(recorded["config"], identity["config"])
+    if changes and not accept:
+        listed = "".join(f"\n  - {change}" for change in changes)
+        raise UserError(
+            f"{run_dir} cannot be resumed as it is, because options that change its numbers are not those it was "
+            f"started with:{listed}\n"
+            "Leave them as they were, or give --accept-change: the run goes on with them, and says from which step."
+        )
+    return changes
+
+
+def changed(then: Json, now: Json) -> list[Change]:
+    """Pinned options whose values differ in two configs as JSON; an option that one of them lacks differs there."""
+    before, after = _by_option(then), _by_option(now)
+    names = [*before, *(name for name in after if name not in before)]
+    found = [Change(name=name, then=before.get(name), now=after.get(name)) for name in names if name not in FREE]
+    return [change for change in found if change.then != change.now]
+
+
+def record(run_dir: pathlib.Path, identity: Json, changes: Sequence[Change], step: int, command: Json | None) -> None:
+    """Write accepted changes, which hold from the update after `step` on, into manifest, config.json and command.json.
+
+    Earlier changes that were made after `step` hold from there on as well: the steps that had not seen them are gone.
+    """
+    path = run_dir / "manifest.json"
+    recorded = read_sealed(path)
+    earlier = [{**entry, "after_step": min(entry["after_step"], step)} for entry in recorded.get("changes", [])]
+    if not changes and earlier == recorded.get("changes", []):
+        return
+    if changes:
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        earlier.append(
+            {"after_step": step, "date": date, "options": {c.name: {"then": c.then, "now": c.now} for c in changes}}
+        )
+        write_json(run_dir / runfolder.MARK, identity["config"])
+        write_json(run_dir / "command.json", dict(command or {"config": None, "overrides": []}))
+        recorded["config"] = identity["config"]
+    write_sealed(path, {**recorded, "changes": earlier})
+
+
+def option_at(recorded: Json, name: str, step: int) -> Any:
+    """Value of an option, as in config.json, with which update number `step` (from 1) was computed."""
+    value = _by_option(recorded["config"]).get(name)
+    for entry in reversed(recorded.get("changes", [])):
+        if step <= entry["after_step"] and name in entry["options"]:
+            value = entry["options"][name]["then"]
+    return value
+
+
+def _by_option(config: Json) -> dict[str, Any]:
+    """Values of a config as JSON by the dotted names of options. Where tasks lie is left out: content is compared."""
+    known = configs.leaves()
+    tasks = [{key: item for key, item in task.items() if key != "splits"} for task in config.get("tasks", [])]
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, Mapping) and (name not in known or any(leaf.startswith(f"{name}.") for leaf in known)):
+            for key, item in value.items():
+                walk(item, f"{name}.{key}" if name else key)
+        else:
+            found[name] = value
+
+    walk({**config, "tasks": tasks}, "")
+    return found
