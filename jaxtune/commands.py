@@ -250,14 +250,15 @@ def run_generate(arguments: argparse.Namespace) -> None:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
+    from jaxtune.sweep import grid
     from jaxtune.sweep import run as sweep
-    from jaxtune.train.loop import Status
+    from jaxtune.train.decisions import Status
 
     config = load_config(arguments)
     status = sweep.sweep(
-        config, arguments.sweep_dir, sweep.parse_grid(arguments.grid), arguments.seeds,
-        config_path=arguments.config, overrides=arguments.rest, overwrite=arguments.overwrite,
-        stacked=arguments.stacked, stack_size=arguments.stack_size,
+        config, arguments.sweep_dir, grid.parse_grid(arguments.grid), arguments.seeds,
+        command=sweep.Command(config=arguments.config, overrides=arguments.rest), overwrite=arguments.overwrite,
+        stacking=sweep.Stacking(stacked=arguments.stacked, size=arguments.stack_size),
     )  # fmt: skip
     return 0 if status is Status.FINISHED else 130
 
@@ -329,9 +330,9 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 def run_export(arguments: argparse.Namespace) -> None:
     from jaxtune import config
-    from jaxtune.train import run as train
+    from jaxtune.train.export import export_checkpoint
 
-    train.export_checkpoint(
+    export_checkpoint(
         config.of_run(arguments.run_dir), arguments.run_dir, arguments.out, arguments.step, arguments.dtype,
         overwrite=arguments.overwrite, adapter=arguments.adapter,
     )  # fmt: skip

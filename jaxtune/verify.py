@@ -26,7 +26,7 @@ from jaxtune.storage.documents import read_json, read_sealed
 from jaxtune.train import resolution, resuming
 from jaxtune.train.identity import global_batch, identify
 from jaxtune.train.resolution import TRAIN, Inputs
-from jaxtune.train.session import Placed, place
+from jaxtune.train.session import Session, open_session
 
 BOUND = ("data", "tokenizer", "template", "base_model", "plan", "seeds", "batches", "config")
 """Parts of a manifest that must be equal: what is trained, on what, and how."""
@@ -252,12 +252,12 @@ def check_replay(run_dir: pathlib.Path, config: ExperimentConfig, inputs: Inputs
     rows = training_rows(run_dir) if (run_dir / METRICS).is_file() else {}
     if not rows:
         return Check(name="replay", ok=False, lines=("metrics.jsonl holds no step to compare with",))
-    placed = place(inputs, Programs())
-    with jax.set_mesh(placed.mesh):
-        state = placed.initial_state()
+    session = open_session(inputs, Programs())
+    with jax.set_mesh(session.mesh):
+        state = session.initial_state()
         folder = config.checkpoint.folder(run_dir)
         if not has_checkpoint(folder):
-            return replay(placed, state, rows, {}, steps, exact=exact)
+            return replay(session, state, rows, {}, steps, exact=exact)
         with Checkpoints(folder, config.checkpoint, read_only=True) as checkpoints:
             good = [step for step in checkpoints.steps() if not checkpoints.problems(step)]
             shapes = abstract(state)
@@ -265,7 +265,7 @@ def check_replay(run_dir: pathlib.Path, config: ExperimentConfig, inputs: Inputs
             states = {s: checkpoints.restore(s, shapes) for s in good if start < s <= start + steps}
             if start:
                 state = checkpoints.restore(start, shapes)
-            return replay(placed, state, rows, states, steps, exact=exact)
+            return replay(session, state, rows, states, steps, exact=exact)
 
 
 def start_step(saved: Sequence[int], logged: int, steps: int) -> int:
@@ -278,14 +278,14 @@ def start_step(saved: Sequence[int], logged: int, steps: int) -> int:
 
 
 def replay(
-    placed: Placed, state: TrainState, rows: Mapping[int, Mapping[str, Any]], states: Mapping[int, TrainState],
+    session: Session, state: TrainState, rows: Mapping[int, Mapping[str, Any]], states: Mapping[int, TrainState],
     steps: int, *, exact: bool,
 ) -> Check:  # fmt: skip
     """Train `steps` steps from `state`, comparing each with its logged row and with the saved states on the way."""
     start = int(state.step)
     lines, last = [], min(start + steps, max(rows))
-    for step, batch in zip(range(start, last), stream(placed, start, last), strict=True):
-        state, metrics = placed.program.train_step(state, placed.base.frozen, batch, placed.numbers)
+    for step, batch in zip(range(start, last), stream(session, start, last), strict=True):
+        state, metrics = session.program.train_step(state, session.base.frozen, batch, session.numbers)
         lines += compare_row(rows[step + 1], jax.device_get(metrics), exact=exact)
         if step + 1 in states:
             lines += compare_state(step + 1, state, states[step + 1], exact=exact)
@@ -295,12 +295,12 @@ def replay(
     return Check(name="replay", ok=not lines, lines=tuple(lines) or (text,))
 
 
-def stream(placed: Placed, start: int, stop: int) -> Iterator[Batch]:
+def stream(session: Session, start: int, stop: int) -> Iterator[Batch]:
     """Device batches of the steps [start, stop)."""
-    batches = placed.train_batches(start)
+    batches = session.train_batches(start)
     try:
         for _ in range(start, stop):
-            yield placed.put(next(batches))
+            yield session.put(next(batches))
     finally:
         batches.close()
 

@@ -100,10 +100,11 @@ def make_steps(total_steps: int, config: optim.OptimConfig, seed: int):
         return hidden, params["embed"]["embedding"]
 
     optimizer = optim.make_optimizer(config, params)
+    spec = step.StepSpec(num_tasks=1)
     train_step = step.make_train_step(
-        forward, optimizer, optim.make_schedule(config, total_steps), optim.make_groups(config, params), num_tasks=1
+        forward, optimizer, optim.make_schedule(config, total_steps), optim.make_groups(config, params), spec
     )
-    eval_step = step.make_eval_step(forward, num_tasks=1)
+    eval_step = step.make_eval_step(forward, spec)
     return step.init_state(params, optimizer), jax.jit(train_step, donate_argnums=0), jax.jit(eval_step)
 
 

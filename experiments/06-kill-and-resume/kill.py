@@ -175,10 +175,10 @@ def read_end(config_file: pathlib.Path, run_dir: pathlib.Path) -> dict[str, Any]
     from jaxtune.runs.checkpoints import Checkpoints, abstract
     from jaxtune.step.programs import Programs
     from jaxtune.train import resolution
-    from jaxtune.train.session import place
+    from jaxtune.train.session import open_session
 
     inputs = resolution.resolve(config.load(config_file), show_progress=False)
-    state = abstract(place(inputs, Programs()).initial_state())
+    state = abstract(open_session(inputs, Programs()).initial_state())
     with Checkpoints(run_dir / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.latest()
         restored = checkpoints.restore(step, state)

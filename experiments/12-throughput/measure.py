@@ -30,8 +30,8 @@ from jaxtune.parallel import mesh
 from jaxtune.plan.packing import PackPolicy
 from jaxtune.step.programs import Programs
 from jaxtune.train import resolution
-from jaxtune.train import session as placed
 from jaxtune.train.resolution import Inputs
+from jaxtune.train.session import open_session
 
 HERE = pathlib.Path(__file__).parent
 CASES = {"10M": HERE / "ten_million.py", "SmolLM2-135M": HERE.parent / "08-smollm2-compact" / "config.py"}
@@ -75,9 +75,9 @@ class Steps:
     def __init__(self, config: ExperimentConfig, packing: PackPolicy, programs: Programs):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, packing=packing))
         self.inputs = resolution.resolve(config, questions=False, show_progress=False)
-        self.placed = placed.place(self.inputs, programs)
-        self.state = self.placed.initial_state()
-        self.batches: Iterator[Batch] = self.placed.train_batches(0)
+        self.session = open_session(self.inputs, programs)
+        self.state = self.session.initial_state()
+        self.batches: Iterator[Batch] = self.session.train_batches(0)
 
     def run(self, steps: int) -> dict[str, float]:
         """Seconds and work of some steps."""
@@ -86,8 +86,8 @@ class Steps:
             batch = next(self.batches)
             need = work(self.inputs, batch)
             start = time.perf_counter()
-            self.state, metrics = self.placed.program.train_step(
-                self.state, self.placed.base.frozen, self.placed.put(batch), self.placed.numbers
+            self.state, metrics = self.session.program.train_step(
+                self.state, self.session.base.frozen, self.session.put(batch), self.session.numbers
             )
             jax.block_until_ready(metrics.loss)
             for name, value in (need | {"seconds": time.perf_counter() - start}).items():

@@ -30,10 +30,10 @@ from jaxtune.model.settings import ModelConfig
 from jaxtune.step import trials
 from jaxtune.step.programs import Programs
 from jaxtune.sweep import run as sweep
-from jaxtune.train import lanes as stacked
-from jaxtune.train import resolution
-from jaxtune.train.loop import peak_memory_mb
-from jaxtune.train.session import Placed, place, place_beside
+from jaxtune.sweep.grid import grid
+from jaxtune.train import lanes, resolution
+from jaxtune.train.rows import peak_memory_mb
+from jaxtune.train.session import Session, open_sessions
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 AXES = {"optim.peak_lr": ["1e-3", "3e-3"], "mixture.temperature": ["1", "4"]}
@@ -62,21 +62,19 @@ def toy_model(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def arms(config: configs.ExperimentConfig, programs: Programs) -> list[Placed]:
+def arms(config: configs.ExperimentConfig, programs: Programs) -> list[Session]:
     """The arms on the device, all with one program."""
-    resolved = [configs.override(config, trial.arguments()) for trial in sweep.grid(AXES, [0])]
-    several = [resolution.resolve(one, show_progress=False) for one in resolved]
-    first = place(several[0], programs)
-    return [first, *(place_beside(first, inputs) for inputs in several[1:])]
+    resolved = [configs.override(config, trial.arguments()) for trial in grid(AXES, [0])]
+    return open_sessions([resolution.resolve(one, show_progress=False) for one in resolved], programs)
 
 
-def batches(placed: Placed) -> list:
+def batches(placed: Session) -> list:
     """Host batches of all steps."""
     with contextlib.closing(placed.train_batches(0)) as stream:
         return [next(stream) for _ in range(STEPS)]
 
 
-def alone(placed: list[Placed], feeds: list[list]) -> tuple[list, list[float]]:
+def alone(placed: list[Session], feeds: list[list]) -> tuple[list, list[float]]:
     """Each arm after the other; the final parameters, and for every arm the median seconds of a step."""
     ends, seconds = [], []
     for one, feed in zip(placed, feeds, strict=True):
@@ -91,22 +89,22 @@ def alone(placed: list[Placed], feeds: list[list]) -> tuple[list, list[float]]:
     return ends, seconds
 
 
-def together(placed: list[Placed], feeds: list[list], *, by_vmap: bool) -> tuple[list, list[float]]:
+def together(placed: list[Session], feeds: list[list], *, by_vmap: bool) -> tuple[list, list[float]]:
     """All arms in one program: one after the other inside it as jaxtune does, or by `jax.vmap`."""
     first, count = placed[0], len(placed)
     compiled = trials.build(first.program, first.base.trainable, first.mesh, count)
     state = compiled.blank()
     for k, one in enumerate(placed):
         state = compiled.put(state, k, one.initial_state())
-    numbers = stacked.stacked_numbers([one.numbers for one in placed], count)
+    numbers = lanes.stacked_numbers([one.numbers for one in placed], count)
     step = lambda state, batch: compiled.train_step(state, first.base.frozen, batch, numbers, range(count))
     if by_vmap:
-        mapped = jax.jit(jax.vmap(first.program.update, in_axes=(0, None, 0, 0)), donate_argnums=0)
+        mapped = jax.jit(jax.vmap(first.program.plain_train_step, in_axes=(0, None, 0, 0)), donate_argnums=0)
         step = lambda state, batch: mapped(state, first.base.frozen, batch, numbers)
     laps = []
     for own in zip(*feeds, strict=True):
         began = time.perf_counter()
-        batch = jax.tree.map(jnp.asarray, stacked.stacked_batch(dict(enumerate(own)), count))
+        batch = jax.tree.map(jnp.asarray, lanes.stacked_batch(dict(enumerate(own)), count))
         state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
         laps.append(time.perf_counter() - began)
@@ -134,7 +132,7 @@ def run_sweep(size: str, folder: pathlib.Path, out: pathlib.Path, *, by_one_prog
     """A whole sweep in this process; prints its time and peak memory."""
     wall, cpu = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(sys.stderr):
-        sweep.sweep(settings(size, folder), out, AXES, [0], stacked=by_one_program)
+        sweep.sweep(settings(size, folder), out, AXES, [0], stacking=sweep.Stacking(stacked=by_one_program))
     line = {"wall_s": round(time.perf_counter() - wall, 1), "cpu_s": round(time.process_time() - cpu, 1)}
     print(json.dumps(line | {"peak_mb": round(peak_memory_mb())}))
 

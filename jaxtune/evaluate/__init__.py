@@ -1,9 +1,9 @@
+from jaxtune.evaluate.answers import Question as Question
+from jaxtune.evaluate.answers import ScoreResult as ScoreResult
+from jaxtune.evaluate.answers import generation_scores as generation_scores
+from jaxtune.evaluate.answers import question as question
+from jaxtune.evaluate.answers import questions as questions
 from jaxtune.evaluate.loss import Aggregate as Aggregate
 from jaxtune.evaluate.loss import EvalConfig as EvalConfig
 from jaxtune.evaluate.loss import LossResult as LossResult
-from jaxtune.evaluate.loss import Question as Question
-from jaxtune.evaluate.loss import ScoreResult as ScoreResult
-from jaxtune.evaluate.loss import generation_scores as generation_scores
 from jaxtune.evaluate.loss import per_task_loss as per_task_loss
-from jaxtune.evaluate.loss import question as question
-from jaxtune.evaluate.loss import questions as questions

@@ -1,19 +1,16 @@
-"""Held-out numbers by task: token loss, and scores of generated answers."""
+"""Held-out token loss by task, and the one number of it that early stopping and the best checkpoint watch."""
 
 import dataclasses
 import enum
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
 
-from jaxtune import chat
-from jaxtune.chat import ChatTemplate, Conversation, Tokenizer
 from jaxtune.errors import UserError
 from jaxtune.step.losses import LossSums
-from jaxtune.tasks import Task, metrics
 
 Data = TypeVar("Data")
 
@@ -76,7 +73,7 @@ class LossResult:
             case Aggregate.MACRO_MEAN:
                 return self.macro_loss
             case Aggregate.WORST_TASK:
-                return max(self.task_loss.values())
+                return float(np.max(list(self.task_loss.values())))  # NaN where one is: `max` would pass over it
             case Aggregate.TASK:
                 assert task is not None
                 return self.task_loss[task]
@@ -110,96 +107,3 @@ def _add(totals: dict[str, np.ndarray], sums: LossSums) -> None:
     assert not fetched.over_capacity, "the loss capacity must cover every weighted position"
     for name, total in totals.items():
         total += np.asarray(getattr(fetched, name), np.float64)[: len(total)]  # float64: batches of any size agree
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Question:
-    """A held-out conversation up to its last answer, and that answer."""
-
-    task: str
-    id: str
-    text: str
-    """The last user message, for people."""
-    prompt: list[int]
-    """Token ids up to where the answer starts."""
-    reference: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreResult:
-    """Scores of generated answers."""
-
-    task_score: Mapping[str, Mapping[str, float]]
-    """Task -> {metric: mean over questions, "n": questions}."""
-    macro_exact_match: float
-    """Mean over tasks of the share of exactly matching answers."""
-    answers: Mapping[str, Sequence[Mapping[str, Any]]]
-    """Task -> {id, prompt, prediction, reference, correct} of every question."""
-
-
-def question(
-    task: str, conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer, name: str
-) -> Question:
-    """Cut a conversation before its last assistant turn."""
-    cut = max((i for i, message in enumerate(conversation.messages) if message.role == "assistant"), default=None)
-    if cut is None or cut == 0:
-        raise UserError(
-            f"task {task!r}, example {name}: no assistant turn after a user turn, so there is nothing to generate"
-        )
-    before = dataclasses.replace(conversation, messages=conversation.messages[:cut])
-    return Question(
-        task=task,
-        id=name,
-        text=before.messages[-1].content or "",
-        prompt=chat.render_prompt(before, template, tokenizer),
-        reference=conversation.messages[cut].content or "",
-    )
-
-
-def questions(
-    tasks: Iterable[Task], split: str, template: ChatTemplate, tokenizer: Tokenizer, *, limit: int
-) -> list[Question]:
-    """The first `limit` examples of each task's split, with the task's first instruction template."""
-    found = []
-    for task in tasks:
-        if split not in task.splits:
-            continue
-        source = task.source(split)
-        for i in range(min(limit, len(source))):
-            conversation = task.read(split, i)
-            if isinstance(conversation, Conversation):  # records of token ids have no text to compare with
-                found.append(question(task.name, conversation, template, tokenizer, conversation.id or source.where(i)))
-    return found
-
-
-def generation_scores(
-    answer: Callable[[list[list[int]]], list[list[int]]],
-    asked: Sequence[Question],
-    tokenizer: Tokenizer,
-    metric_of: Mapping[str, str],
-    *,
-    stop_ids: frozenset[int] | set[int],
-) -> ScoreResult:
-    """Generate all answers and score each with exact match and with its task's own metric."""
-    generated = answer([q.prompt for q in asked])
-    rows: dict[str, list[dict[str, Any]]] = {}
-    values: dict[str, dict[str, list[float]]] = {}
-    for q, ids in zip(asked, generated, strict=True):
-        prediction = tokenizer.decode([i for i in ids if i not in stop_ids])
-        scores = {"exact_match": metrics.exact_match(prediction, q.reference)}
-        name = metric_of[q.task]
-        scores[name] = metrics.METRICS[name](prediction, q.reference)
-        for metric, value in scores.items():
-            values.setdefault(q.task, {}).setdefault(metric, []).append(float(value))
-        rows.setdefault(q.task, []).append(
-            {"id": q.id, "prompt": q.text, "prediction": prediction, "reference": q.reference,
-             "correct": bool(scores["exact_match"] == 1), "tokens": len(ids)}
-        )  # fmt: skip
-    task_score = {
-        task: {metric: math.fsum(v) / len(v) for metric, v in by_metric.items()} | {"n": len(rows[task])}
-        for task, by_metric in values.items()
-    }
-    exact = [scores["exact_match"] for scores in task_score.values()]
-    return ScoreResult(
-        task_score=task_score, macro_exact_match=math.fsum(exact) / len(exact) if exact else math.nan, answers=rows
-    )

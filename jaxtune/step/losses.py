@@ -48,7 +48,7 @@ class LossSums:
     tokens: Int[Any, "*trial tasks"]
     """How many positions carry weight."""
     correct: Int[Any, "*trial tasks"]
-    """How many of those have no logit above the target's."""
+    """Positions whose target has the highest logit (ties count as right)."""
     over_capacity: Int[Any, "*trial"]
     """How many positions with weight did not fit `capacity` and are in no sum: the caller must raise unless 0."""
 
@@ -73,6 +73,32 @@ def shift(
     return jnp.pad(tokens[..., 1:], last), jnp.pad(weights, last)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """How hidden states become logits; static facts of the model and of its devices."""
+
+    vocab_axis: int = 0
+    """Axis of the head that is the vocabulary: 0 for a tied embedding [V, D], 1 for [D, V]."""
+    soft_cap: float | None = None
+    """Logits `l` become `soft_cap * tanh(l / soft_cap)`."""
+    shards: int = 1
+    """Devices over which the rows of a micro-batch are split; each contiguous group of rows gathers its own positions,
+    so that no hidden state crosses devices, and the derivative of the head is summed over devices once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """What is summed beside the cross-entropy, and how much of it at a time."""
+
+    head: HeadSpec = HeadSpec()
+    z_loss: Scalar = 0.0
+    label_smoothing: Scalar = 0.0
+    capacity: int | None = None
+    """Most positions with weight in the rows of one shard; arrays of so many are held. None: all positions."""
+    chunk: int | None = None
+    """Positions whose logits are computed together on a device; None: at most 1,024, on a CPU 256 MiB of logits."""
+
+
 def per_task_sums(
     hidden: Float[Array, "rows seq model"],
     head: Float[Array, "vocab_or_model model_or_vocab"],
@@ -81,34 +107,27 @@ def per_task_sums(
     task_ids: Int[Array, "rows seq"],
     *,
     num_tasks: int,
-    vocab_axis: int = 0,
-    capacity: int | None = None,
-    chunk: int | None = None,
-    shards: int = 1,
-    soft_cap: float | None = None,
-    z_loss: Scalar = 0.0,
-    label_smoothing: Scalar = 0.0,
+    spec: LossSpec = LossSpec(),
 ) -> LossSums:
     """Loss sums of the positions whose weight is not 0; `targets` and `weights` are those of `shift`.
 
-    With logits `l = hidden @ head` (and `l = soft_cap * tanh(l / soft_cap)`), `Z = logsumexp(l)`, smoothing `e`:
+    With logits `l = hidden @ head`, soft-capped where `spec.head` says so, `Z = logsumexp(l)`, smoothing `e`:
 
         objective = sum w * ((1 - e) * (Z - l[target]) + e * (Z - mean(l)) + z_loss * Z ** 2)
 
-    `vocab_axis` says which axis of `head` is the vocabulary: 0 for a tied embedding [V, D], 1 for a head [D, V].
-    `capacity` bounds the positions with weight (of one shard): arrays of that many positions are held, all positions if
-    None. Work grows with the positions that do carry weight, whatever the capacity. `chunk` positions have their logits
-    computed together on a device (None: at most 1,024, and on a CPU 256 MiB of logits).
-    `shards`: over how many devices the rows are sharded; each contiguous group of rows gathers its own positions, so
-    that no hidden state crosses devices, and the derivative of the head is summed over devices once.
-
-    Products are taken in the dtype of `hidden`, accumulated in float32; everything after them is float32.
+    Work grows with the positions that do carry weight, whatever the capacity. Products are taken in the dtype of
+    `hidden`, accumulated in float32; everything after them is float32.
     """
-    trained = _gather(hidden, targets, weights, task_ids, capacity, shards, chunk or _default_chunk(head, vocab_axis))
-    options = _Options(num_chunks=trained.num_chunks, vocab_axis=vocab_axis, soft_cap=soft_cap)
+    vocab_axis = spec.head.vocab_axis
+    trained = _gather(
+        hidden, targets, weights, task_ids, spec.capacity, spec.head.shards,
+        spec.chunk or _default_chunk(head, vocab_axis),
+    )  # fmt: skip
+    options = _Options(num_chunks=trained.num_chunks, vocab_axis=vocab_axis, soft_cap=spec.head.soft_cap)
     results: Any = _position_losses(
-        options, trained.hidden, head, trained.targets, trained.weights, trained.chunks_used, z_loss, label_smoothing
-    )
+        options, trained.hidden, head, trained.targets, trained.weights, trained.chunks_used,
+        spec.z_loss, spec.label_smoothing,
+    )  # fmt: skip
     objective, (nll, hit) = results[0], jax.lax.stop_gradient(results[1:])
     by_task = functools.partial(_sum_by_task, task_ids=trained.task_ids, num_tasks=num_tasks)
     counted = trained.weights != 0

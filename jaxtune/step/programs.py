@@ -1,4 +1,7 @@
-"""Compiled programs by what shapes them, so that the arms of a sweep share one compilation."""
+"""Builds and caches the jitted functions of a run.
+
+Runs that differ only in traced numbers (learning rate, weight decay, seed) share them.
+"""
 
 import dataclasses
 import functools
@@ -20,14 +23,14 @@ from jaxtune.optim import OptimConfig
 from jaxtune.parallel import compilation as compiling
 from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import Indivisible
-from jaxtune.step.losses import LossSums
+from jaxtune.step.losses import HeadSpec, LossSums
 from jaxtune.step.update import (
     Forward,
-    HeadSpec,
     Hparams,
     LossConfig,
     Params,
     StepMetrics,
+    StepSpec,
     TrainState,
     init_state,
     make_eval_step,
@@ -74,9 +77,10 @@ class Program:
     """As `init`, with the memory of the parameters that it is given."""
     train_step: Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]
     eval_step: Callable[[Params, Params, Batch], LossSums]
-    update: Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]
-    """`train_step` and `eval_step` before compilation, for programs that hold them."""
-    measure: Callable[[Params, Params, Batch], LossSums]
+    plain_train_step: Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]
+    """`train_step` without `jit`, to be called inside a larger jitted function (stacked trials)."""
+    plain_eval_step: Callable[[Params, Params, Batch], LossSums]
+    """`eval_step` without `jit`."""
 
 
 class Programs:
@@ -84,7 +88,7 @@ class Programs:
 
     def __init__(self) -> None:
         self._built: dict[Any, Program] = {}
-        self.memo: dict[Any, Any] = {}
+        self.shared: dict[Any, Any] = {}
         """Results that every arm of a sweep shares."""
 
     def get(self, spec: ProgramSpec, trainable: Params) -> Program:
@@ -108,17 +112,21 @@ def build(spec: ProgramSpec, trainable: Params) -> Program:
         opt_state=sharding.optimizer_shardings(optimizer, trainable, placed),
         ema=None if spec.optim.ema_decay is None else placed,
     )
-    head = HeadSpec(
-        vocab_axis=0 if spec.model.tie_embeddings else 1,
-        soft_cap=spec.model.final_soft_cap,
-        shards=sharding.row_shards(spec.mesh),
+    step_spec = StepSpec(
+        num_tasks=spec.num_tasks,
+        loss=spec.loss,
+        head=HeadSpec(
+            vocab_axis=0 if spec.model.tie_embeddings else 1,
+            soft_cap=spec.model.final_soft_cap,
+            shards=sharding.row_shards(spec.mesh),
+        ),
+        capacity=spec.capacity,
+        tokens=spec.tokens,
+        ema_decay=spec.optim.ema_decay,
     )
-    train_step = make_train_step(
-        forward, optimizer, optim.make_schedule(spec.optim, spec.total_steps), optim.make_groups(spec.optim, trainable),
-        num_tasks=spec.num_tasks, loss=spec.loss, head_spec=head, capacity=spec.capacity,
-        tokens=spec.tokens, ema_decay=spec.optim.ema_decay,
-    )  # fmt: skip
-    eval_step = make_eval_step(forward, num_tasks=spec.num_tasks, head_spec=head, chunk=spec.loss.chunk)
+    schedule, groups = optim.make_schedule(spec.optim, spec.total_steps), optim.make_groups(spec.optim, trainable)
+    train_step = make_train_step(forward, optimizer, schedule, groups, step_spec)
+    eval_step = make_eval_step(forward, step_spec)
     init = lambda params: init_state(params, optimizer, ema=spec.optim.ema_decay is not None)
     jit = functools.partial(compiling.jit, platform=spec.mesh.devices.flat[0].platform, dtype=spec.compute_dtype)
     return Program(
@@ -130,8 +138,8 @@ def build(spec: ProgramSpec, trainable: Params) -> Program:
         init_in_place=jit(init, donate_argnums=0, out_shardings=state_shardings),
         train_step=jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere)),
         eval_step=jit(eval_step, out_shardings=everywhere),
-        update=train_step,
-        measure=eval_step,
+        plain_train_step=train_step,
+        plain_eval_step=eval_step,
     )
 
 

@@ -28,7 +28,8 @@ OVER_TRIALS = PartitionSpec("trial")
 def turns(active: Sequence[int], size: int, mesh: Mesh) -> tuple[Bool[np.ndarray, " trial"], Int[np.ndarray, ""]]:
     """Which of `size` trials are computed, and the most of them on one device.
 
-    All devices go through so many rounds, so that the devices of one trial may communicate.
+    Every device runs the same number of rounds, also with nothing to do: a collective inside a trial needs all devices
+    of that trial in the same round.
     """
     flags = np.isin(np.arange(size), np.asarray(active, int))
     by_device = flags.reshape(mesh.shape["trial"], -1).sum(axis=1)
@@ -113,11 +114,11 @@ def build(program: Program, trainable: Params, mesh: Mesh, count: int) -> TrialP
     by_trial = NamedSharding(mesh, OVER_TRIALS)
 
     def train_step(state: TrainState, frozen: Params, batch: Batch, numbers: Hparams, active: Array, rounds: Array):
-        step = lambda one, given: program.update(one, frozen, *given)
+        step = lambda one, given: program.plain_train_step(one, frozen, *given)
         return each(step, state, (batch, numbers), active, rounds)
 
     def eval_step(params: Params, frozen: Params, batch: Batch, active: Array, rounds: Array) -> LossSums:
-        measure = lambda _, one: (None, program.measure(one, frozen, batch))
+        measure = lambda _, one: (None, program.plain_eval_step(one, frozen, batch))
         return each(measure, None, params, active, rounds)[1]
 
     def blank() -> TrainState:

@@ -31,7 +31,12 @@ class Strip:
 def lay(segment_ids: Int[Array, "rows seq"], *, tokens: int, shards: int) -> Strip:
     """Strips of the tokens (segment not 0) of each of `shards` contiguous groups of rows, in order, `tokens` at most.
 
-    No token leaves its group, so none changes devices when rows are sharded that way.
+        rows    [1, 1, 1, 1, 1]    strip, 9 tokens, one shard
+                [1, 1, 2, 0, 0]    segment_ids  [1, 1, 1, 1, 1, 2, 2, 3, 0]
+                                   places       [0, 1, 2, 3, 4, 5, 6, 7, 10]
+
+    A row starts a segment of its own, also where the row before is filled to its last slot. No token leaves its group,
+    so none changes devices when rows are sharded that way.
     """
     rows, seq = segment_ids.shape
     if rows % shards:

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxtune import optim
 from jaxtune.batch import Batch
 from jaxtune.errors import UserError
-from jaxtune.step import losses
-from jaxtune.step import unpad as strip
+from jaxtune.step import losses, unpad
+from jaxtune.step.losses import HeadSpec
 
 Params = PyTree
 """A nested dict of arrays, or of their shardings."""
@@ -68,14 +68,19 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadSpec:
-    """How hidden states become logits; static facts of the model."""
+class StepSpec:
+    """Static facts of an update: tasks, objective, head, and how many positions its arrays hold."""
 
-    vocab_axis: int = 0
-    """Axis of the head that is the vocabulary: 0 for a tied embedding [V, D], 1 for [D, V]."""
-    soft_cap: float | None = None
-    shards: int = 1
-    """Devices over which the rows of a micro-batch are split."""
+    num_tasks: int
+    loss: LossConfig = LossConfig()
+    head: HeadSpec = HeadSpec()
+    capacity: int | None = None
+    """Most positions with weight in one shard's rows of a micro-batch; None: all positions (see `LossSpec`)."""
+    tokens: int | None = None
+    """Most tokens in one shard's rows of a micro-batch; given, these rows are laid end to end without their padding
+    (see `unpad`)."""
+    ema_decay: float | None = None
+    """Decay of the parameters' moving average per update; None keeps none."""
 
 
 @jax.tree_util.register_dataclass
@@ -157,57 +162,38 @@ def example_normalized(
 
 
 def batch_sums(
-    forward: Forward, params: Params, frozen: Params, batch: Batch, *, num_tasks: int, loss: LossConfig,
-    head_spec: HeadSpec, capacity: int | None, tokens: int | None = None, key: Array | None = None,
-) -> losses.LossSums:  # fmt: skip
-    """Loss sums of one micro-batch [rows, seq]; given `tokens`, computed on its rows laid end to end (see `strip`)."""
+    forward: Forward, params: Params, frozen: Params, batch: Batch, spec: StepSpec, key: Array | None = None
+) -> losses.LossSums:
+    """Loss sums of one micro-batch [rows, seq]."""
+    loss = spec.loss
     targets, weights = losses.shift(batch.tokens, batch.loss_weights, batch.segment_ids)
     if loss.normalization is Normalization.EXAMPLE:
         weights = example_normalized(weights, jnp.asarray(batch.segment_ids))
     left_out = jnp.zeros((), jnp.int32)
-    if tokens is not None:
-        laid = strip.lay(jnp.asarray(batch.segment_ids), tokens=tokens, shards=head_spec.shards)
+    if spec.tokens is not None:
+        laid = unpad.lay(jnp.asarray(batch.segment_ids), tokens=spec.tokens, shards=spec.head.shards)
         batch, targets, weights = jax.tree.map(laid.take, (batch, targets, weights))
         batch, left_out = dataclasses.replace(batch, segment_ids=laid.segment_ids), laid.left_out
     hidden, head = forward(params, frozen, batch, key)
     sums = losses.per_task_sums(
-        hidden, head, targets, weights, jnp.asarray(batch.task_ids), num_tasks=num_tasks, capacity=capacity,
-        vocab_axis=head_spec.vocab_axis, soft_cap=head_spec.soft_cap, shards=head_spec.shards,
-        chunk=loss.chunk, z_loss=loss.z_loss, label_smoothing=loss.label_smoothing,
+        hidden, head, targets, weights, jnp.asarray(batch.task_ids), num_tasks=spec.num_tasks,
+        spec=losses.LossSpec(
+            head=spec.head, capacity=spec.capacity, chunk=loss.chunk, z_loss=loss.z_loss,
+            label_smoothing=loss.label_smoothing,
+        ),
     )  # fmt: skip
     return dataclasses.replace(sums, over_capacity=sums.over_capacity + left_out)
 
 
-def make_train_step(
-    forward: Forward,
-    optimizer: optax.GradientTransformation,
-    schedule: Callable[[Array], Array],
-    groups: optim.ParamGroups,
-    *,
-    num_tasks: int,
-    loss: LossConfig = LossConfig(),
-    head_spec: HeadSpec = HeadSpec(),
-    capacity: int | None = None,
-    tokens: int | None = None,
-    ema_decay: float | None = None,
-) -> Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]:
-    """The update `(state, frozen, batch, hparams) -> (state, metrics)`; jit, donate and shard it where it is called.
+Gradient = Callable[[Params, Params, Batch, Array], tuple[Params, losses.LossSums]]
+"""`(params, frozen, batch [micro_batches, rows, seq], key) -> (gradient of the summed objective, loss sums)`."""
 
-    `batch` has leading axes [micro_batches, rows]. Gradients of the summed loss are added over micro-batches in
-    float32 and divided once by the summed weight, so 8x1, 4x2 and 1x8 are the same update whatever the token counts.
-    Moments and the average of the parameters are float32 whatever dtype these have; parameters in bfloat16 are rounded
-    stochastically, from the step's own key, so that a replay gives the same bits.
-    `optimizer` leaves the learning rate out; `schedule(step)` peaks at 1. `capacity` bounds the positions
-    with weight in one micro-batch (see `losses.per_task_sums`). `tokens`, if given, bounds the tokens of one shard's
-    rows of a micro-batch, and the step computes on these rows laid end to end without their padding (see `strip`).
-    """
+
+def make_gradient(forward: Forward, groups: optim.ParamGroups, spec: StepSpec) -> Gradient:
+    """The gradient of a step's summed objective, added up over its micro-batches, each with noise of its own."""
 
     def objective(params: Params, frozen: Params, micro: Batch, key: Array) -> tuple[Array, losses.LossSums]:
-        params = optim.stop_frozen(params, groups)
-        sums = batch_sums(
-            forward, params, frozen, micro, num_tasks=num_tasks, loss=loss, head_spec=head_spec, capacity=capacity,
-            tokens=tokens, key=key,
-        )  # fmt: skip
+        sums = batch_sums(forward, optim.stop_frozen(params, groups), frozen, micro, spec, key)
         return sums.objective, sums
 
     def accumulate(params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Params, losses.LossSums]:
@@ -226,11 +212,31 @@ def make_train_step(
         zeros = wide, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
         return jax.lax.scan(body, zeros, (jnp.arange(batch.tokens.shape[0]), batch))[0]
 
+    return accumulate
+
+
+def make_train_step(
+    forward: Forward,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[Array], Array],
+    groups: optim.ParamGroups,
+    spec: StepSpec,
+) -> Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]:
+    """The update `(state, frozen, batch, hparams) -> (state, metrics)`; jit, donate and shard it where it is called.
+
+    `batch` has leading axes [micro_batches, rows]. Gradients of the summed loss are added over micro-batches in
+    float32 and divided once by the summed weight, so 8x1, 4x2 and 1x8 are the same update whatever the token counts.
+    Moments and the average of the parameters are float32 whatever dtype these have; parameters in bfloat16 are rounded
+    stochastically, from the step's own key, so that a replay gives the same bits.
+    `optimizer` leaves the learning rate out; `schedule(step)` peaks at 1.
+    """
+    accumulate, fixed = make_gradient(forward, groups, spec), spec.loss.fixed_denominator
+
     def train_step(state: TrainState, frozen: Params, batch: Batch, hparams: Hparams) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(hparams.seed), state.step)
         grads, sums = accumulate(state.params, frozen, batch, key)
         weight = sums.weight.sum()
-        denominator = weight if loss.fixed_denominator is None else jnp.asarray(loss.fixed_denominator, weight.dtype)
+        denominator = weight if fixed is None else jnp.asarray(fixed, weight.dtype)
         scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, denominator, 1), 0)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) * scale, grads)
         value, norm = sums.objective * scale, optax.tree.norm(grads)
@@ -240,7 +246,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         exact = optim.apply_update(state.params, updates, groups, rate=rate, weight_decay=hparams.weight_decay)
         params = optim.round_stochastically(exact, jax.random.fold_in(key, ROUNDING), state.params)
-        ema = None if ema_decay is None else optim.update_ema(state.ema, params, ema_decay)
+        ema = None if spec.ema_decay is None else optim.update_ema(state.ema, params, spec.ema_decay)
         keep = lambda new, old: jnp.where(applied, new, old)
         new_state = TrainState(
             step=state.step + 1,
@@ -261,16 +267,14 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    forward: Forward, *, num_tasks: int, head_spec: HeadSpec = HeadSpec(), capacity: int | None = None,
-    chunk: int | None = None,
-) -> Callable[[Params, Params, Batch], losses.LossSums]:  # fmt: skip
-    """`(params, frozen, batch [rows, seq]) -> LossSums`: the plain token loss, whatever the training objective adds."""
-    loss = LossConfig(chunk=chunk)
+def make_eval_step(forward: Forward, spec: StepSpec) -> Callable[[Params, Params, Batch], losses.LossSums]:
+    """`(params, frozen, batch [rows, seq]) -> LossSums`: the plain token loss, whatever the training objective adds.
+
+    Of the objective only `chunk` is kept, and arrays hold all positions.
+    """
+    plain = StepSpec(num_tasks=spec.num_tasks, head=spec.head, loss=LossConfig(chunk=spec.loss.chunk))
 
     def eval_step(params: Params, frozen: Params, batch: Batch) -> losses.LossSums:
-        return batch_sums(
-            forward, params, frozen, batch, num_tasks=num_tasks, loss=loss, head_spec=head_spec, capacity=capacity
-        )
+        return batch_sums(forward, params, frozen, batch, plain)
 
     return eval_step

@@ -170,6 +170,13 @@ class TrainProgress:
         parts.append(f"{duration(self._pace.seconds_left)} left")
         self._display.show(step, "  ".join(parts))
 
+    def of(self, name: str) -> "TrainProgress":
+        """Where the run reports: it is the only one."""
+        return self
+
+    def show(self, running: Collection[str]) -> None:
+        """After a round, as for a group; a single run has shown its numbers already."""
+
     def write(self, text: str) -> None:
         """Print a line that stays above the bar."""
         self._display.write(text)

@@ -165,7 +165,7 @@ def lower(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     rate, seed = (jax.ShapeDtypeStruct((), kind, sharding=whole) for kind in (jnp.float32, jnp.int32))
 
     def step(state, frozen, batch, numbers):
-        return program.update(state, frozen, Batch(**batch), Hparams(**numbers))
+        return program.plain_train_step(state, frozen, Batch(**batch), Hparams(**numbers))
 
     jitted = program.jit(step, donate_argnums=0, out_shardings=(program.state_shardings, whole))
     with jax.set_mesh(mesh):

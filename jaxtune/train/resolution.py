@@ -13,8 +13,8 @@ from jaxtune.data.jobs import tokenize
 from jaxtune.data.store import TaskTokens
 from jaxtune.data.subset import Subset
 from jaxtune.errors import UserError
-from jaxtune.evaluate import loss as evaluate
-from jaxtune.evaluate.loss import Question
+from jaxtune.evaluate import answers
+from jaxtune.evaluate.answers import Question
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
 from jaxtune.model.settings import ModelConfig
@@ -116,7 +116,7 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
     asked = []
     if questions and config.eval.generate:
         everyone = [*parted.kept.values(), *parted.held.values()]
-        asked = evaluate.questions(everyone, TEST, template, words, limit=config.eval.generate_examples)
+        asked = answers.questions(everyone, TEST, template, words, limit=config.eval.generate_examples)
     return Inputs(
         config=config, folder=folder, model=shape, tokenizer=words, template=template,
         tasks=parted.kept, held=parted.held, train=train, validation=validation, plan=plan,

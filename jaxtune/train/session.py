@@ -1,24 +1,18 @@
-"""An experiment placed on devices: parameters, compiled programs, batches; their losses, scores and exports."""
+"""Inputs of a run on devices: mesh, base parameters, compiled program, batches."""
 
 import contextlib
 import dataclasses
-import functools
 import math
-import pathlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jaxtune import chat
 from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
 from jaxtune.data import batches as data
 from jaxtune.data.batches import StepBatches
 from jaxtune.data.subset import Subset
-from jaxtune.evaluate import loss as evaluate
-from jaxtune.evaluate.decoding import SamplingConfig, generate
-from jaxtune.evaluate.loss import LossResult, ScoreResult
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
 from jaxtune.model import lora
@@ -43,7 +37,7 @@ class Base:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Placed:
+class Session:
     """What the training loop holds besides its state."""
 
     inputs: Inputs
@@ -63,7 +57,10 @@ class Placed:
         return self.program.init(self.base.trainable)
 
     def take_initial_state(self) -> TrainState:
-        """State at step 0 in the memory of the base's own arrays: of what trains there, only shapes are left."""
+        """The state of step 0. It takes over the arrays of the loaded parameters (donated).
+
+        `base.trainable` must not be read afterwards, but for its shapes.
+        """
         return self.program.init_in_place(self.base.trainable)
 
     def train_batches(self, start: int) -> data.BatchIterator:
@@ -77,24 +74,6 @@ class Placed:
     def put(self, batch: Batch) -> Batch:
         """A host batch on the devices."""
         return sharding.put_batch(self.mesh, batch, self.inputs.micro_rows)
-
-    def validation_loss(self, params: Params) -> LossResult | None:
-        """Per-task loss of the validation examples; None where there are none."""
-        plan = self.inputs.eval_plan
-        return None if plan is None else self.loss_of(params, plan, self.inputs.validation)
-
-    def seen_loss(self, params: Params, steps: int) -> LossResult | None:
-        """Per-task loss of training examples that the first `steps` steps met; None where nothing is validated."""
-        chosen = plans.seen_examples(self.inputs.plan, self.inputs.train, self.inputs.validation, steps)
-        like = self.inputs.eval_plan  # a batch of its shape needs no other program
-        plan = plans.make_validation_plan(self.config, chosen, None if like is None else like.rows_per_step)
-        return None if plan is None else self.loss_of(params, plan, chosen)
-
-    def loss_of(self, params: Params, plan: Plan, chosen: Mapping[str, Subset]) -> LossResult:
-        """Per-task loss of an evaluation plan's examples."""
-        step = functools.partial(self.program.eval_step, params, self.base.frozen)
-        with contextlib.closing(self.evaluation_batches(plan, chosen)) as batches:
-            return evaluate.per_task_loss(step, batches, list(plan.tasks))
 
     def evaluation_batches(self, plan: Plan, chosen: Mapping[str, Subset]) -> Generator[Batch, None, None]:
         """Device batches [rows, seq] of an evaluation plan; close it when done."""
@@ -110,74 +89,40 @@ class Placed:
             return params
         return lora.merge(self.base.frozen, params, self.config.lora)
 
-    def score(self, params: Params) -> ScoreResult:
-        """Greedy answers to the test questions, scored."""
-        inputs, settings = self.inputs, self.config.eval
 
-        def answer(prompts: list[list[int]]) -> list[list[int]]:
-            return generate(
-                self.program.graphdef, self.full_params(params), inputs.model, prompts,
-                stop_ids=sorted(inputs.stop_ids), batch_size=settings.generate_rows,
-                sampling=SamplingConfig(max_new_tokens=settings.max_new_tokens),
-                mesh=self.mesh,
-                dtype=jnp.dtype(self.config.model.compute_dtype.value),
-            )  # fmt: skip
-
-        metric_of = {task.name: task.metric for task in (*inputs.tasks.values(), *inputs.held.values())}
-        return evaluate.generation_scores(
-            answer, inputs.questions, inputs.tokenizer, metric_of, stop_ids=inputs.stop_ids
-        )
-
-    def export(
-        self, params: Params, folder: pathlib.Path, dtype: str | None = None, *, overwrite: bool = False
-    ) -> None:
-        """Write a Hugging Face folder whose end-of-sequence token is the one that was trained."""
-        inputs, words = self.inputs, self.inputs.tokenizer
-        hf.export_model(
-            folder, inputs.model, self.full_params(params), eos_token_id=chat.terminator_id(inputs.template, words),
-            bos_token_id=words.bos_id, pad_token_id=words.pad_id, tokenizer_files=words.files,
-            chat_template=inputs.template.source, dtype=dtype or self.config.model.param_dtype.value,
-            overwrite=overwrite,
-        )  # fmt: skip
-
-    def export_adapter(self, params: Params, folder: pathlib.Path, *, overwrite: bool = False) -> None:
-        """Write a PEFT folder of the adapters. A quantised base is not the one they will lie over: no fingerprint."""
-        settings = self.config.lora
-        assert settings is not None, "no adapter was trained"
-        fingerprint = peft.base_fingerprint(self.base.frozen) if settings.base is None else None
-        peft.export_peft(
-            folder, self.inputs.model, params, settings, base_name=self.config.model.path, fingerprint=fingerprint,
-            overwrite=overwrite,
-        )  # fmt: skip
-
-    def flops_per_step(self, tokens: int) -> float:
-        """6 x parameters in matrix products x tokens (PaLM's estimate, attention left out), for the share of peak."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.base.frozen or self.base.trainable)
-        table = 0 if self.inputs.model.tie_embeddings else self.inputs.model.vocab_size * self.inputs.model.d_model
-        return 6.0 * (sum(leaf.size for _, leaf in leaves) - table) * tokens
+def flops_per_token(session: Session) -> float:
+    """6 x parameters in matrix products (PaLM's estimate, attention left out), for the share of peak."""
+    leaves = jax.tree_util.tree_leaves_with_path(session.base.frozen or session.base.trainable)
+    shape = session.inputs.model
+    table = 0 if shape.tie_embeddings else shape.vocab_size * shape.d_model
+    return 6.0 * (sum(leaf.size for _, leaf in leaves) - table)
 
 
-def place(inputs: Inputs, programs: Programs, *, seed: int | None = None) -> Placed:
-    """Load the base model onto a mesh and build the programs."""
+def open_session(inputs: Inputs, programs: Programs) -> Session:
+    """Load the base model onto a mesh and build the program."""
     inputs, mesh, attention = on_mesh(inputs)
-    config, seed = inputs.config, inputs.config.seed if seed is None else seed
+    config, seed = inputs.config, inputs.config.seed
     base = load_base(inputs, mesh, seed)
-    return Placed(
+    return Session(
         inputs=inputs, mesh=mesh, base=base, program=programs.get(program_spec(inputs, mesh), base.trainable),
         attention=attention, numbers=hparams(config.optim.peak_lr, config.optim.weight_decay, seed),
     )  # fmt: skip
 
 
-def place_beside(first: Placed, inputs: Inputs) -> Placed:
-    """An experiment whose program is that of `first`, on the same devices; the base model is shared."""
-    config = inputs.config
-    base = first.base
+def open_sessions(alike: Sequence[Inputs], programs: Programs) -> list[Session]:
+    """Sessions of runs that share a program: on the same devices, over one base model."""
+    first = open_session(alike[0], programs)
+    return [first, *(beside(first, inputs) for inputs in alike[1:])]
+
+
+def beside(first: Session, inputs: Inputs) -> Session:
+    """The session of a run whose program is that of `first`."""
+    config, base = inputs.config, first.base
     if config.lora is not None and config.lora.start is None:  # else all arms start from the same adapters
         base = dataclasses.replace(base, trainable=lora.init_lora(base.frozen, config.lora, config.seed))
     numbers = hparams(config.optim.peak_lr, config.optim.weight_decay, config.seed)
-    return dataclasses.replace(
-        first, inputs=dataclasses.replace(inputs, model=first.inputs.model), base=base, numbers=numbers
-    )
+    inputs = dataclasses.replace(inputs, model=first.inputs.model)
+    return dataclasses.replace(first, inputs=inputs, base=base, numbers=numbers)
 
 
 def on_mesh(inputs: Inputs) -> tuple[Inputs, jax.sharding.Mesh, backends.Resolution]:

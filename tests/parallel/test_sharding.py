@@ -85,7 +85,8 @@ def loss(params, batch: Batch, shards: int):
     head = sharding.gathered(params["head"]["kernel"], "head.kernel")
     hidden = model.apply(GRAPHDEF, params, tokens, positions, segments)
     targets, weights = losses.shift(batch.tokens, batch.loss_weights, batch.segment_ids)
-    sums = losses.per_task_sums(hidden, head, targets, weights, tasks, num_tasks=2, vocab_axis=1, shards=shards)
+    spec = losses.LossSpec(head=losses.HeadSpec(vocab_axis=1, shards=shards))
+    sums = losses.per_task_sums(hidden, head, targets, weights, tasks, num_tasks=2, spec=spec)
     return sums.objective / sums.weight.sum()
 
 

@@ -132,8 +132,9 @@ def our_loss(config, params, rows: Rows):
         weights,
         jnp.zeros_like(tokens),
         num_tasks=1,
-        vocab_axis=0 if config.tie_embeddings else 1,
-        soft_cap=config.final_soft_cap,
+        spec=losses.LossSpec(
+            head=losses.HeadSpec(vocab_axis=0 if config.tie_embeddings else 1, soft_cap=config.final_soft_cap)
+        ),
     )
     return sums.objective / sums.weight.sum()
 

@@ -1,5 +1,6 @@
 """Next-token losses: alignment, equality with the plain formulas and derivatives, and what is never computed."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,13 +16,20 @@ ROWS, SEQ, MODEL, VOCAB, TASKS = 4, 13, 6, 40, 3
 
 
 def random_case(seed: int = 0, share: float = 0.4) -> dict[str, Any]:
-    """Hidden states, a tied head, targets, weights of which about `share` are not zero, and task ids."""
-    keys = jax.random.split(jax.random.key(seed), 6)
+    """Hidden states, a tied head, targets, weights of which about `share` are not zero, and task ids.
+
+    About half of the targets have the highest logit.
+    """
+    keys = jax.random.split(jax.random.key(seed), 7)
     chosen = jax.random.uniform(keys[3], (ROWS, SEQ)) < share
+    hidden, head = jax.random.normal(keys[0], (ROWS, SEQ, MODEL)), jax.random.normal(keys[1], (VOCAB, MODEL))
+    right = jax.random.uniform(keys[6], (ROWS, SEQ)) < 0.5
     return {
-        "hidden": jax.random.normal(keys[0], (ROWS, SEQ, MODEL)),
-        "head": jax.random.normal(keys[1], (VOCAB, MODEL)),
-        "targets": jax.random.randint(keys[2], (ROWS, SEQ), 0, VOCAB),
+        "hidden": hidden,
+        "head": head,
+        "targets": jnp.where(
+            right, jnp.argmax(hidden @ head.T, -1), jax.random.randint(keys[2], right.shape, 0, VOCAB)
+        ),
         "weights": jnp.where(chosen, jax.random.uniform(keys[4], (ROWS, SEQ), minval=0.1), 0.0),
         "task_ids": jax.random.randint(keys[5], (ROWS, SEQ), 0, TASKS),
     }
@@ -55,12 +63,21 @@ def assert_close(actual, expected, tolerance=1e-6):
         assert np.abs(ours - theirs).max() <= tolerance * max(np.abs(theirs).max(), 1e-30)
 
 
+def per_task_sums(hidden, head, targets, weights, task_ids, *, num_tasks, **options):
+    """`losses.per_task_sums` with the fields of its specs as options."""
+    names = {field.name for field in dataclasses.fields(losses.HeadSpec)}
+    of_head = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    spec = losses.LossSpec(head=losses.HeadSpec(**of_head), **rest)
+    return losses.per_task_sums(hidden, head, targets, weights, task_ids, num_tasks=num_tasks, spec=spec)
+
+
 STATIC = ("num_tasks", "vocab_axis", "capacity", "chunk", "shards", "soft_cap", "z_loss", "label_smoothing")
-sums_of = jax.jit(losses.per_task_sums, static_argnames=STATIC)
+sums_of = jax.jit(per_task_sums, static_argnames=STATIC)
 
 
 @functools.partial(jax.jit, static_argnames=("function", *STATIC))
-def value_and_gradients(case, *, function=losses.per_task_sums, **options):
+def value_and_gradients(case, *, function=per_task_sums, **options):
     """Sums, and gradients by hidden states, head and weights."""
 
     def objective(hidden, head, weights):
@@ -70,6 +87,14 @@ def value_and_gradients(case, *, function=losses.per_task_sums, **options):
     gradient = jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)
     (_, sums), gradients = gradient(case["hidden"], case["head"], case["weights"])
     return sums, gradients
+
+
+def test_positions_whose_target_has_the_highest_logit_are_counted_by_task():
+    case = random_case()
+    top = jnp.argmax(jnp.einsum("bsd,vd->bsv", case["hidden"], case["head"]), -1) == case["targets"]
+    right = [int(jnp.sum(top & (case["weights"] != 0) & (case["task_ids"] == task))) for task in range(TASKS)]
+    sums = sums_of(**case, num_tasks=TASKS)
+    assert sums.correct.tolist() == right and 0 < sum(right) < int(sums.tokens.sum())
 
 
 def compiled_text(function, *arguments) -> str:
@@ -127,7 +152,7 @@ def test_a_head_with_the_vocabulary_last_gives_the_same():
 def test_traced_options_give_the_same_as_python_numbers():
     case = random_case()
     fixed = sums_of(**case, num_tasks=TASKS, z_loss=0.1, label_smoothing=0.2)
-    traced = jax.jit(lambda z, e: losses.per_task_sums(**case, num_tasks=TASKS, z_loss=z, label_smoothing=e))
+    traced = jax.jit(lambda z, e: per_task_sums(**case, num_tasks=TASKS, z_loss=z, label_smoothing=e))
     assert_close(traced(0.1, 0.2), fixed)
 
 
@@ -162,7 +187,7 @@ def test_sums_of_micro_batches_add_up_to_those_of_the_whole():
 
 def test_gradients_scale_with_the_cotangent_of_the_objective():
     case = random_case()
-    objective = lambda head, scale: scale * losses.per_task_sums(**{**case, "head": head}, num_tasks=TASKS).objective
+    objective = lambda head, scale: scale * per_task_sums(**{**case, "head": head}, num_tasks=TASKS).objective
     gradient = jax.jit(jax.grad(objective))
     once, thrice = (gradient(case["head"], scale) for scale in (1.0, 3.0))
     assert_close(thrice, 3 * once)
@@ -177,7 +202,7 @@ def matmuls(function, *arguments) -> int:
 def test_a_frozen_head_costs_one_product_less_and_evaluation_two():
     case = random_case()
     objective = lambda hidden, head: (
-        losses.per_task_sums(**{**case, "hidden": hidden, "head": head}, num_tasks=TASKS).objective
+        per_task_sums(**{**case, "hidden": hidden, "head": head}, num_tasks=TASKS).objective
     )
     arguments = case["hidden"], case["head"]
     both = matmuls(jax.grad(objective, argnums=(0, 1)), *arguments)
@@ -194,7 +219,7 @@ def test_memory_stays_far_below_the_full_logits():
         **{name: jax.ShapeDtypeStruct((rows, seq), jnp.int32) for name in ("targets", "task_ids")},
         "weights": jax.ShapeDtypeStruct((rows, seq), jnp.float32),
     }
-    objective = lambda hidden, head, rest: losses.per_task_sums(hidden, head, **rest, num_tasks=2, chunk=16).objective
+    objective = lambda hidden, head, rest: per_task_sums(hidden, head, **rest, num_tasks=2, chunk=16).objective
     rest: dict[str, Any] = {k: v for k, v in shapes.items() if k not in ("hidden", "head")}
     compiled = jax.jit(jax.grad(objective, argnums=(0, 1))).lower(shapes["hidden"], shapes["head"], rest).compile()
     memory = compiled.memory_analysis()
@@ -211,7 +236,7 @@ def test_rows_sharded_over_devices_give_the_same_without_moving_hidden_states():
     expected = value_and_gradients(case, **options)
     assert_close(value_and_gradients(sharded, **options, shards=4), expected)
     options["shards"] = 4
-    objective = lambda hidden, head, rest: losses.per_task_sums(hidden, head, **rest, **options).objective
+    objective = lambda hidden, head, rest: per_task_sums(hidden, head, **rest, **options).objective
     rest: dict[str, Any] = {k: v for k, v in sharded.items() if k not in ("hidden", "head")}
     program = compiled_text(jax.grad(objective, argnums=(0, 1)), sharded["hidden"], sharded["head"], rest)
     assert "all-gather" not in program
@@ -225,7 +250,7 @@ def test_a_capacity_is_per_shard():
 
 def test_rows_that_cannot_be_split_over_the_shards_are_refused():
     with pytest.raises(ValueError, match="4 rows cannot be split over 3 shards"):
-        losses.per_task_sums(**random_case(), num_tasks=TASKS, shards=3)
+        per_task_sums(**random_case(), num_tasks=TASKS, shards=3)
 
 
 def test_stacked_trials_equal_single_ones():

@@ -17,6 +17,7 @@ from jaxtune.model.linear import lookup, product
 from jaxtune.model.settings import ModelConfig
 from jaxtune.step import losses
 from jaxtune.step import update as step
+from jaxtune.step.losses import HeadSpec
 from jaxtune.step.update import LossConfig, Normalization
 
 CONFIG = ModelConfig(
@@ -57,7 +58,11 @@ def split(batch: Batch, micro: int) -> Batch:
 def make(**options):
     optimizer = optim.make_optimizer(OPTIM, PARAMS)
     update = step.make_train_step(
-        forward, optimizer, optim.make_schedule(OPTIM, 10), optim.make_groups(OPTIM, PARAMS), num_tasks=2, **options
+        forward,
+        optimizer,
+        optim.make_schedule(OPTIM, 10),
+        optim.make_groups(OPTIM, PARAMS),
+        step.StepSpec(num_tasks=2, **options),
     )
     return jax.jit(update), step.init_state(PARAMS, optimizer)
 
@@ -100,10 +105,9 @@ def test_rows_laid_end_to_end_have_the_same_sums_and_gradients(shards):
     batch = jax.tree.map(jnp.asarray, rows())
 
     def objective(params, tokens):
-        sums = step.batch_sums(
-            forward, params, None, batch, num_tasks=2, loss=LossConfig(normalization=Normalization.EXAMPLE),
-            head_spec=step.HeadSpec(shards=shards), capacity=None, tokens=tokens,
-        )  # fmt: skip
+        loss = LossConfig(normalization=Normalization.EXAMPLE)
+        spec = step.StepSpec(num_tasks=2, loss=loss, head=HeadSpec(shards=shards), tokens=tokens)
+        sums = step.batch_sums(forward, params, None, batch, spec)
         return sums.objective, sums
 
     gradient = jax.jit(jax.grad(objective, has_aux=True), static_argnums=1)
@@ -137,13 +141,36 @@ def test_a_non_finite_gradient_is_withheld_and_reported(plain):
     assert jax.tree.all(same)
 
 
-def test_learning_rate_and_decay_are_traced(plain):
-    update, state = plain
-    before = update._cache_size()
-    update(state, None, split(rows(), 4), step.hparams(1e-2, 0.0))
-    _, metrics = update(state, None, split(rows(), 4), step.hparams(5e-3, 0.1))
-    assert update._cache_size() <= max(before, 3)
-    np.testing.assert_allclose(metrics.learning_rate, 5e-3, rtol=1e-6)
+def test_learning_rate_and_decay_are_traced_and_reach_the_update():
+    update, state = make()
+    found = {}
+    for decay in (0.0, 0.1):
+        found[decay], metrics = update(state, None, split(rows(), 4), step.hparams(5e-3, decay))
+        np.testing.assert_allclose(metrics.learning_rate, 5e-3, rtol=1e-6)
+    moved, _ = update(state, None, split(rows(), 4), step.hparams(1e-2, 0.1))
+    assert update._cache_size() == 1, "another number is no other program"
+    kernel = lambda at: np.asarray(at.params["layers"]["mlp"]["down"]["kernel"], np.float64)
+    np.testing.assert_allclose(kernel(found[0.0]) - kernel(found[0.1]), 5e-3 * 0.1 * kernel(state), atol=1e-8)
+    assert np.abs(kernel(moved) - kernel(found[0.1])).max() > 1e-3
+    scale = lambda at: np.asarray(at.params["final_norm"]["scale"])
+    np.testing.assert_array_equal(scale(found[0.0]), scale(found[0.1]))  # scales of norms do not decay
+
+
+def test_every_micro_batch_has_noise_of_its_own():
+    table = {"embedding": jax.random.normal(jax.random.key(0), (32, 8))}
+
+    def noisy(params, frozen, batch, key=None):
+        hidden = params["embedding"][batch.tokens]
+        return hidden + jax.random.normal(key, hidden.shape), params["embedding"]
+
+    one = jax.tree.map(jnp.asarray, rows(2))
+    batch = jax.tree.map(lambda x: jnp.stack([x, x]), one)  # the same rows twice, as tasks 0 and 1
+    tasks = jnp.broadcast_to(jnp.arange(2)[:, None, None], batch.tokens.shape)
+    batch = dataclasses.replace(batch, task_ids=tasks)
+    gradient = step.make_gradient(noisy, optim.make_groups(OPTIM, table), step.StepSpec(num_tasks=2))
+    _, sums = jax.jit(gradient)(table, None, batch, jax.random.key(1))
+    assert sums.weight[0] == sums.weight[1] > 0
+    assert abs(float(sums.nll[0] - sums.nll[1])) > 0.1
 
 
 def test_example_normalisation_weighs_every_example_the_same():

@@ -9,13 +9,14 @@ from helpers import tiny_config, tiny_model
 from jaxtune import config as configs
 from jaxtune.errors import UserError
 from jaxtune.sweep import run as sweep
+from jaxtune.sweep.grid import grid, parse_grid
 from jaxtune.train import resolution
-from jaxtune.train.loop import NotFinite, Status
+from jaxtune.train.decisions import Status
 from jaxtune.train.run import Outcome
 
 
 def test_a_grid_is_every_combination_with_every_seed():
-    trials = sweep.grid(sweep.parse_grid(["mixture.temperature=1,inf", "optim.peak_lr=1e-3,2e-3"]), [0, 1])
+    trials = grid(parse_grid(["mixture.temperature=1,inf", "optim.peak_lr=1e-3,2e-3"]), [0, 1])
     assert len(trials) == 8 and len({trial.name for trial in trials}) == 8
     assert trials[1].name == "temperature=1_peak_lr=1e-3_seed=1"
     assert trials[0].arguments() == ["--mixture.temperature", "1", "--optim.peak_lr", "1e-3", "--seed", "0"]
@@ -24,7 +25,7 @@ def test_a_grid_is_every_combination_with_every_seed():
 @pytest.mark.parametrize("text", ["mixture.temperature", "=1,2", "optim.peak_lr=", "seed=1,2", "a=1,1", "a=1,,2"])
 def test_a_broken_grid_is_refused(text):
     with pytest.raises(UserError):
-        sweep.parse_grid([text])
+        parse_grid([text])
 
 
 def test_arms_of_one_seed_meet_each_task_in_the_same_order(tmp_path):
@@ -66,13 +67,18 @@ def test_a_run_that_is_not_finite_does_not_end_the_sweep(tmp_path, monkeypatch, 
     tiny_model(tmp_path / "base")
     ran = []
 
-    def train(settings, folder, **_):
-        ran.append(folder.name)
-        if settings.optim.peak_lr == 2.0:
-            raise NotFinite("step 3: not finite: loss nan")
-        return Outcome(status=Status.FINISHED, exit_code=0, run_dir=folder, summary={})
+    def train_together(runs, _):
+        [run] = runs
+        ran.append(run.name)
+        broken = run.inputs.config.optim.peak_lr == 2.0
+        return [
+            Outcome(
+                status=Status.FAILED if broken else Status.FINISHED, exit_code=0, run_dir=run.run_dir, summary={},
+                failure="step 3: not finite: loss nan" if broken else None,
+            )
+        ]  # fmt: skip
 
-    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr(sweep, "train_together", train_together)
     monkeypatch.setattr(sweep, "write_results", lambda folder: ran.append("results"))
     with pytest.raises(UserError, match=r"(?s)1 of 2 runs.*peak_lr=2_seed=0: step 3: not finite"):
         sweep.sweep(tiny_config(tmp_path), tmp_path / "sweep", {"optim.peak_lr": ["2", "1e-3"]}, [0])

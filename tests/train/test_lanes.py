@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -18,22 +17,21 @@ import pytest
 from helpers import tiny_config, tiny_model
 
 from jaxtune import cli, verify
-from jaxtune import config as configs
 from jaxtune.config import EarlyStoppingConfig
 from jaxtune.errors import UserError
 from jaxtune.model.lora import LoraConfig
 from jaxtune.parallel import sharding
 from jaxtune.parallel.job import StopSignal
-from jaxtune.parallel.mesh import MeshConfig, make_mesh
+from jaxtune.parallel.mesh import MeshConfig
 from jaxtune.runs.retention import CheckpointConfig, Direction
 from jaxtune.step import trials
 from jaxtune.step.programs import Programs
 from jaxtune.sweep import run as sweep
-from jaxtune.train import lanes as stacked
-from jaxtune.train import resolution
-from jaxtune.train.loop import Status
-from jaxtune.train.session import place
+from jaxtune.train import lanes, loop, resolution, session
+from jaxtune.train.decisions import Status
+from jaxtune.train.session import open_session, open_sessions
 
+STACKED = sweep.Stacking(stacked=True)
 AXES = {"optim.peak_lr": ["1e-2", "3e-3"], "mixture.temperature": ["1", "inf"]}
 NAMES = [f"peak_lr={lr}_temperature={t}_seed=0" for lr in AXES["optim.peak_lr"] for t in AXES["mixture.temperature"]]
 CLOCK = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
@@ -137,7 +135,7 @@ def test_a_group_says_what_it_does(place_of, together, capsys):
 
 
 def test_a_run_that_is_not_finite_ends_alone(place_of, programs, alone, monkeypatch, capsys):
-    real = stacked.place_beside
+    real = session.beside
 
     def poisoned(first, inputs):
         found = real(first, inputs)
@@ -146,10 +144,10 @@ def test_a_run_that_is_not_finite_ends_alone(place_of, programs, alone, monkeypa
         spoiled = jax.tree.map(lambda x: x * np.nan, found.base.trainable)
         return dataclasses.replace(found, base=dataclasses.replace(found.base, trainable=spoiled))
 
-    monkeypatch.setattr(stacked, "place_beside", poisoned)
+    monkeypatch.setattr(session, "beside", poisoned)
     folder = place_of / "poisoned"
     with pytest.raises(UserError, match=rf"(?s)1 of 4 runs.*{NAMES[2]}: step 1: not finite.*(large|small): "):
-        sweep.sweep(tiny_config(place_of), folder, AXES, [0], stacked=True)
+        sweep.sweep(tiny_config(place_of), folder, AXES, [0], stacking=STACKED)
     assert not (folder / "runs" / NAMES[2] / "summary.json").exists()
     assert "the others go on" in capsys.readouterr().err
     for name in (NAMES[0], NAMES[1], NAMES[3]):
@@ -171,13 +169,13 @@ def test_a_stopped_sweep_goes_on_wherever_its_runs_are(place_of, programs, alone
     config, folder = tiny_config(place_of), place_of / "stopped"
     assert config.eval.every == 3, "the stop comes at a validation, which is then still to be done"
     with monkeypatch.context() as patch:
-        patch.setattr(stacked, "StopSignal", StopAt)
-        assert sweep.sweep(config, folder, AXES, [0], stacked=True) is Status.STOPPED
+        patch.setattr(loop, "StopSignal", StopAt)
+        assert sweep.sweep(config, folder, AXES, [0], stacking=STACKED) is Status.STOPPED
     assert all(summary(folder / "runs" / name)["status"] == "stopped" for name in NAMES)
     shutil.rmtree(folder / "runs" / NAMES[1] / "checkpoints" / "00000003")  # as after a kill in the midst of saving
     shutil.rmtree(folder / "runs" / NAMES[2] / "checkpoints")
     capsys.readouterr()
-    assert sweep.sweep(config, folder, AXES, [0], stacked=True) is Status.FINISHED
+    assert sweep.sweep(config, folder, AXES, [0], stacking=STACKED) is Status.FINISHED
     printed = capsys.readouterr().out
     assert f"{NAMES[2]}: has no checkpoint, starts again" in printed
     assert printed.count("goes on from its last checkpoint") == 3
@@ -195,7 +193,7 @@ def test_a_run_that_stops_early_leaves_the_others_alone(place_of, programs):
     axes = {"optim.peak_lr": ["1e-2", "3e-3"], "early_stopping.min_change": ["0", "1000"]}
     folders = {True: place_of / "early-together", False: place_of / "early-alone"}
     for together, folder in folders.items():
-        assert sweep.sweep(config, folder, axes, [0], stacked=together) is Status.FINISHED
+        assert sweep.sweep(config, folder, axes, [0], stacking=sweep.Stacking(stacked=together)) is Status.FINISHED
     for path in (folders[True] / "runs").iterdir():
         assert rows(path) == rows(folders[False] / "runs" / path.name)
         assert summary(path) == summary(folders[False] / "runs" / path.name)
@@ -208,7 +206,7 @@ def test_runs_side_by_side_on_a_mesh_agree_with_runs_alone(place_of, programs, a
     mesh = MeshConfig(trial=2, data=2, devices=4)
     config = dataclasses.replace(tiny_config(place_of), mesh=mesh)
     axes = {"optim.peak_lr": ["1e-2", "3e-3", "1e-3"], "mixture.temperature": ["1"]}  # 3 runs fill 2 devices unevenly
-    assert sweep.sweep(config, place_of / "mesh", axes, [0], stacked=True) is Status.FINISHED
+    assert sweep.sweep(config, place_of / "mesh", axes, [0], stacking=STACKED) is Status.FINISHED
     for name in (NAMES[0], NAMES[2]):
         ours, theirs = rows(place_of / "mesh" / "runs" / name), rows(alone / name)
         losses = [[row["loss"] for row in found if row["kind"] in ("train", "eval")] for found in (ours, theirs)]
@@ -218,7 +216,7 @@ def test_runs_side_by_side_on_a_mesh_agree_with_runs_alone(place_of, programs, a
 
 def test_no_number_crosses_from_trial_to_trial(place_of):
     inputs = resolution.resolve(dataclasses.replace(tiny_config(place_of), mesh=MeshConfig(trial=2, data=2, devices=4)))
-    placed = place(inputs, Programs())
+    placed = open_session(inputs, Programs())
     compiled = trials.build(placed.program, placed.base.trainable, placed.mesh, 4)
     leaves, tree = jax.tree.flatten(step_arguments(placed, compiled))  # lowering calls dataclasses with placeholders
     with jax.set_mesh(placed.mesh):
@@ -235,18 +233,18 @@ def test_no_number_crosses_from_trial_to_trial(place_of):
 def step_arguments(placed, compiled) -> tuple:
     """What the stacked train step takes: the state as shapes."""
     with contextlib.closing(placed.train_batches(0)) as batches:
-        batch = stacked.stacked_batch({0: next(batches)}, compiled.size)
+        batch = lanes.stacked_batch({0: next(batches)}, compiled.size)
     with jax.set_mesh(placed.mesh):
         put = sharding.put_batch(placed.mesh, batch, placed.inputs.micro_rows, trials=True)
-    numbers = stacked.stacked_numbers([placed.numbers], compiled.size)
+    numbers = lanes.stacked_numbers([placed.numbers], compiled.size)
     who = trials.turns(range(compiled.size), compiled.size, placed.mesh)
     return jax.eval_shape(compiled.blank), placed.base.frozen, put, numbers, *who
 
 
 def test_the_base_under_adapters_is_not_stacked(place_of):
     config = dataclasses.replace(tiny_config(place_of), lora=LoraConfig(rank=2))
-    placed = place(resolution.resolve(config), Programs())
-    beside = stacked.place_beside(placed, resolution.resolve(dataclasses.replace(config, seed=1)))
+    alike = [resolution.resolve(dataclasses.replace(config, seed=seed)) for seed in (0, 1)]
+    placed, beside = open_sessions(alike, Programs())
     assert beside.base.frozen is placed.base.frozen
     compiled = trials.build(placed.program, placed.base.trainable, placed.mesh, 3)
     arguments = step_arguments(placed, compiled)
@@ -260,83 +258,9 @@ def test_the_base_under_adapters_is_not_stacked(place_of):
 def test_adapters_of_a_group_are_those_of_runs_alone(place_of):
     config = dataclasses.replace(tiny_config(place_of), lora=LoraConfig(rank=2))
     for folder, together in (("lora-alone", False), ("lora-together", True)):
-        sweep.sweep(config, place_of / folder, {"optim.peak_lr": ["1e-2"]}, [0, 1, 2], stacked=together)
+        sweep.sweep(
+            config, place_of / folder, {"optim.peak_lr": ["1e-2"]}, [0, 1, 2], stacking=sweep.Stacking(stacked=together)
+        )
     for seed in range(3):
         name = f"peak_lr=1e-2_seed={seed}"
         check_same(place_of / "lora-together" / "runs" / name, place_of / "lora-alone" / "runs" / name)
-
-
-def planned(place_of, *changes: list[str]):
-    """Plans of runs of the tiny config with these options."""
-    return [
-        stacked.plan_run(
-            configs.override(tiny_config(place_of), options), place_of / "none" / f"run{i}", command={},
-            resume=False, overwrite=False,
-        )
-        for i, options in enumerate(changes)
-    ]  # fmt: skip
-
-
-def test_runs_of_one_shape_form_a_group(place_of):
-    runs = planned(
-        place_of,
-        ["--optim.peak_lr", "1e-3"],
-        ["--optim.weight_decay", "0.5", "--seed", "3"],
-        ["--optim.b1", "0.5"],
-        ["--duration.steps", "5"],
-        ["--mixture.temperature", "inf"],
-        ["--batch.rows", "8"],
-        ["--eval.max_examples", "3"],
-        ["--health.profile_steps", "1", "2"],
-        ["--health.profile_steps", "1", "2"],
-    )
-    names = lambda groups: [[run.name for run in group] for group in groups]
-    groups = stacked.group_by_shape(runs)
-    assert names(groups) == [["run0", "run1", "run4"], *([f"run{i}"] for i in (2, 3, 5, 6, 7, 8))]
-    assert names(stacked.group_by_shape(runs, 2))[:2] == [["run0", "run1"], ["run4"]]
-    assert "optim b1: was 0.9, is 0.5" in stacked.why_alone(runs[2], groups)
-    assert "total_steps: was 6, is 5" in stacked.why_alone(runs[3], groups)
-    assert "profile" in stacked.why_alone(runs[7], groups)
-
-
-def test_runs_without_their_like_run_alone_and_it_is_said(place_of, monkeypatch, capsys):
-    ran = []
-    monkeypatch.setattr(sweep, "run_one", lambda run, *_: ran.append(run.folder.name) or Status.FINISHED)
-    monkeypatch.setattr(sweep, "write_results", lambda _: None)
-    axes = {"optim.b1": ["0.8", "0.9"]}
-    assert sweep.sweep(tiny_config(place_of), place_of / "unlike", axes, [0], stacked=True) is Status.FINISHED
-    assert ran == ["b1=0.8_seed=0", "b1=0.9_seed=0"]
-    assert "[2/2] b1=0.9_seed=0: alone, no other run has its program" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--stack-size", "2"], "goes with --stacked"),
-        (["--stacked", "--stack-size", "0"], "at least 1"),
-        (["--mesh.trial", "2", "--mesh.devices", "2", "--mesh.data", "1"], "give --stacked"),
-        (["--stacked", "--checkpoint.directory", "/nowhere"], "would be shared"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(place_of, tmp_path, capsys, arguments, message):
-    command = ["sweep", str(place_of / "config.py"), "--sweep-dir", str(tmp_path / "s"), "--grid", "optim.b1=0.8,0.9"]
-    assert cli.main([*command, *arguments]) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "s").exists()
-
-
-@pytest.mark.parametrize("rounds", [2, 4])
-def test_trials_that_are_not_active_are_not_touched(rounds):
-    given = jnp.array([1.0, jnp.nan, 3.0, jnp.nan])
-    step = jax.jit(functools.partial(trials.each, lambda state, own: (state + own, own + 1.0)))
-    state, results = step(jnp.zeros(4), given, np.array([True, False, False, True]), np.array(rounds, np.int32))
-    np.testing.assert_array_equal(state, [1.0, 0.0, 0.0, np.nan])
-    np.testing.assert_array_equal(results, [2.0, 0.0, 0.0, np.nan])
-
-
-def test_all_devices_go_through_as_many_rounds_as_the_busiest():
-    mesh = make_mesh(MeshConfig(trial=2, data=1, devices=2))
-    active, rounds = trials.turns([0, 1, 2], 6, mesh)
-    assert active.tolist() == [True, True, True, False, False, False] and rounds == 3
-    active, rounds = trials.turns([1, 4], 6, mesh)
-    assert active.sum() == 2 and rounds == 1

@@ -15,8 +15,9 @@ from jaxtune.config import EarlyStoppingConfig
 from jaxtune.mixture.settings import Budget
 from jaxtune.parallel.job import StopSignal
 from jaxtune.step.programs import Programs
+from jaxtune.train import loop
 from jaxtune.train import run as train
-from jaxtune.train.loop import Status
+from jaxtune.train.decisions import Status
 
 pytestmark = pytest.mark.xdist_group("processes")  # they fill the machine: one at a time
 
@@ -81,7 +82,7 @@ def check_stop(place, name: str, config, stop_at: int, monkeypatch) -> dict:
     whole = train.train(config, folder / f"{name}-whole", programs=programs)
     run_dir = folder / name
     with monkeypatch.context() as patched:
-        patched.setattr(train, "StopSignal", lambda: StopAt(stop_at))
+        patched.setattr(loop, "StopSignal", lambda: StopAt(stop_at))
         stopped = train.train(config, run_dir, programs=programs)
     assert stopped.status is Status.STOPPED and stopped.exit_code == 75
     assert not any(row["kind"] == "eval" and row["step"] == stop_at for row in timeless(run_dir)), "it stops at once"

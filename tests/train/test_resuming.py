@@ -16,9 +16,9 @@ from jaxtune.model.lora import LoraConfig
 from jaxtune.reports.run import write_report
 from jaxtune.step.programs import Programs
 from jaxtune.storage.documents import read_sealed
-from jaxtune.train import resuming
+from jaxtune.train import loop, resuming
 from jaxtune.train import run as train
-from jaxtune.train.loop import Status
+from jaxtune.train.decisions import Status
 from tests.train.test_resume import StopAt
 
 
@@ -81,7 +81,7 @@ def stopped(tmp_path_factory):
     tiny_model(folder / "base")
     config = dataclasses.replace(tiny_config(folder), eval=EvalConfig(every=0, rows=4, generate=False))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train, "StopSignal", lambda: StopAt(3))
+        patched.setattr(loop, "StopSignal", lambda: StopAt(3))
         assert train.train(config, folder / "run", programs=programs).status is Status.STOPPED
     return config, folder / "run", programs
 

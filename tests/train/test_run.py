@@ -18,9 +18,12 @@ from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints
 from jaxtune.runs.history import read_rows, read_run
 from jaxtune.step.programs import Programs
-from jaxtune.train import plans, resolution
+from jaxtune.train import loop, measure, plans, resolution
 from jaxtune.train import run as train
-from jaxtune.train.loop import Loop, Status, peak_memory_mb
+from jaxtune.train.arm import Arm
+from jaxtune.train.decisions import Status
+from jaxtune.train.rows import peak_memory_mb
+from jaxtune.train.session import flops_per_token, open_session
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +108,7 @@ def train_until_stopped(config, folder, programs, monkeypatch, *, stop_after):
         return step == stop_after
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.StopSignal, "after", after)
+        patch.setattr(loop.StopSignal, "after", after)
         return train.train(config, folder, programs=programs)
 
 
@@ -143,7 +146,7 @@ def test_a_run_goes_on_from_copies_in_a_bucket_and_another_run_may_not_use_them(
 @pytest.mark.parametrize("killed_in", ["conclude", "score"])
 def test_a_run_that_was_killed_at_its_end_ends_again(finished, place, programs, monkeypatch, killed_in):
     folder = fresh(place / "ending")
-    real = getattr(Loop, killed_in)
+    real = getattr(Arm, killed_in)
 
     def killed(self, *arguments):
         if killed_in == "conclude" or "after" in arguments:
@@ -151,7 +154,7 @@ def test_a_run_that_was_killed_at_its_end_ends_again(finished, place, programs, 
         return real(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Loop, killed_in, killed)
+        patch.setattr(Arm, killed_in, killed)
         train.train(tiny_config(place), folder, programs=programs)
     assert (folder / "model").exists() == (killed_in == "conclude") and not (folder / "summary.json").exists()
     assert train.train(tiny_config(place), folder, resume=True, programs=programs).status is Status.FINISHED
@@ -172,7 +175,7 @@ def test_a_finished_run_that_goes_on_from_an_earlier_step_is_not_finished(finish
     folder = fresh(place / "earlier")
     shutil.copytree(finished.run_dir, folder)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Loop, "steps", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(train, "train_arms", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         train.train(tiny_config(place), folder, resume=True, resume_step=4, programs=programs)
     assert not (folder / "summary.json").exists()
     assert train.train(tiny_config(place), folder, resume=True, programs=programs).status is Status.FINISHED
@@ -230,14 +233,14 @@ def test_early_stopping_ends_the_run_and_exports_the_best_step(place, programs):
 
 def test_a_non_finite_loss_names_step_and_examples(place, programs, monkeypatch):
     config = dataclasses.replace(tiny_config(place), health=HealthConfig(skip_budget=0, profile_steps=(1, 6)))
-    real = train.place
+    real = train.open_sessions
 
     def poisoned(inputs, shared):
-        placed = real(inputs, shared)
-        base = dataclasses.replace(placed.base, trainable=jax.tree.map(lambda x: x * np.nan, placed.base.trainable))
-        return dataclasses.replace(placed, base=base)
+        [session] = real(inputs, shared)
+        base = dataclasses.replace(session.base, trainable=jax.tree.map(lambda x: x * np.nan, session.base.trainable))
+        return [dataclasses.replace(session, base=base)]
 
-    monkeypatch.setattr(train, "place", poisoned)
+    monkeypatch.setattr(train, "open_sessions", poisoned)
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, generate=False))
     with pytest.raises(UserError, match=r"step 1: not finite.*(large|small): "):
         train.train(config, place / "poisoned", programs=programs)
@@ -254,7 +257,7 @@ def test_run_folder_rules(tmp_path):
 
 
 def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
-    code = "from jaxtune.train.loop import peak_memory_mb; print(peak_memory_mb())"
+    code = "from jaxtune.train.rows import peak_memory_mb; print(peak_memory_mb())"
     held = np.ones(2**27, np.uint8)  # the parent's peak is at least 128 MB higher
     child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert held[-1] and child < peak_memory_mb()
@@ -280,11 +283,11 @@ def test_seen_examples_are_those_of_the_first_steps(place):
 def test_validation_has_no_more_rows_than_its_examples_need(place, programs):
     def validated(rows):
         config = dataclasses.replace(tiny_config(place), eval=dataclasses.replace(tiny_config(place).eval, rows=rows))
-        placed = train.place(resolution.resolve(config, questions=False), programs)
-        with jax.set_mesh(placed.mesh):
-            loss = placed.validation_loss(placed.base.trainable)
-        assert loss is not None and placed.inputs.eval_plan is not None
-        return placed.inputs.eval_plan, loss.macro_loss
+        session = open_session(resolution.resolve(config, questions=False), programs)
+        with jax.set_mesh(session.mesh):
+            loss = measure.validation_loss(session, session.base.trainable)
+        assert loss is not None and session.inputs.eval_plan is not None
+        return session.inputs.eval_plan, loss.macro_loss
 
     wide, loss = validated(64)
     assert wide.num_steps == 1 and wide.rows_per_step == wide.num_rows < 64
@@ -294,9 +297,9 @@ def test_validation_has_no_more_rows_than_its_examples_need(place, programs):
 
 
 def test_no_second_copy_of_the_parameters_is_kept(place, programs):
-    placed = train.place(resolution.resolve(tiny_config(place), questions=False), programs)
-    size = placed.flops_per_step(1)
-    with jax.set_mesh(placed.mesh):
-        state = placed.take_initial_state()
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed.base.trainable))
-    assert placed.flops_per_step(1) == size and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    session = open_session(resolution.resolve(tiny_config(place), questions=False), programs)
+    size = flops_per_token(session)
+    with jax.set_mesh(session.mesh):
+        state = session.take_initial_state()
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(session.base.trainable))
+    assert flops_per_token(session) == size and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))

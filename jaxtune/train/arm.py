@@ -1,0 +1,250 @@
+"""One run while it trains: its place, its counters, and what it writes into its folder."""
+
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+from jaxtune.config import to_json
+from jaxtune.errors import UserError
+from jaxtune.evaluate.answers import ScoreResult
+from jaxtune.evaluate.loss import LossResult
+from jaxtune.parallel.job import from_main, is_main
+from jaxtune.reports import run as report
+from jaxtune.runs import folder as runfolder
+from jaxtune.runs.checkpoints import Checkpoints, abstract
+from jaxtune.runs.mirrors import make_mirror
+from jaxtune.runs.tracker import JsonlTracker, Tracker, Trackers
+from jaxtune.step.update import StepMetrics, TrainState
+from jaxtune.storage.documents import read_object, write_json
+from jaxtune.terminal.progress import RunProgress, TrainProgress
+from jaxtune.train import measure, resuming
+from jaxtune.train.decisions import Counters, Decision, Health, Status, decide, ended, judge, rules
+from jaxtune.train.export import export_model
+from jaxtune.train.lanes import Lane
+from jaxtune.train.planned import Planned
+from jaxtune.train.rows import Exported, eval_row, score_row, summary, train_row
+from jaxtune.train.session import Session
+
+
+class NotFinite(UserError):
+    """A run met more non-finite losses or gradients than its budget allows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """Where a run's numbers and states go: open trackers and checkpoints."""
+
+    run: Planned
+    checkpoints: Checkpoints
+    tracker: Tracker
+    trained_with: tuple[str, ...] = ()
+    """Names of runs that are computed in the same program; times and rates are then shared with them."""
+
+
+class Arm:
+    """One run of those that train together; a run alone is the only one.
+
+    `done` counts its updates, `counters` what they added up to. `status` is None while it trains.
+    """
+
+    def __init__(self, number: int, session: Session, record: Record, counters: Counters, done: int):
+        self.number, self.session, self.record = number, session, record
+        self.counters, self.done = counters, done
+        self.name, self.run_dir = record.run.name, record.run.run_dir
+        self.inputs, self.config = session.inputs, session.config
+        self.rules = rules(self.config, self.inputs.total_steps, validated=self.inputs.eval_plan is not None)
+        self.status: Status | None = None
+        self.failure: str | None = None
+        self.seconds = record.run.seconds
+        """Its own time and its share of the time of those that train together."""
+        self.summary: dict[str, Any] = {}
+        self._validated: tuple[int, LossResult | None] | None = None
+        self._clock, self._waited = time.monotonic(), 0.0
+
+    @property
+    def ended(self) -> Status | None:
+        """How the run ends where it stands; None while it goes on."""
+        return ended(self.counters, self.done, self.rules)
+
+    def decide(self, *, stopping: bool = False, watched: float | None = None) -> Decision:
+        """Decide what comes after the last update, and count a validation loss that is given."""
+        self.counters, decision = decide(self.counters, self.done, self.rules, stopping=stopping, watched=watched)
+        return decision
+
+    def waits(self, *, stopping: bool) -> bool:
+        """Whether there is anything to do before the next update."""
+        return decide(self.counters, self.done, self.rules, stopping=stopping)[1].waits
+
+    def updated(self, waited: float) -> None:
+        """One more update is on its way; its data took `waited` seconds."""
+        self.done += 1
+        self._waited += waited
+
+    def restart_clock(self) -> None:
+        """Rates are counted from now on: what came before was no training."""
+        self._clock, self._waited = time.monotonic(), 0.0
+
+    def log(self, step: int, values: StepMetrics, display: TrainProgress | RunProgress) -> None:
+        """Check, count and write the numbers of the update that made `step` updates done. Raises NotFinite."""
+        now = time.monotonic()
+        seconds, waited = now - self._clock, self._waited
+        self._clock, self._waited = now, 0.0
+        missing = values.sums.over_capacity
+        assert not missing, f"step {step}: {missing} weighted positions beyond the planned capacity"
+        self._check_health(step, values)
+        names = self.inputs.task_names
+        self.counters = self.counters.counted(
+            tokens=int(values.real_tokens),
+            task_examples=self.inputs.examples_in(step - 1),
+            task_tokens=dict(zip(names, values.sums.tokens.tolist(), strict=True)),
+        )
+        row = train_row(step, values, self.counters, self.session, seconds=seconds, waited=waited)
+        self.record.tracker.log(row)
+        shown = ("loss", "tokens_per_s", "loss_tokens_per_s", "padding", "data_wait")
+        display.update(step, **{name: row[name] for name in shown})
+
+    def _check_health(self, step: int, values: StepMetrics) -> None:
+        """Log spikes and non-finite numbers with the step's examples; raise NotFinite beyond the budget."""
+        loss, health = float(values.loss), self.config.health
+        self.counters, found = judge(
+            self.counters, loss, applied=bool(values.applied), finite=bool(values.finite),
+            spike_factor=health.spike_factor,
+        )  # fmt: skip
+        if found not in (Health.SPIKE, Health.NOT_FINITE):
+            return
+        examples = self.inputs.describe_step(step - 1)
+        if found is Health.SPIKE:
+            self.record.tracker.log({"kind": "spike", "step": step, "loss": loss, "examples": examples})
+            return
+        self.record.tracker.log({"kind": "nonfinite", "step": step, "examples": examples})
+        if self.counters.skipped > health.skip_budget:
+            raise NotFinite(
+                f"step {step}: not finite: loss {loss}, gradient norm {float(values.grad_norm)}; "
+                f"health.skip_budget={health.skip_budget} allows no more. Lower the learning rate, or "
+                f"look at the examples of the step: {', '.join(examples[:8])}{' ...' if len(examples) > 8 else ''}"
+            )
+
+    def validated(self, result: LossResult | None) -> float | None:
+        """A validation after the last update into the metrics; returns the number that is watched."""
+        self._validated = self.done, result
+        if result is None:
+            return None
+        self.record.tracker.log(eval_row(self.done, result))
+        stopping = self.config.early_stopping
+        return from_main(result.watched(stopping.aggregate, stopping.task))
+
+    def catch_up(self, result: LossResult | None) -> None:
+        """The validation that a stop signal left undone: the metrics become those of a run that never stopped."""
+        watched = self.validated(result)
+        self.decide(watched=watched)
+        if watched is not None:
+            self.record.checkpoints.set_metrics(self.done, {self.config.checkpoint.metric: watched})
+
+    def score(self, state: TrainState, step: int, when: str, shared: dict[Any, Any]) -> ScoreResult | None:
+        """Answers to the test questions, scored; kept in generations.json. `shared`: results of other runs."""
+        if not self.inputs.questions:
+            return None
+        key = measure.score_key(self.session, self.record.run.identity) if when == "before" else None
+        result = None if key is None else shared.get(key)
+        if result is None:
+            result = measure.score(self.session, state.measured)
+        if key is not None:
+            shared[key] = result
+        self.record.tracker.log(score_row(step, result))
+        path = self.run_dir / "generations.json"
+        if is_main():
+            write_json(path, (read_object(path) if path.exists() else {}) | {when: result.answers})
+        return result
+
+    def save(self, state: TrainState, watched: float | None) -> None:
+        """Checkpoint after the last update."""
+        extra = {
+            "progress": self.counters.to_json(), "plan_hash": self.inputs.plan.hash, "seed": self.config.seed
+        }  # fmt: skip
+        metrics = {} if watched is None else {self.config.checkpoint.metric: watched}
+        self.record.checkpoints.save(self.done, state, extra, metrics)
+
+    def best_state(self, state: TrainState) -> TrainState:
+        """The state of the best checkpoint; `state` where nothing was validated."""
+        best = self.record.checkpoints.best()
+        if best is None or best == int(state.step):
+            return state
+        return self.record.checkpoints.restore(best, abstract(state))
+
+    def knows_loss(self, step: int) -> bool:
+        """Whether the validation loss after `step` updates was measured last."""
+        return self._validated is not None and self._validated[0] == step
+
+    def finish(self, status: Status, state: TrainState, loss: LossResult | None, shared: dict[Any, Any]) -> None:
+        """Score and export `state`, whose validation loss is `loss` if it was not measured last, and conclude."""
+        started, step = time.monotonic(), int(state.step)
+        known = self._validated[1] if self._validated is not None and self.knows_loss(step) else loss
+        exported = Exported(
+            step=step, loss=known, seen=measure.seen_loss(self.session, state.measured, step),
+            score=self.score(state, step, "after", shared),
+        )  # fmt: skip
+        export_model(self.session, state.measured, self.run_dir / "model", overwrite=True)  # of a run killed here
+        self.seconds += time.monotonic() - started
+        self.conclude(status, exported)
+
+    def conclude(self, status: Status, exported: Exported | None = None) -> None:
+        """The run has ended: write summary and report."""
+        self.status = status
+        before = runfolder.first_numbers(self.run_dir) if is_main() else {}
+        self.summary = summary(
+            self.session, self.counters, status, self.done, exported,
+            before=before, seconds=self.seconds, trained_with=list(self.record.trained_with),
+        )  # fmt: skip
+        if is_main():
+            write_json(self.run_dir / "summary.json", self.summary)
+            report.write_report(self.run_dir)
+
+
+def open_arm(
+    stack: contextlib.ExitStack, number: int, session: Session, lane: Lane, run: Planned,
+    trained_with: tuple[str, ...],
+) -> Arm:  # fmt: skip
+    """A run with its checkpoints and tracker open, which `stack` closes; a resumed one gets its state in `lane`."""
+    config = session.config
+    checkpoints = stack.enter_context(Checkpoints(config.checkpoint.folder(run.run_dir), config.checkpoint))
+    counters, done = Counters(), 0
+    if run.resume:
+        checkpoints.fetch()
+        state, counters = restore(checkpoints, lane.state(number), run)
+        lane.replace(number, state)
+        done = int(state.step)
+        if is_main():
+            resuming.record(run.run_dir, run.identity, run.changes, done, dict(run.command))
+    tracker = open_tracker(run, done if run.resume else None)
+    stack.callback(tracker.close)
+    record = Record(run=run, checkpoints=checkpoints, tracker=tracker, trained_with=trained_with)
+    return Arm(number, session, record, counters, done)
+
+
+def restore(checkpoints: Checkpoints, state: TrainState, run: Planned) -> tuple[TrainState, Counters]:
+    """The state to continue from: the newest checkpoint, or the one asked for. Never falls back in silence."""
+    step = checkpoints.latest() if run.resume_step is None else run.resume_step
+    if step is None:
+        raise UserError(f"no checkpoint to resume from in {checkpoints.directory}; start again with --overwrite")
+    restored = checkpoints.restore(step, abstract(state))
+    extra, planned = checkpoints.extra(step), run.inputs.plan.hash
+    if extra["plan_hash"] != planned:
+        raise UserError(
+            f"checkpoint {step} was made with plan {extra['plan_hash'][:12]}, this config gives "
+            f"{planned[:12]}; resume with the config and data of the run, or start another run folder"
+        )
+    checkpoints.set_aside_after(step)
+    return restored, Counters.from_json(extra["progress"])
+
+
+def open_tracker(run: Planned, resume_step: int | None) -> Tracker:
+    """metrics.jsonl and the mirrors, on the main process; nothing on the others."""
+    if not is_main():
+        return Trackers([])
+    config = run.inputs.config
+    mirrors = [
+        make_mirror(kind, run.run_dir, config=to_json(config), project=config.name, resume_step=resume_step)
+        for kind in config.mirrors
+    ]
+    return Trackers([JsonlTracker(run.run_dir, resume_step=resume_step), *mirrors])

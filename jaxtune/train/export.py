@@ -1,0 +1,73 @@
+"""Parameters of a run as a Hugging Face folder, or as the folder of an adapter."""
+
+import pathlib
+
+from jaxtune import chat
+from jaxtune.config import ExperimentConfig
+from jaxtune.errors import UserError
+from jaxtune.hf import folder as hf
+from jaxtune.hf import peft
+from jaxtune.runs import folder as runfolder
+from jaxtune.runs.checkpoints import Checkpoints, abstract
+from jaxtune.step.programs import Programs
+from jaxtune.step.update import Params
+from jaxtune.train.identity import identify
+from jaxtune.train.resolution import resolve
+from jaxtune.train.session import Session, open_session
+
+
+def export_model(
+    session: Session, params: Params, folder: pathlib.Path, dtype: str | None = None, *, overwrite: bool = False
+) -> None:
+    """Write a Hugging Face folder whose end-of-sequence token is the one that was trained."""
+    inputs = session.inputs
+    words = inputs.tokenizer
+    hf.export_model(
+        folder, inputs.model, session.full_params(params), eos_token_id=chat.terminator_id(inputs.template, words),
+        bos_token_id=words.bos_id, pad_token_id=words.pad_id, tokenizer_files=words.files,
+        chat_template=inputs.template.source, dtype=dtype or session.config.model.param_dtype.value,
+        overwrite=overwrite,
+    )  # fmt: skip
+
+
+def export_adapter(session: Session, params: Params, folder: pathlib.Path, *, overwrite: bool = False) -> None:
+    """Write a PEFT folder of the adapters. A quantised base is not the one they will lie over: no fingerprint."""
+    settings = session.config.lora
+    assert settings is not None, "no adapter was trained"
+    fingerprint = peft.base_fingerprint(session.base.frozen) if settings.base is None else None
+    peft.export_peft(
+        folder, session.inputs.model, params, settings, base_name=session.config.model.path, fingerprint=fingerprint,
+        overwrite=overwrite,
+    )  # fmt: skip
+
+
+def export_checkpoint(
+    config: ExperimentConfig, run_dir: pathlib.Path, out: pathlib.Path, step: str, dtype: str | None, *,
+    overwrite: bool = False, adapter: bool = False,
+) -> None:  # fmt: skip
+    """Write a checkpoint of a run (`best`, `latest` or a step) as a Hugging Face folder, or its `adapter` for PEFT."""
+    if adapter and config.lora is None:
+        raise UserError(f"{run_dir} trained all parameters and has no adapter; leave --adapter away")
+    if adapter and dtype is not None:
+        raise UserError("adapters are written in float32; leave --dtype away")
+    inputs = resolve(config, questions=False)
+    runfolder.check_same(run_dir, identify(inputs))
+    session = open_session(inputs, Programs())
+    with Checkpoints(config.checkpoint.folder(run_dir), config.checkpoint, read_only=True) as checkpoints:
+        number = {"best": checkpoints.best, "latest": checkpoints.latest}.get(step, lambda: checkpoint_number(step))()
+        if number is None:
+            number = checkpoints.latest()  # nothing was validated, so no step is better than the last
+        if number is None:
+            raise UserError(f"{run_dir} holds no checkpoint")
+        params = checkpoints.restore_params(number, abstract(session.base.trainable))
+    if adapter:
+        export_adapter(session, params, out, overwrite=overwrite)
+    else:
+        export_model(session, params, out, dtype, overwrite=overwrite)
+
+
+def checkpoint_number(text: str) -> int:
+    """A step on the command line."""
+    if not text.isdecimal():
+        raise UserError(f"--step takes `best`, `latest` or a step number, got {text!r}")
+    return int(text)

@@ -1,0 +1,78 @@
+"""A run before it starts: checked, resolved, planned. Nothing of it is on a device or written."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtune.config import ExperimentConfig, to_json
+from jaxtune.errors import UserError
+from jaxtune.parallel.job import from_main, is_main
+from jaxtune.runs import folder as runfolder
+from jaxtune.storage.documents import Json
+from jaxtune.train import resuming
+from jaxtune.train.documents import mixture_json, samples
+from jaxtune.train.identity import identify
+from jaxtune.train.resolution import Inputs, resolve
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A run that is ready to start or to go on."""
+
+    run_dir: pathlib.Path
+    inputs: Inputs
+    identity: Json
+    """Contents of its manifest."""
+    command: Mapping[str, Any]
+    resume: bool = False
+    resume_step: int | None = None
+    """The checkpoint to go on from; None: the newest."""
+    overwrite: bool = False
+    changes: tuple[resuming.Change, ...] = ()
+    """Options with which it goes on that are not those it was started with."""
+    seconds: float = 0.0
+    """How long planning took."""
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return self.run_dir.name
+
+    def write_folder(self) -> None:
+        """A new run folder with everything that is known before step 0; a resumed one is opened again."""
+        if not is_main():
+            return
+        if self.resume:
+            runfolder.reopen(self.run_dir)
+            return
+        runfolder.prepare(self.run_dir, overwrite=self.overwrite)
+        runfolder.write_facts(
+            self.run_dir, config=to_json(self.inputs.config), identity=self.identity,
+            mixture=mixture_json(self.inputs), samples=samples(self.inputs), command=dict(self.command),
+        )  # fmt: skip
+
+
+def plan_run(
+    config: ExperimentConfig, run_dir: pathlib.Path, *, command: Mapping[str, Any] | None = None, resume: bool = False,
+    resume_step: int | None = None, overwrite: bool = False, accept_change: bool = False,
+) -> Planned:  # fmt: skip
+    """Check and plan a run. Raises UserError for whatever in its input cannot be used.
+
+    With `accept_change` a resumed run may go on with other options than it was started with (see `resuming`).
+    """
+    started = time.monotonic()
+    runfolder.check(run_dir, resume=resume, overwrite=overwrite)
+    inputs = resolve(config)
+    identity = identify(inputs)
+    changes: list[resuming.Change] = []
+    if resume:
+        changes = resuming.check(run_dir, identity, accept=accept_change)
+    elif from_main(config.checkpoint.in_use()):
+        raise UserError(f"{config.checkpoint.directory} holds checkpoints of another run; set checkpoint.directory")
+    return Planned(
+        run_dir=run_dir, inputs=inputs, identity=identity, command=command or {"config": None, "overrides": []},
+        resume=resume, resume_step=resume_step, overwrite=overwrite, changes=tuple(changes),
+        seconds=time.monotonic() - started,
+    )  # fmt: skip

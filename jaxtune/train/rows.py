@@ -1,0 +1,125 @@
+"""What a run writes about itself: rows of metrics.jsonl and the contents of summary.json. Pure functions."""
+
+import dataclasses
+import math
+import pathlib
+import resource
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxtune.evaluate.answers import ScoreResult
+from jaxtune.evaluate.loss import LossResult
+from jaxtune.step.update import StepMetrics
+from jaxtune.train.decisions import Counters, Status
+from jaxtune.train.session import Session, flops_per_token
+
+Row = dict[str, Any]
+
+
+def train_row(
+    step: int, values: StepMetrics, counters: Counters, session: Session, *, seconds: float, waited: float
+) -> Row:
+    """The row of the update that makes `step` updates done; `seconds`: its time, of which data took `waited`."""
+    sums, names, config = values.sums, session.inputs.task_names, session.config
+    real, trained = int(values.real_tokens), int(sums.tokens.sum())
+    row = {
+        "kind": "train",
+        "step": step,
+        "loss": float(values.loss),
+        "learning_rate": float(values.learning_rate),
+        "grad_norm": float(values.grad_norm),
+        "tokens": counters.tokens,
+        "loss_tokens": counters.loss_tokens,
+        "tokens_per_s": real / seconds,
+        "loss_tokens_per_s": trained / seconds,
+        "padding": 1 - real / (config.batch.rows * config.data.seq_len),
+        "data_wait": min(1.0, waited / seconds),
+        "memory_mb": peak_memory_mb(),
+        "task_loss": {n: float(a / w) for n, a, w in zip(names, sums.nll, sums.weight, strict=True) if w > 0},
+        "task_tokens": {n: int(t) for n, t in zip(names, sums.tokens, strict=True) if t > 0},
+        "skipped": not bool(values.applied),
+    }
+    if config.health.peak_flops:
+        row["mfu"] = flops_per_token(session) * real / seconds / config.health.peak_flops
+    return row
+
+
+def eval_row(step: int, result: LossResult) -> Row:
+    """The row of a validation."""
+    return {"kind": "eval", "step": step, "split": "validation", **losses_of(result),
+            "task_tokens": result.task_tokens, "task_accuracy": result.task_accuracy}  # fmt: skip
+
+
+def score_row(step: int, result: ScoreResult) -> Row:
+    """The row of scored answers to the test questions."""
+    return {"kind": "score", "step": step, "split": "test", **scores_of(result)}
+
+
+def losses_of(result: LossResult | None) -> Row:
+    """Validation losses as JSON; nothing where none were measured."""
+    if result is None:
+        return {}
+    return {"loss": result.loss, "macro_loss": result.macro_loss, "task_loss": result.task_loss}
+
+
+def scores_of(result: ScoreResult | None) -> Row:
+    """Scores of generated answers as JSON; nothing where none were measured."""
+    return {} if result is None else {"task_score": result.task_score, "macro_exact_match": result.macro_exact_match}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exported:
+    """The state that a run exported: its step, its losses of unseen and seen examples, its scores."""
+
+    step: int
+    loss: LossResult | None
+    seen: LossResult | None
+    score: ScoreResult | None
+
+    def to_json(self) -> Row:
+        """The numbers `after` tuning."""
+        seen = {} if self.seen is None else {"seen_task_loss": self.seen.task_loss}
+        return {**losses_of(self.loss), **seen, **scores_of(self.score)}
+
+
+def summary(
+    session: Session, counters: Counters, status: Status, step: int, exported: Exported | None, *,
+    before: Mapping[str, Any], seconds: float, trained_with: list[str],
+) -> Row:  # fmt: skip
+    """Contents of summary.json for a run that ended as `status` after `step` updates."""
+    return {
+        "status": status.value,
+        "steps": step,
+        "total_steps": session.inputs.total_steps,
+        "before": dict(before),
+        "after": {} if exported is None else exported.to_json(),
+        "best": {
+            "step": counters.best_step,
+            "metric": session.config.early_stopping.aggregate.value,
+            "value": counters.best_value if math.isfinite(counters.best_value) else None,
+        },
+        "exported_step": None if exported is None else exported.step,
+        "ledger": {"examples": counters.task_examples, "loss_tokens": counters.task_tokens},
+        "tokens": counters.tokens,
+        "loss_tokens": counters.loss_tokens,
+        "attention": {"backend": session.attention.backend.value, "rejected": session.attention.rejected},
+        "skipped_steps": counters.skipped,
+        "empty_steps": counters.empty,
+        "seconds": seconds,
+        "trained_with": trained_with,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Peak MB on the first device; where the backend does not count them (CPU), peak resident size of the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 1e6
+    status = pathlib.Path("/proc/self/status")  # Linux; getrusage there starts from the parent's peak
+    if status.is_file():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
