@@ -8,6 +8,7 @@ import jaxtune
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource
 from jaxtune.evaluate.loss import EvalConfig
 from jaxtune.hf import folder as hf
+from jaxtune.hf.text_files import TextFiles
 from jaxtune.mixture.settings import Budget, MixtureConfig
 from jaxtune.model import transformer as model
 from jaxtune.model.settings import ModelConfig
@@ -26,7 +27,7 @@ def tiny_model(folder: pathlib.Path) -> pathlib.Path:
     """A random two-layer model with the built-in tokenizer and template."""
     params = model.init_params(TINY, 0)[1]
     files = [ASSETS / "tokenizer.model", ASSETS / "tokenizer_config.json"]
-    hf.export_model(folder, TINY, params, eos_token_id=5, bos_token_id=1, pad_token_id=3, tokenizer_files=files)
+    hf.export_model(folder, TINY, params, TextFiles(eos_token_id=5, bos_token_id=1, pad_token_id=3, files=tuple(files)))
     return folder
 
 

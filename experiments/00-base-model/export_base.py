@@ -11,6 +11,7 @@ from train_base import CONFIG, load_state, make_steps
 
 from jaxtune.chat import load_template, load_tokenizer, terminator_id
 from jaxtune.hf import folder as hf
+from jaxtune.hf.text_files import TextFiles, tokenizer_files
 from jaxtune.optim import OptimConfig, Optimizer
 
 if __name__ == "__main__":
@@ -22,10 +23,12 @@ if __name__ == "__main__":
         folder,
         CONFIG,
         state.params,
-        eos_token_id=terminator_id(load_template(folder), words),
-        bos_token_id=words.bos_id,
-        pad_token_id=words.pad_id,
-        tokenizer_files=hf.tokenizer_files(folder),
+        TextFiles(
+            eos_token_id=terminator_id(load_template(folder), words),
+            bos_token_id=words.bos_id,
+            pad_token_id=words.pad_id,
+            files=tuple(tokenizer_files(folder)),
+        ),
         dtype=jnp.bfloat16,
         overwrite=True,
     )

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from jaxtune.hf import folder as hf
+from jaxtune.hf.text_files import TextFiles
 
 SEEDS = (0, 1)
 COLUMNS = ("family", "shape", "padded", "packed", "cached", "loss", "gradient", "round trip", "transformers loads")
@@ -40,7 +41,7 @@ def row(case: str, seed: int, folder: pathlib.Path) -> list[str]:
     pair = pairs.make_pair(case, seed, folder)
     numbers = [pairs.padded_difference(pair), pairs.packed_difference(pair), pairs.cached_difference(pair)]
     numbers.append(pairs.loss_difference(pair))
-    hf.export_model(folder / "out", pair.config, pair.params, eos_token_id=2, bos_token_id=1, pad_token_id=0)
+    hf.export_model(folder / "out", pair.config, pair.params, TextFiles(eos_token_id=2, bos_token_id=1, pad_token_id=0))
     again = hf.import_model(folder / "out")[1]
     same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(pair.params), jax.tree.leaves(again), strict=True)]
     loaded = pairs.torch_logits(pairs.load(folder / "out"), pair.sequences)

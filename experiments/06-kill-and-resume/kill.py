@@ -64,6 +64,7 @@ CLOCK = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
 def write_project(folder: pathlib.Path) -> pathlib.Path:
     """A config with three JSONL tasks of unequal size and a random two-layer model; returns the config file."""
     from jaxtune.hf import folder as hf
+    from jaxtune.hf.text_files import TextFiles
     from jaxtune.model import transformer as model
     from jaxtune.model.settings import ModelConfig
 
@@ -75,7 +76,7 @@ def write_project(folder: pathlib.Path) -> pathlib.Path:
     )  # fmt: skip
     special = {name: shipped[name] for name in ("eos_token_id", "bos_token_id", "pad_token_id")}
     files = [assets / "tokenizer.model", assets / "tokenizer_config.json"]
-    hf.export_model(folder / "base", shape, model.init_params(shape, 0)[1], tokenizer_files=files, **special)
+    hf.export_model(folder / "base", shape, model.init_params(shape, 0)[1], TextFiles(files=tuple(files), **special))
     for name, count in (("large", 120), ("middle", 40), ("small", 12)):
         for split, number in (("train", count), ("validation", 8)):
             lines = [json.dumps(conversation(name, split, i)) for i in range(number)]

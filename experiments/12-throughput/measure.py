@@ -24,6 +24,7 @@ from jaxtune.batch import Batch
 from jaxtune.chat import load_template, load_tokenizer
 from jaxtune.config import ExperimentConfig
 from jaxtune.hf import folder as hf
+from jaxtune.hf.text_files import TextFiles
 from jaxtune.model import transformer as model
 from jaxtune.parallel import compilation as compiling
 from jaxtune.parallel import mesh
@@ -154,10 +155,11 @@ def write_ten_million(folder: pathlib.Path) -> None:
     )
     params = model.init_params(shape, 0)[1]
     words = load_tokenizer(base)
-    hf.export_model(
-        folder, shape, params, eos_token_id=words.eos_id, bos_token_id=words.bos_id, pad_token_id=words.pad_id,
-        tokenizer_files=words.files, chat_template=load_template(base).source,
+    text = TextFiles(
+        eos_token_id=words.eos_id, bos_token_id=words.bos_id, pad_token_id=words.pad_id, files=tuple(words.files),
+        chat_template=load_template(base).source,
     )  # fmt: skip
+    hf.export_model(folder, shape, params, text)
 
 
 def shown(rows: Iterable[dict]) -> list[dict]:

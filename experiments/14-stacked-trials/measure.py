@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxtune import config as configs
 from jaxtune.hf import folder as hf
+from jaxtune.hf.text_files import TextFiles
 from jaxtune.model import transformer as model
 from jaxtune.model.settings import ModelConfig
 from jaxtune.step import trials
@@ -58,7 +59,9 @@ def toy_model(folder: pathlib.Path) -> pathlib.Path:
         base = pathlib.Path(hf.__file__).parent.parent / "assets" / "base"
         files = [base / "tokenizer.model", base / "tokenizer_config.json"]
         params = model.init_params(TOY, 0)[1]
-        hf.export_model(folder, TOY, params, eos_token_id=5, bos_token_id=1, pad_token_id=3, tokenizer_files=files)
+        hf.export_model(
+            folder, TOY, params, TextFiles(eos_token_id=5, bos_token_id=1, pad_token_id=3, files=tuple(files))
+        )
     return folder
 
 

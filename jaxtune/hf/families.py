@@ -6,13 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtune.errors import UserError
-from jaxtune.hf.fields import Fields
+from jaxtune.hf.fields import Fields, Sizes, read_kinds, write_kinds
+from jaxtune.hf.gemma import GEMMA_NAMES, read_gemma1, read_gemma2, read_gemma3, write_gemma, write_gemma1
 from jaxtune.model.moe import MoeConfig
-from jaxtune.model.settings import Activation, LayerKind, ModelConfig
-
-LAYER_NAMES = {"sliding_attention": LayerKind.LOCAL, "full_attention": LayerKind.GLOBAL}
-
-Sizes = Mapping[str, int]
+from jaxtune.model.settings import LayerKind, ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,22 +50,6 @@ def family_of(name: Any, origin: str) -> Family:
     return FAMILIES[name]
 
 
-def _read_kinds(left: Fields, num_layers: int, is_local: Callable[[int], bool]) -> tuple[LayerKind, ...]:
-    """`layer_types`; where it is absent, the family's rule by layer index."""
-    names = left.take("layer_types", list, None)
-    if names is None:
-        return tuple(LayerKind.LOCAL if is_local(i) else LayerKind.GLOBAL for i in range(num_layers))
-    unknown = sorted({str(name) for name in names} - set(LAYER_NAMES))
-    if unknown:
-        raise UserError(f"{left.origin}: layer_types has {', '.join(unknown)}; known: {', '.join(LAYER_NAMES)}.")
-    return tuple(LAYER_NAMES[name] for name in names)
-
-
-def _write_kinds(config: ModelConfig) -> list[str]:
-    names = {kind: name for name, kind in LAYER_NAMES.items()}
-    return [names[kind] for kind in config.kinds]
-
-
 def _read_llama(left: Fields, sizes: Sizes) -> dict[str, Any]:
     bias = left.take("attention_bias", bool, False)
     return {"qkv_bias": bias, "out_bias": bias, "mlp_bias": left.take("mlp_bias", bool, False)}
@@ -104,7 +85,7 @@ def _read_qwen_window(left: Fields, sizes: Sizes) -> dict[str, Any]:
     used = left.take("use_sliding_window", bool, False)
     window = left.take("sliding_window", int, 4096)
     first = left.take("max_window_layers", int, 28)
-    kinds = _read_kinds(left, sizes["num_layers"], lambda layer: used and layer >= first)
+    kinds = read_kinds(left, sizes["num_layers"], lambda layer: used and layer >= first)
     if not used and LayerKind.LOCAL in kinds:
         raise UserError(f"{left.origin}: layer_types has sliding layers, but use_sliding_window is false.")
     return {"layer_kinds": kinds, "sliding_window": window} if LayerKind.LOCAL in kinds else {}
@@ -113,7 +94,7 @@ def _read_qwen_window(left: Fields, sizes: Sizes) -> dict[str, Any]:
 def _write_qwen_window(config: ModelConfig) -> dict[str, Any]:
     if config.sliding_window is None:
         return {"use_sliding_window": False}
-    return {"use_sliding_window": True, "sliding_window": config.sliding_window, "layer_types": _write_kinds(config)}
+    return {"use_sliding_window": True, "sliding_window": config.sliding_window, "layer_types": write_kinds(config)}
 
 
 def _read_qwen2(left: Fields, sizes: Sizes) -> dict[str, Any]:
@@ -130,52 +111,6 @@ def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
     return {"attention_bias": config.qkv_bias, **_write_qwen_window(config)}
 
 
-def _read_gemma(left: Fields, sizes: Sizes, *, period: int, soft_caps: tuple[float | None, ...]) -> dict[str, Any]:
-    bias = left.take("attention_bias", bool, False)
-    left.require("use_bidirectional_attention", False)
-    left.left.pop("hidden_act", None)  # Gemma reads hidden_activation; older files repeat it under this name
-    period = left.take("sliding_window_pattern", int, left.take("_sliding_window_pattern", int, period))
-    if period < 1:
-        raise UserError(f"{left.origin}: sliding_window_pattern is {period}; it must be at least 1.")
-    return {
-        "norm_offset": True,
-        "post_norms": True,
-        "embed_scale": math.sqrt(sizes["d_model"]),
-        "qkv_bias": bias,
-        "out_bias": bias,
-        "attn_scale": left.positive("query_pre_attn_scalar", 256.0) ** -0.5,
-        "attn_soft_cap": left.nullable("attn_logit_softcapping", float, soft_caps[0]),
-        "final_soft_cap": left.nullable("final_logit_softcapping", float, soft_caps[1]),
-        "sliding_window": left.take("sliding_window", int, 4096),
-        "layer_kinds": _read_kinds(left, sizes["num_layers"], lambda layer: (layer + 1) % period != 0),
-    }
-
-
-def _read_gemma2(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    return _read_gemma(left, sizes, period=2, soft_caps=(50.0, 30.0))
-
-
-def _read_gemma3(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    left.refuse("attn_logit_softcapping", "is not applied by gemma3_text models; remove it.")
-    return {"qk_norm": True} | _read_gemma(left, sizes, period=6, soft_caps=(None, None))
-
-
-def _read_gemma1(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    left.require("use_bidirectional_attention", False)
-    bias = left.take("attention_bias", bool, False)
-    name = left.take("hidden_activation", str, left.take("hidden_act", str, "gelu_pytorch_tanh"))
-    if name not in ("gelu", "gelu_pytorch_tanh"):  # published as gelu, trained with its approximation by tanh
-        raise UserError(f"{left.origin}: Gemma with the activation {name!r:.40} is not supported.")
-    return {
-        "activation": Activation.GELU_TANH, "norm_offset": True, "embed_scale": math.sqrt(sizes["d_model"]),
-        "qkv_bias": bias, "out_bias": bias,
-    }  # fmt: skip
-
-
-def _write_gemma1(config: ModelConfig) -> dict[str, Any]:
-    return {"attention_bias": config.qkv_bias, "hidden_act": "gelu_pytorch_tanh"}
-
-
 def _read_olmo2(left: Fields, sizes: Sizes) -> dict[str, Any]:
     bias = left.take("attention_bias", bool, False)
     norms = {"pre_norms": False, "post_norms": True, "qk_norm": True, "qk_norm_whole": True}
@@ -187,12 +122,12 @@ def _write_olmo2(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_olmo3(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    kinds = _read_kinds(left, sizes["num_layers"], lambda layer: (layer + 1) % 4 != 0)
+    kinds = read_kinds(left, sizes["num_layers"], lambda layer: (layer + 1) % 4 != 0)
     return {**_read_olmo2(left, sizes), "layer_kinds": kinds, "sliding_window": left.take("sliding_window", int, 4096)}
 
 
 def _write_olmo3(config: ModelConfig) -> dict[str, Any]:
-    window = {"sliding_window": config.sliding_window, "layer_types": _write_kinds(config)}
+    window = {"sliding_window": config.sliding_window, "layer_types": write_kinds(config)}
     return {**_write_olmo2(config), **window}
 
 
@@ -206,7 +141,7 @@ def _read_smollm3(left: Fields, sizes: Sizes) -> dict[str, Any]:
     if len(rotated) < len(layers) or any(flag not in (0, 1) for flag in rotated):
         raise UserError(f"{left.origin}: no_rope_layers must hold 0 or 1 for each of the {len(layers)} layers.")
     used, window = left.take("use_sliding_window", bool, False), left.take("sliding_window", int, None)
-    kinds = _read_kinds(left, len(layers), lambda layer: used and window is not None and not rotated[layer])
+    kinds = read_kinds(left, len(layers), lambda layer: used and window is not None and not rotated[layer])
     local = used and LayerKind.LOCAL in kinds
     return {
         **_read_llama(left, sizes),
@@ -218,7 +153,7 @@ def _read_smollm3(left: Fields, sizes: Sizes) -> dict[str, Any]:
 def _write_smollm3(config: ModelConfig) -> dict[str, Any]:
     rotated = [int(layer not in config.unrotated_layers) for layer in range(config.num_layers)]
     window = {"use_sliding_window": config.sliding_window is not None, "sliding_window": config.sliding_window}
-    return {**_write_llama(config), "no_rope_layers": rotated, **window, "layer_types": _write_kinds(config)}
+    return {**_write_llama(config), "no_rope_layers": rotated, **window, "layer_types": write_kinds(config)}
 
 
 def _read_granite(left: Fields, sizes: Sizes) -> dict[str, Any]:
@@ -259,19 +194,6 @@ def _write_seed_oss(config: ModelConfig) -> dict[str, Any]:
     return {**biases, "attention_dropout": 0.0, "residual_dropout": 0.0}
 
 
-def _write_gemma(config: ModelConfig) -> dict[str, Any]:
-    scalar = config.head_dim if config.attn_scale is None else config.attn_scale**-2
-    fields = {
-        "attention_bias": config.qkv_bias,
-        "query_pre_attn_scalar": round(scalar) if math.isclose(scalar, round(scalar)) else scalar,
-        "attn_logit_softcapping": config.attn_soft_cap,
-        "final_logit_softcapping": config.final_soft_cap,
-        "sliding_window": config.sliding_window,
-        "layer_types": _write_kinds(config),
-    }
-    return fields if config.local_rope is None else fields | {"rope_local_base_freq": config.local_rope.theta}
-
-
 def _read_mixtral(left: Fields, sizes: Sizes) -> dict[str, Any]:
     moe = MoeConfig(
         num_experts=left.take("num_local_experts", int, 8),
@@ -289,12 +211,6 @@ def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
         **_write_window(config),
     }
 
-
-GEMMA_NAMES = {
-    "mlp_norm.scale": "pre_feedforward_layernorm.weight",
-    "attn_post_norm.scale": "post_attention_layernorm.weight",
-    "mlp_post_norm.scale": "post_feedforward_layernorm.weight",
-}
 
 OLMO_NAMES = {
     "attn_post_norm.scale": "post_attention_layernorm.weight",
@@ -354,8 +270,8 @@ FAMILIES = {
     "qwen3": Family(architecture="Qwen3ForCausalLM", read=_read_qwen3, write=_write_qwen3),
     "gemma2": Family(
         architecture="Gemma2ForCausalLM",
-        read=_read_gemma2,
-        write=_write_gemma,
+        read=read_gemma2,
+        write=write_gemma,
         activation_field="hidden_activation",
         activation_default="gelu_pytorch_tanh",
         tie_default=True,
@@ -363,8 +279,8 @@ FAMILIES = {
     ),
     "gemma3_text": Family(
         architecture="Gemma3ForCausalLM",
-        read=_read_gemma3,
-        write=_write_gemma,
+        read=read_gemma3,
+        write=write_gemma,
         activation_field="hidden_activation",
         activation_default="gelu_pytorch_tanh",
         tie_default=True,
@@ -391,8 +307,8 @@ FAMILIES = {
     "qwen3_moe": Family(architecture="Qwen3MoeForCausalLM", read=_read_qwen3_moe, write=_write_qwen3_moe),
     "gemma": Family(
         architecture="GemmaForCausalLM",
-        read=_read_gemma1,
-        write=_write_gemma1,
+        read=read_gemma1,
+        write=write_gemma1,
         activation_field="",
         tie_default=True,
         head_dim_default=256,

@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtune.errors import UserError
+from jaxtune.model.settings import LayerKind, ModelConfig
 
 HARMLESS = frozenset(
     {
@@ -160,3 +161,25 @@ class Fields:
                 f"{self.origin}: unknown for this model_type: {listed}. "
                 "Such a field may change what the model computes, so it is not ignored; remove it if it does not."
             )
+
+
+LAYER_NAMES = {"sliding_attention": LayerKind.LOCAL, "full_attention": LayerKind.GLOBAL}
+
+
+Sizes = Mapping[str, int]
+
+
+def read_kinds(left: Fields, num_layers: int, is_local: Callable[[int], bool]) -> tuple[LayerKind, ...]:
+    """`layer_types`; where it is absent, the family's rule by layer index."""
+    names = left.take("layer_types", list, None)
+    if names is None:
+        return tuple(LayerKind.LOCAL if is_local(i) else LayerKind.GLOBAL for i in range(num_layers))
+    unknown = sorted({str(name) for name in names} - set(LAYER_NAMES))
+    if unknown:
+        raise UserError(f"{left.origin}: layer_types has {', '.join(unknown)}; known: {', '.join(LAYER_NAMES)}.")
+    return tuple(LAYER_NAMES[name] for name in names)
+
+
+def write_kinds(config: ModelConfig) -> list[str]:
+    names = {kind: name for name, kind in LAYER_NAMES.items()}
+    return [names[kind] for kind in config.kinds]

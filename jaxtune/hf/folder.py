@@ -1,11 +1,11 @@
 """Hugging Face model folders in and out: config.json, safetensors and tokenizer files, strict both ways."""
 
 import dataclasses
-import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.configs import read_config, write_config
 from jaxtune.hf.layout import FLOATS, Params, Piece, from_stored, leaf_at, match_tensors, stored_layout, to_stored
 from jaxtune.hf.tensors import Tensor, tensors
+from jaxtune.hf.text_files import GENERATION, TextFiles, tokenizer_files
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
+from jaxtune.storage.documents import read_object, write_json
 
 ShardingRule = Callable[[str], jax.sharding.Sharding]
 """Dotted parameter path, for instance layers.attn.q.kernel -> where the array lives."""
@@ -30,16 +32,6 @@ CHUNK_BYTES = 256 * 2**20
 """A stacked parameter goes to its devices in pieces of about this size, which bounds host memory."""
 SHARD_BYTES = 5 * 10**9
 WEIGHT_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 def resolve(source: str | Path) -> Path:
@@ -65,10 +57,18 @@ def resolve(source: str | Path) -> Path:
         raise UserError(f"{source}: no such folder, and the Hub could not provide it: {reason}") from error
 
 
+def hub_name(source: str | Path) -> str | None:
+    """`owner/model` where the source is a name of the Hub, or a folder in the cache of downloads from there."""
+    if _is_hub_name(str(source)) and not Path(source).expanduser().exists():
+        return str(source)
+    found = re.search(r"models--([^/]+)--([^/]+)/snapshots/[^/]+/?$", Path(source).expanduser().absolute().as_posix())
+    return None if found is None else "/".join(found.groups())
+
+
 def load_config(source: str | Path) -> ModelConfig:
     """The ModelConfig of a model folder or Hub name."""
     file = resolve(source) / "config.json"
-    return read_config(read_json(file), str(file))
+    return read_config(read_object(file), str(file))
 
 
 def import_model(
@@ -98,38 +98,31 @@ def export_model(
     folder: str | Path,
     config: ModelConfig,
     params: Params,
+    text: TextFiles,
     *,
-    eos_token_id: int,
-    bos_token_id: int | None = None,
-    pad_token_id: int | None = None,
-    tokenizer_files: Iterable[Path] = (),
-    chat_template: str | None = None,
     dtype: Any = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
 ):
     """Write a folder that transformers and other tools load: weights, config.json, generation_config.json, tokenizer.
 
-    `eos_token_id` is the terminator that was trained: generation stops at it. `tokenizer_files` are copied by name;
-    `chat_template`, the template that was trained, replaces theirs. Everything is written to a folder aside and renamed
-    at the end, so that a failure leaves nothing behind. On several hosts all call this and the first one writes.
+    Everything is written to a folder aside and renamed at the end, so that a failure leaves nothing behind. On several
+    hosts all call this and the first one writes.
     """
     folder = Path(folder)
     if folder.exists() and not overwrite:
         raise UserError(f"{folder}: already there; nothing was written. Choose another folder, or overwrite it.")
     outgoing = _outgoing(config, params, dtype)
-    ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-    ids = {name: number for name, number in ids.items() if number is not None}
     stored = {"torch_dtype": str(next(iter(outgoing.values())).dtype)}
-    fields = write_config(config) | ids | stored
+    fields = write_config(config) | text.ids | stored
     writing = jax.process_index() == 0
     aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
         if writing:
             aside.mkdir(parents=True)
-            _write_json(aside / "config.json", fields)
-            _write_json(aside / "generation_config.json", ids)
-            _copy_tokenizer(aside, tokenizer_files, chat_template)
+            write_json(aside / "config.json", fields)
+            write_json(aside / GENERATION, text.generation_config)
+            text.write(aside)
         _write_weights(aside, outgoing, params, shard_bytes, writing=writing)
         if writing:
             put_in_place(aside, folder)
@@ -145,24 +138,6 @@ def check_tokenizer(config: ModelConfig, tokenizer_size: int, origin: str | Path
             f"{origin}: the tokenizer has {tokenizer_size} tokens, "
             f"and the model's embedding only {config.vocab_size} rows. Use the tokenizer that belongs to the model."
         )
-
-
-def tokenizer_files(folder: str | Path) -> list[Path]:
-    """The tokenizer and template files of a model folder."""
-    return [file for name in TOKENIZER_FILES if (file := Path(folder) / name).exists()]
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; UserError names the file and the place of a fault."""
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}). Give a complete model folder.") from error
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({error}). Repair it or download it again.") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{file}: holds {type(fields).__name__}, not a JSON object. Download it again.")
-    return fields
 
 
 # -------------------------------------------------------------------------------------------------------------- layout
@@ -195,6 +170,7 @@ def _load(path: tuple[str, ...], leaf: Any, pieces: list[Piece], sharding: jax.s
 
 def _read(path: tuple[str, ...], piece: Piece, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     value = safetensors_io.read_tensor(piece.entry, piece.rows)
+    safetensors_io.check_finite(piece.entry, value)
     if value.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
         value = (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)  # exact, and faster than astype
     return from_stored(path, value, shape).astype(dtype, copy=False)
@@ -256,7 +232,7 @@ def _write_weights(folder: Path, outgoing: Mapping[str, Outgoing], params: Param
     if writing and len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         total = sum(tensor.nbytes for tensor in outgoing.values())
-        _write_json(
+        write_json(
             folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
 
@@ -284,19 +260,6 @@ def _gather(outgoing: Outgoing, params: Params) -> np.ndarray:
     return stored.astype(outgoing.dtype, copy=False)
 
 
-def _copy_tokenizer(folder: Path, files: Iterable[Path], chat_template: str | None):
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
-    if chat_template is None:
-        return
-    (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-    settings = folder / "tokenizer_config.json"
-    if settings.exists():
-        fields = read_json(settings)
-        if fields.pop("chat_template", None) is not None:
-            _write_json(settings, fields)
-
-
 def put_in_place(aside: Path, folder: Path):
     """Rename; an older folder makes way first, and is removed when the new one stands."""
     if not folder.exists():
@@ -306,10 +269,6 @@ def put_in_place(aside: Path, folder: Path):
     folder.rename(old)
     aside.rename(folder)
     shutil.rmtree(old)
-
-
-def _write_json(file: Path, fields: Mapping[str, Any]):
-    file.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _is_hub_name(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 import enum
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -18,22 +17,30 @@ from jaxtyping import Array, PyTree
 
 from jaxtune.errors import UserError
 from jaxtune.hf import safetensors as safetensors_io
-from jaxtune.hf.folder import put_in_place, read_json
+from jaxtune.hf.folder import put_in_place
 from jaxtune.hf.tensors import tensors
+from jaxtune.hf.text_files import TextFiles
 from jaxtune.model.lora import ADAPTABLE, LoraConfig, Scaling, Variant, adapter_shapes, init_lora
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
+from jaxtune.storage.documents import read_object, write_json
 
 PREFIX = "base_model.model."
 SUFFIXES = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 """Part of an adapter -> what its tensor's name ends with."""
-READ = {"peft_type", "r", "lora_alpha", "use_rslora", "use_dora"}
+READ = {"peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "init_lora_weights"}
 WITHOUT_EFFECT = {
     "target_modules", "exclude_modules", "base_model_name_or_path", "task_type", "inference_mode", "revision",
-    "auto_mapping", "peft_version", "lora_dropout", "init_lora_weights", "loftq_config", "eva_config", "corda_config",
+    "auto_mapping", "peft_version", "lora_dropout", "loftq_config", "eva_config", "corda_config",
     "lora_ga_config", "megatron_core", "runtime_config", "layers_pattern", "qalora_group_size",
 }  # fmt: skip
 """Options that do not change what a finished adapter computes; the tensors themselves say which modules it adapts."""
+PLAIN_INITS = ("gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights, besides true and false, that leave the base as it is."""
+REBASING_INITS = r"pissa(_niter_\d+)?|olora|corda|loftq|lora_ga"
+"""Values of init_lora_weights that take the start of the adapter out of the base: PEFT does so again when it loads one,
+so that such an adapter is right over that changed base only (PiSSA, arXiv:2404.02948; OLoRA, arXiv:2406.01775; CorDA,
+arXiv:2406.05223; LoftQ, arXiv:2310.08659; LoRA-GA, arXiv:2407.05000)."""
 BASE_FILE = "jaxtune_base.json"
 """Beside PEFT's own files: the fingerprint of the base that the adapter was trained on."""
 
@@ -46,12 +53,14 @@ def export_peft(
     *,
     base_name: str,
     fingerprint: str | None = None,
+    text: TextFiles | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write adapters as a folder that `peft.PeftModel.from_pretrained` loads over the same base.
 
     `base_name` is what PEFT records as the base model; `fingerprint` (see `base_fingerprint`) lets `import_peft` refuse
-    another base of equal shape. Everything is written to a folder aside and renamed. Raises UserError if the folder
+    another base of equal shape. `text` is written beside the adapters, so that the folder is enough to talk to the
+    tuned model. Everything is written to a folder aside and renamed. Raises UserError if the folder
     exists and is not to be overwritten, or for adapters that PEFT has no module for (experts, and kernels that the
     family stores fused).
     """
@@ -81,16 +90,20 @@ def export_peft(
         "use_rslora": lora.scaling is Scaling.RANK_STABILIZED, "use_dora": lora.variant is Variant.DORA,
         "target_modules": names, "init_lora_weights": True, "modules_to_save": None,
     }  # fmt: skip
-    _write(folder, fields, stored, fingerprint)
+    _write(folder, fields, stored, fingerprint, text)
 
 
-def _write(folder: Path, fields: dict[str, Any], stored: dict[str, np.ndarray], fingerprint: str | None) -> None:
+def _write(
+    folder: Path, fields: dict[str, Any], stored: dict[str, np.ndarray], fingerprint: str | None, text: TextFiles | None
+) -> None:
     aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
         aside.mkdir(parents=True)
-        (aside / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        write_json(aside / "adapter_config.json", fields)
         if fingerprint is not None:
-            (aside / BASE_FILE).write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
+            write_json(aside / BASE_FILE, {"fingerprint": fingerprint})
+        if text is not None:
+            text.write(aside)
         header = {name: (value.dtype, value.shape) for name, value in stored.items()}
         safetensors_io.write_file(aside / "adapter_model.safetensors", header, stored.__getitem__)
         put_in_place(aside, folder)
@@ -165,31 +178,52 @@ def _plain(value: Any) -> Any:
 
 
 def _read_config(file: Path) -> LoraConfig:
-    fields = read_json(file)
+    fields = read_object(file)
     if fields.get("peft_type") != "LORA":
-        raise UserError(f"{file}: peft_type is {fields.get('peft_type')!r}; only LORA can be read")
+        raise UserError(f"{file}: peft_type is {fields.get('peft_type')!r:.60}; only LORA can be read")
     odd = [
-        f"{name} = {value!r}"
+        f"{name} = {value!r:.60}"
         for name, value in fields.items()
         if name not in READ | WITHOUT_EFFECT and value not in (None, False, "none", [], {})
     ]
     if odd:
         raise UserError(f"{file}: not supported: {', '.join(odd)}. Merge the adapter with PEFT and import the model")
-    if not isinstance(fields.get("r"), int) or not isinstance(fields.get("lora_alpha"), int | float):
+    _check_init(file, fields.get("init_lora_weights"))
+    for name, kinds in {"r": (int,), "lora_alpha": (int, float), "use_rslora": (bool,), "use_dora": (bool,)}.items():
+        value = fields.get(name, False if bool in kinds else None)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise UserError(f"{file}: {name} is {value!r:.60}; it must be of type {wanted}")
+    try:
+        return LoraConfig(
+            rank=fields["r"], alpha=fields["lora_alpha"],
+            scaling=Scaling.RANK_STABILIZED if fields.get("use_rslora") else Scaling.CLASSIC,
+            variant=Variant.DORA if fields.get("use_dora") else Variant.LORA,
+        )  # fmt: skip
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def _check_init(file: Path, init: Any) -> None:
+    """Raise UserError unless the adapter was made over the base as it is."""
+    if init is None or isinstance(init, bool) or init in PLAIN_INITS:
+        return
+    if isinstance(init, str) and re.fullmatch(REBASING_INITS, init):
         raise UserError(
-            f"{file}: r and lora_alpha must be numbers, got {fields.get('r')!r}, {fields.get('lora_alpha')!r}"
+            f"{file}: init_lora_weights is {init!r}, which took the start of the adapter out of the base: over the "
+            "unchanged base it computes something else. Convert it with PEFT (save_pretrained with "
+            "path_initial_model_for_weight_conversion), or merge it there and import the model"
         )
-    return LoraConfig(
-        rank=fields["r"], alpha=fields["lora_alpha"],
-        scaling=Scaling.RANK_STABILIZED if fields.get("use_rslora") else Scaling.CLASSIC,
-        variant=Variant.DORA if fields.get("use_dora") else Variant.LORA,
-    )  # fmt: skip
+    raise UserError(
+        f"{file}: init_lora_weights is {init!r:.60}, and it is not known whether that changes the base; known are "
+        f"true, false, {', '.join(PLAIN_INITS)}. Merge the adapter with PEFT and import the model"
+    )
 
 
 def _check_base(folder: Path, fingerprint: str | None) -> None:
     if fingerprint is None or not (folder / BASE_FILE).exists():
         return
-    trained_on = read_json(folder / BASE_FILE).get("fingerprint")
+    trained_on = read_object(folder / BASE_FILE).get("fingerprint")
     if trained_on != fingerprint:
         raise UserError(
             f"{folder}: the adapter was trained on a base with fingerprint {trained_on}, and this one has "

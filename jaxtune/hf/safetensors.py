@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import re
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxtune.errors import UserError
+from jaxtune.storage.documents import Limits, UnreadableDocument, parse_json, read_object
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -32,6 +35,10 @@ DTYPES: dict[str, np.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000
+HEADER_LIMITS = Limits(bytes=MAX_HEADER_BYTES, depth=4, unique_keys=True)
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NOT_FINITE = {"F32": (np.uint32, 0x7F800000), "BF16": (np.uint16, 0x7F80), "F16": (np.uint16, 0x7C00)}
+"""Bits that are all set in infinities and NaN, and in no other number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,18 +57,20 @@ class Entry:
 def read_header(file: Path) -> dict[str, Entry]:
     """The tensors of a file, by name; raises UserError unless header and data fit each other byte for byte."""
     try:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe would wait without end
+            raise UserError(f"{file}: no regular file. Put a safetensors file there.")
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise _corrupt(file, f"its header would be {length} bytes long, but the file has {size}")
-            raw = json.loads(stream.read(length))
+            text = stream.read(length)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise _corrupt(file, "its header is not JSON") from error
+    try:
+        raw = parse_json(text, name="its header", limits=HEADER_LIMITS)
+    except UnreadableDocument as error:
+        raise _corrupt(file, str(error).split(";")[0]) from error
     if not isinstance(raw, dict):
         raise _corrupt(file, "its header is not a JSON object")
     raw.pop("__metadata__", None)
@@ -87,6 +96,18 @@ def read_tensor(entry: Entry, rows: slice | None = None) -> np.ndarray:
     return values.reshape((last - first, *entry.shape[1:]) if entry.shape else ())
 
 
+def check_finite(entry: Entry, values: np.ndarray) -> None:
+    """Raise UserError if a tensor's values hold NaN or infinity: a model with such a weight computes nothing."""
+    kind, exponent = NOT_FINITE[entry.dtype]
+    bits = values.view(kind)
+    wrong = int(np.count_nonzero((bits & kind(exponent)) == exponent))
+    if wrong:
+        raise UserError(
+            f"{entry.file}: tensor {entry.name!r} holds {wrong} values that are NaN or infinite. "
+            "Give a model that is not damaged."
+        )
+
+
 def write_file(file: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], load: Callable[[str], np.ndarray]):
     """Write `tensors` (dtype and shape by name) to a new file, asking `load` for one at a time; flushed to disk."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -107,45 +128,75 @@ def write_file(file: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]
         os.fsync(stream.fileno())
 
 
-def find_tensors(folder: Path) -> dict[str, Entry]:
-    """All tensors of a model folder: `model.safetensors`, or the shards named by `model.safetensors.index.json`."""
-    index_file, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index_file.exists():
-        return _find_sharded(folder, index_file)
-    if not single.exists():
+def weight_files(folder: Path) -> list[Path]:
+    """The files whose tensors make a model: `model.safetensors`, or the shards that the index names.
+
+    Raises UserError where there is neither, where both are there (readers differ in which one they take), or where the
+    index names anything but files of this folder.
+    """
+    index_file, single = folder / INDEX, folder / SINGLE
+    if not index_file.exists():
+        if not single.exists():
+            raise UserError(
+                f"{folder}: no {SINGLE} and no {INDEX}. "
+                "Give the folder of a Hugging Face checkpoint in safetensors format."
+            )
+        return [single]
+    shards = sorted(set(_weight_map(index_file).values()))
+    if single.exists() and shards != [SINGLE]:
         raise UserError(
-            f"{folder}: no model.safetensors and no model.safetensors.index.json. "
-            "Give the folder of a Hugging Face checkpoint in safetensors format."
+            f"{folder}: two sets of weights, {SINGLE} and {INDEX} with {_some(shards)}; which one is meant cannot be "
+            "told. Remove the one that is not."
         )
-    return read_header(single)
-
-
-def _find_sharded(folder: Path, index_file: Path) -> dict[str, Entry]:
-    try:
-        weight_map = json.loads(index_file.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index_file}: not JSON with a 'weight_map'. Download the checkpoint again.") from error
-    shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (folder / shard).exists()]
     if missing:
         raise UserError(f"{index_file} names shards that are not there: {_some(missing)}. Download them.")
+    return [folder / shard for shard in shards]
+
+
+def find_tensors(folder: Path) -> dict[str, Entry]:
+    """All tensors of a model folder, from its `weight_files`."""
+    files = weight_files(folder)
+    if not (folder / INDEX).exists():
+        return read_header(files[0])
+    weight_map = _weight_map(folder / INDEX)
     found: dict[str, Entry] = {}
-    for shard in shards:
-        entries = read_header(folder / shard)
-        listed = {name for name, home in weight_map.items() if home == shard}
+    for file in files:
+        entries = read_header(file)
+        listed = {name for name, home in weight_map.items() if home == file.name}
         if listed != set(entries):
             raise UserError(
-                f"{folder / shard} does not hold the tensors that {index_file.name} lists for it: "
+                f"{file} does not hold the tensors that {INDEX} lists for it: "
                 f"differing: {_some(sorted(listed ^ set(entries)))}. Download the checkpoint again."
             )
         found.update(entries)
     return found
 
 
+def _weight_map(index_file: Path) -> dict[str, str]:
+    weight_map = read_object(index_file, HEADER_LIMITS).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(home, str) for home in weight_map.values()):
+        raise UserError(
+            f"{index_file}: 'weight_map' must be an object from tensors to files. Download the checkpoint again."
+        )
+    elsewhere = sorted({home for home in weight_map.values() if not re.fullmatch(r"[^/\\\0]+\.safetensors", home)})
+    if elsewhere:
+        raise UserError(
+            f"{index_file}: {_some([repr(home) for home in elsewhere])} cannot be read: an index names safetensors "
+            "files beside itself, without a path. Download the checkpoint again."
+        )
+    if not weight_map:
+        raise UserError(f"{index_file}: names no tensor. Download the checkpoint again.")
+    return weight_map
+
+
 def _span(file: Path, name: str, fields: Any) -> tuple[int, int]:
     match fields:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
-            dtype in DTYPES and all(isinstance(n, int) and n >= 0 for n in shape) and len(fields) == 3
+            dtype in DTYPES
+            and all(type(n) is int and n >= 0 for n in shape)
+            and len(fields) == 3
+            and type(begin) is type(end) is int
         ):
             if end - begin == math.prod(shape) * DTYPES[dtype].itemsize and begin >= 0:
                 return begin, end

@@ -7,12 +7,13 @@ from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
+from jaxtune.hf.text_files import TextFiles, read_generation
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.step.programs import Programs
 from jaxtune.step.update import Params
 from jaxtune.train.identity import identify
-from jaxtune.train.resolution import resolve
+from jaxtune.train.resolution import Inputs, resolve
 from jaxtune.train.session import Session, open_session
 
 
@@ -20,24 +21,29 @@ def export_model(
     session: Session, params: Params, folder: pathlib.Path, dtype: str | None = None, *, overwrite: bool = False
 ) -> None:
     """Write a Hugging Face folder whose end-of-sequence token is the one that was trained."""
-    inputs = session.inputs
-    words = inputs.tokenizer
     hf.export_model(
-        folder, inputs.model, session.full_params(params), eos_token_id=chat.terminator_id(inputs.template, words),
-        bos_token_id=words.bos_id, pad_token_id=words.pad_id, tokenizer_files=words.files,
-        chat_template=inputs.template.source, dtype=dtype or session.config.model.param_dtype.value,
-        overwrite=overwrite,
+        folder, session.inputs.model, session.full_params(params), text_files(session.inputs),
+        dtype=dtype or session.config.model.param_dtype.value, overwrite=overwrite,
     )  # fmt: skip
 
 
 def export_adapter(session: Session, params: Params, folder: pathlib.Path, *, overwrite: bool = False) -> None:
     """Write a PEFT folder of the adapters. A quantised base is not the one they will lie over: no fingerprint."""
-    settings = session.config.lora
+    settings, base = session.config.lora, session.config.model.path
     assert settings is not None, "no adapter was trained"
     fingerprint = peft.base_fingerprint(session.base.frozen) if settings.base is None else None
     peft.export_peft(
-        folder, session.inputs.model, params, settings, base_name=session.config.model.path, fingerprint=fingerprint,
-        overwrite=overwrite,
+        folder, session.inputs.model, params, settings, base_name=hf.hub_name(base) or base, fingerprint=fingerprint,
+        text=text_files(session.inputs), overwrite=overwrite,
+    )  # fmt: skip
+
+
+def text_files(inputs: Inputs) -> TextFiles:
+    """What an export holds besides weights: tokenizer, trained template and terminator, the base's settings."""
+    words = inputs.tokenizer
+    return TextFiles(
+        eos_token_id=chat.terminator_id(inputs.template, words), bos_token_id=words.bos_id, pad_token_id=words.pad_id,
+        files=tuple(words.files), chat_template=inputs.template.source, generation=read_generation(inputs.folder),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from jaxtune.errors import UserError
 from jaxtune.hf import folder as hf
 from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.configs import read_config, write_config
+from jaxtune.hf.text_files import TextFiles, tokenizer_files
 from jaxtune.model import transformer as model
 from jaxtune.model.rope import RopeConfig
 from jaxtune.model.settings import LayerKind, ModelConfig
@@ -46,7 +47,7 @@ def random_params(config: ModelConfig):
 @pytest.fixture
 def folder(params, tmp_path):
     """An exported model in several shards, to be damaged."""
-    hf.export_model(tmp_path / "model", CONFIG, params, eos_token_id=2, shard_bytes=10_000)
+    hf.export_model(tmp_path / "model", CONFIG, params, TextFiles(eos_token_id=2), shard_bytes=10000)
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
     return tmp_path / "model"
 
@@ -95,7 +96,7 @@ EXPLANATION = (
 
 def test_every_family_survives_export_and_import(family, tmp_path):
     folder, config, params, _ = family
-    hf.export_model(tmp_path / "out", config, params, eos_token_id=2)
+    hf.export_model(tmp_path / "out", config, params, TextFiles(eos_token_id=2))
     again, same = hf.import_model(tmp_path / "out")
     assert dataclasses.replace(again, layer_kinds=config.layer_kinds) == config
     assert again.kinds == config.kinds
@@ -105,7 +106,7 @@ def test_every_family_survives_export_and_import(family, tmp_path):
 
 
 def test_shards_and_a_single_file_hold_the_same(params, folder, tmp_path):
-    hf.export_model(tmp_path / "single", CONFIG, params, eos_token_id=2)
+    hf.export_model(tmp_path / "single", CONFIG, params, TextFiles(eos_token_id=2))
     assert (tmp_path / "single" / "model.safetensors").exists()
     for source in (folder, tmp_path / "single"):
         config, loaded = hf.import_model(source)
@@ -114,7 +115,7 @@ def test_shards_and_a_single_file_hold_the_same(params, folder, tmp_path):
 
 
 def test_bfloat16_goes_both_ways(params, tmp_path):
-    hf.export_model(tmp_path / "half", CONFIG, params, eos_token_id=2, dtype=jnp.bfloat16)
+    hf.export_model(tmp_path / "half", CONFIG, params, TextFiles(eos_token_id=2), dtype=jnp.bfloat16)
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     for dtype in (jnp.bfloat16, jnp.float32):
@@ -135,7 +136,7 @@ def test_import_lands_in_the_given_sharding(params, folder, monkeypatch):
 def test_import_holds_little_more_than_what_it_returns(tmp_path):
     config = dataclasses.replace(CONFIG, d_model=64, d_ff=512, num_layers=8, tie_embeddings=True)
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), model.abstract_params(config)[1])
-    hf.export_model(tmp_path / "model", config, params, eos_token_id=2, shard_bytes=1_000_000)
+    hf.export_model(tmp_path / "model", config, params, TextFiles(eos_token_id=2), shard_bytes=1000000)
     largest = max(file.stat().st_size for file in (tmp_path / "model").glob("*.safetensors"))
     kept = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     tracemalloc.start()
@@ -150,9 +151,12 @@ def test_export_states_the_trained_terminator_and_takes_tokenizer_files_along(pa
     source.mkdir()
     (source / "tokenizer.json").write_text("{}")
     (source / "tokenizer_config.json").write_text('{"chat_template": "old", "eos_token": "</s>"}')
-    files = hf.tokenizer_files(source)
+    files = tokenizer_files(source)
     hf.export_model(
-        tmp_path / "out", CONFIG, params, eos_token_id=7, pad_token_id=3, tokenizer_files=files, chat_template="new"
+        tmp_path / "out",
+        CONFIG,
+        params,
+        TextFiles(eos_token_id=7, pad_token_id=3, files=tuple(files), chat_template="new"),
     )
     out = tmp_path / "out"
     for name in ("config.json", "generation_config.json"):
@@ -167,22 +171,22 @@ def test_export_overwrites_only_when_allowed(params, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UserError, match="already there"):
-        hf.export_model(tmp_path / "out", CONFIG, params, eos_token_id=2)
+        hf.export_model(tmp_path / "out", CONFIG, params, TextFiles(eos_token_id=2))
     assert (tmp_path / "out" / "mine").exists()
-    hf.export_model(tmp_path / "out", CONFIG, params, eos_token_id=2, overwrite=True)
+    hf.export_model(tmp_path / "out", CONFIG, params, TextFiles(eos_token_id=2), overwrite=True)
     assert not (tmp_path / "out" / "mine").exists()
     assert hf.import_model(tmp_path / "out")[0] == CONFIG
 
 
 def test_a_failed_export_leaves_nothing_behind_and_the_old_folder_whole(params, tmp_path, monkeypatch):
-    hf.export_model(tmp_path / "out", CONFIG, params, eos_token_id=2)
+    hf.export_model(tmp_path / "out", CONFIG, params, TextFiles(eos_token_id=2))
 
     def fail(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(hf, "_gather", fail)
     with pytest.raises(OSError, match="no space"):
-        hf.export_model(tmp_path / "out", CONFIG, params, eos_token_id=9, overwrite=True)
+        hf.export_model(tmp_path / "out", CONFIG, params, TextFiles(eos_token_id=9), overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 2
 
@@ -252,7 +256,7 @@ def test_an_index_that_contradicts_its_shard_is_refused(folder):
     ],
 )
 def test_a_tensor_of_wrong_shape_or_dtype_is_named(params, tmp_path, tensor, message):
-    hf.export_model(tmp_path / "model", CONFIG, params, eos_token_id=2)
+    hf.export_model(tmp_path / "model", CONFIG, params, TextFiles(eos_token_id=2))
     name = "model.layers.2.self_attn.q_proj.weight"
     rewrite(tmp_path / "model" / "model.safetensors", lambda tensors: tensors.update({name: tensor}))
     with pytest.raises(UserError, match=f"tensor '{name}' {message}"):
@@ -260,7 +264,7 @@ def test_a_tensor_of_wrong_shape_or_dtype_is_named(params, tmp_path, tensor, mes
 
 
 def test_an_unknown_tensor_is_named_and_a_redundant_one_is_not(params, tmp_path):
-    hf.export_model(tmp_path / "model", CONFIG, params, eos_token_id=2)
+    hf.export_model(tmp_path / "model", CONFIG, params, TextFiles(eos_token_id=2))
     file = tmp_path / "model" / "model.safetensors"
     rewrite(file, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)}))
     hf.import_model(tmp_path / "model")
@@ -271,7 +275,7 @@ def test_an_unknown_tensor_is_named_and_a_redundant_one_is_not(params, tmp_path)
 
 def test_a_stored_head_must_equal_the_embedding_it_is_tied_to(tmp_path):
     config = dataclasses.replace(CONFIG, tie_embeddings=True)
-    hf.export_model(tmp_path / "model", config, random_params(config), eos_token_id=2)
+    hf.export_model(tmp_path / "model", config, random_params(config), TextFiles(eos_token_id=2))
     file = tmp_path / "model" / "model.safetensors"
     rewrite(file, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
     hf.import_model(tmp_path / "model")

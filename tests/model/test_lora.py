@@ -11,6 +11,7 @@ import pytest
 
 from jaxtune.errors import UserError
 from jaxtune.hf import folder as hf
+from jaxtune.hf.text_files import TextFiles
 from jaxtune.model import lora
 from jaxtune.model.linear import product
 from jaxtune.model.lora import Adapted, LoraConfig, Scaling, Variant
@@ -169,7 +170,7 @@ def test_a_merged_export_is_the_adapted_model(tmp_path):
     settings = LoraConfig(rank=2)
     base = base_of(CONFIG)
     merged = lora.merge(base, adapters_of(CONFIG, settings), settings)
-    hf.export_model(tmp_path / "merged", CONFIG, merged, eos_token_id=1)
+    hf.export_model(tmp_path / "merged", CONFIG, merged, TextFiles(eos_token_id=1))
     config, params = hf.import_model(tmp_path / "merged")
     jax.tree.map(np.testing.assert_array_equal, params, merged)
     assert dataclasses.replace(config, layer_kinds=None) == CONFIG

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxtune.hf import folder as hf
+from jaxtune.hf.text_files import TextFiles
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -44,7 +45,7 @@ def test_the_training_loss_equals_that_of_transformers_padded_and_packed(pair):
 
 def test_import_export_import_keeps_every_tensor_and_transformers_loads_it(pair, tmp_path):
     out = tmp_path / "out"
-    hf.export_model(out, pair.config, pair.params, eos_token_id=2, bos_token_id=1, pad_token_id=0)
+    hf.export_model(out, pair.config, pair.params, TextFiles(eos_token_id=2, bos_token_id=1, pad_token_id=0))
     config, params = hf.import_model(out)
     assert dataclasses.replace(config, layer_kinds=config.kinds) == dataclasses.replace(
         pair.config, layer_kinds=pair.config.kinds

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jaxtune.hf import folder as hf
+from jaxtune.hf.text_files import TextFiles, tokenizer_files
 from jaxtune.model import transformer as model
 from jaxtune.model.attention.core import Backend
 from jaxtune.parallel import compilation as compiling
@@ -157,9 +158,9 @@ def test_packed_logits_equal_those_of_single_sequences(imported, sequences, expe
 
 def test_export_is_loaded_by_transformers_which_agrees_and_generates(imported, folder, sequences, expected, tmp_path):
     config, params = imported
-    files = hf.tokenizer_files(folder)
+    files = tokenizer_files(folder)
     out = tmp_path / "out"
-    hf.export_model(out, config, params, eos_token_id=2, bos_token_id=1, pad_token_id=2, tokenizer_files=files)
+    hf.export_model(out, config, params, TextFiles(eos_token_id=2, bos_token_id=1, pad_token_id=2, files=tuple(files)))
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     off = max(np.abs(torch_logits(loaded, s) - e).max() for s, e in zip(sequences, expected.exact, strict=True))
     assert off < 1.01 * expected.own_error, "the exported weights are not those of the checkpoint"
