@@ -318,10 +318,10 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def run_import(arguments: argparse.Namespace) -> None:
-    from jaxtune.hf import folder as hf
+    from jaxtune.hf.inspection import inspect
     from jaxtune.terminal import tables as terminal
 
-    facts = hf.inspect(arguments.folder)
+    facts = inspect(arguments.folder)
     if arguments.json:
         print_json(facts)
     else:

@@ -52,6 +52,10 @@ TEMPLATES: dict[str, ChatTemplate] = {
 """The built-in templates by name. Each renders the same text as its family's own and marks what trains."""
 
 
+class NoTemplate(UserError):
+    """A model folder without a chat template, as base models are."""
+
+
 def load_template(folder: str | Path, variant: str = "default") -> ChatTemplate:
     """The chat template that comes with a model or tokenizer.
 
@@ -79,7 +83,7 @@ def load_template(folder: str | Path, variant: str = "default") -> ChatTemplate:
                     f"{path / name} has no chat template {variant!r}; it has: {', '.join(sorted(found))}. "
                     "Name one of them."
                 )
-    raise UserError(
+    raise NoTemplate(
         f"{path}: no chat template here (chat_template.jinja, chat_template.json, or `chat_template` in "
         f"tokenizer_config.json). Base models have none: choose a built-in one: {', '.join(TEMPLATES)}."
     )

@@ -28,6 +28,8 @@ class Encoding:
     mask_policy: MaskPolicy = MaskPolicy.ASSISTANT
     length_policy: LengthPolicy = LengthPolicy.DROP
     prompt_loss_weight: float = 0.0
+    embedding_rows: int | None = None
+    """Rows of the model's embedding: examples with a token beyond are refused, spare tokens are not."""
 
     def facts(self) -> dict[str, Any]:
         """Everything about it that decides tokens, as plain JSON."""
@@ -38,6 +40,7 @@ class Encoding:
             "mask_policy": self.mask_policy.value,
             "length_policy": self.length_policy.value,
             "prompt_loss_weight": self.prompt_loss_weight,
+            "token_limit": min(self.tokenizer.vocab_size, self.embedding_rows or self.tokenizer.vocab_size),
         }
 
 
@@ -116,9 +119,15 @@ def _fit(
         return item
     if isinstance(item, UserError):
         return [Problem(rule="not-renderable", message=str(item))]
-    if len(item.tokens) and (largest := int(item.tokens.max())) >= encoding.tokenizer.vocab_size:
+    largest = int(item.tokens.max()) if len(item.tokens) else -1
+    if largest >= encoding.tokenizer.vocab_size:
         message = f"token {largest}, but the tokenizer has {encoding.tokenizer.vocab_size}"
         return [Problem(rule="bad-tokens", message=message, advice="tokenise the record with this tokenizer")]
+    if encoding.embedding_rows is not None and largest >= encoding.embedding_rows:
+        piece = encoding.tokenizer.piece(largest)
+        message = f"token {largest} ({piece!r}), but the model's embedding has {encoding.embedding_rows} rows"
+        advice = "remove its text, or use the tokenizer that belongs to the model"
+        return [Problem(rule="bad-tokens", message=message, advice=advice)]
     if isinstance(read, Conversation):
         violations = chat.check(
             item, read, encoding.template, encoding.tokenizer, encoding.mask_policy, encoding.prompt_loss_weight

@@ -43,9 +43,7 @@ class Speaker:
 def load(folder: pathlib.Path) -> Speaker:
     """A Hugging Face folder, ready to answer."""
     config, params = hf.import_model(folder, dtype=jnp.float32)
-    words = load_tokenizer(folder)
-    hf.check_tokenizer(config, words.vocab_size, folder)
-    return Speaker(config=config, params=params, tokenizer=words, template=load_template(folder))
+    return Speaker(config=config, params=params, tokenizer=load_tokenizer(folder), template=load_template(folder))
 
 
 def opening(system: str | None) -> list[Message]:

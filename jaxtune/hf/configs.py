@@ -49,7 +49,7 @@ def read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
         left.require(name, 0)
     sizes = {ours: left.take(theirs, int) for theirs, ours in SIZES.items()}
     if sizes["num_layers"] > MAX_LAYERS:
-        raise UserError(f"{origin}: num_hidden_layers is {sizes['num_layers']:.3g}; the most are {MAX_LAYERS}.")
+        raise UserError(f"{origin}: num_hidden_layers is {sizes['num_layers']!r:.20}; the most are {MAX_LAYERS}.")
     if not family.partial_rotary:
         left.refuse("partial_rotary_factor", f"is not read by {fields['model_type']} models; remove it.")
     arguments = sizes | {

@@ -20,7 +20,7 @@ from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.configs import read_config, write_config
 from jaxtune.hf.layout import FLOATS, Params, Piece, from_stored, leaf_at, match_tensors, stored_layout, to_stored
 from jaxtune.hf.tensors import Tensor, tensors
-from jaxtune.hf.text_files import GENERATION, TextFiles, tokenizer_files
+from jaxtune.hf.text_files import GENERATION, TextFiles
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
 from jaxtune.storage.documents import read_object, write_json
@@ -129,15 +129,6 @@ def export_model(
     finally:
         if writing:
             shutil.rmtree(aside, ignore_errors=True)
-
-
-def check_tokenizer(config: ModelConfig, tokenizer_size: int, origin: str | Path):
-    """Raise UserError if the tokenizer can produce ids beyond the embedding; a larger embedding is fine."""
-    if tokenizer_size > config.vocab_size:
-        raise UserError(
-            f"{origin}: the tokenizer has {tokenizer_size} tokens, "
-            f"and the model's embedding only {config.vocab_size} rows. Use the tokenizer that belongs to the model."
-        )
 
 
 # -------------------------------------------------------------------------------------------------------------- layout
@@ -274,25 +265,3 @@ def put_in_place(aside: Path, folder: Path):
 def _is_hub_name(name: str) -> bool:
     parts = name.split("/")
     return len(parts) == 2 and all(part and part[0].isalnum() for part in parts)
-
-
-def inspect(source: str | Path) -> dict[str, Any]:
-    """What a model folder holds, after every tensor's name, shape and dtype has been checked; no weights are read."""
-    folder = resolve(source)
-    config = load_config(folder)
-    shapes = abstract_params(config)[1]
-    entries = safetensors_io.find_tensors(folder)
-    match_tensors(folder, config, shapes, entries)
-    return {
-        "folder": str(folder),
-        "family": config.family,
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)),
-        "tensors": len(entries),
-        "layers": config.num_layers,
-        "d_model": config.d_model,
-        "heads": f"{config.num_heads} query, {config.num_kv_heads} key/value, {config.head_dim} wide",
-        "vocabulary": config.vocab_size,
-        "context": config.max_seq_len,
-        "tied head": config.tie_embeddings,
-        "tokenizer files": [file.name for file in tokenizer_files(folder)],
-    }

@@ -100,7 +100,7 @@ class ModelConfig:
         for name in sizes:
             most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
             if not 1 <= getattr(self, name) <= most:
-                raise UserError(f"model {name} is {getattr(self, name):.3g}; it must be in [1, {most}].")
+                raise UserError(f"model {name} is {getattr(self, name)!r:.20}; it must be in [1, {most}].")
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}).")
         if self.sliding_window is not None and self.sliding_window < 1:

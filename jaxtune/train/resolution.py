@@ -93,7 +93,6 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
     folder = model_folder(config)
     shape = dataclasses.replace(hf.load_config(folder), remat=config.model.remat, attention=config.model.attention)
     words, template = load_text(config, folder)
-    hf.check_tokenizer(shape, words.vocab_size, config.model.tokenizer or folder)
     if config.data.seq_len > shape.max_seq_len:
         raise UserError(
             f"data.seq_len={config.data.seq_len} is longer than the model's context of {shape.max_seq_len} tokens"
@@ -106,6 +105,7 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
     encoding = Encoding(
         template=template, tokenizer=words, max_length=config.data.seq_len, mask_policy=config.data.mask_policy,
         length_policy=config.data.length_policy, prompt_loss_weight=config.data.prompt_loss_weight,
+        embedding_rows=shape.vocab_size,
     )  # fmt: skip
     where = cache_folder(config)
     options = {"processes": config.data.processes, "show_progress": show_progress}

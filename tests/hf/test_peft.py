@@ -13,6 +13,7 @@ import pytest
 from jaxtune.errors import UserError
 from jaxtune.hf import peft
 from jaxtune.hf import safetensors as safetensors_io
+from jaxtune.hf.text_files import TextFiles
 from jaxtune.model import lora
 from jaxtune.model.lora import LoraConfig, Scaling, Variant
 from jaxtune.model.moe import MoeConfig
@@ -164,6 +165,50 @@ def test_an_adapter_of_another_base_of_equal_shape_is_refused(written):
         peft.import_peft(written[0], CONFIG, fingerprint=other)
 
 
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga"])
+def test_an_adapter_that_was_taken_out_of_its_base_is_refused_by_name(copied, init):
+    change_config(copied, init_lora_weights=init)
+    with pytest.raises(UserError, match=f"init_lora_weights is '{init}'.*path_initial_model_for_weight_conversion"):
+        peft.import_peft(copied, CONFIG)
+
+
+@pytest.mark.parametrize("init", ["newest", 3, ["pissa"], {"pissa": 1}, "PISSA", "pissa_niter_"])
+def test_an_unknown_start_of_an_adapter_is_refused(copied, init):
+    change_config(copied, init_lora_weights=init)
+    with pytest.raises(UserError, match="it is not known whether that changes the base"):
+        peft.import_peft(copied, CONFIG)
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal"])
+def test_starts_that_leave_the_base_alone_are_read(copied, written, init):
+    change_config(copied, init_lora_weights=init)
+    jax.tree.map(np.testing.assert_array_equal, peft.import_peft(copied, CONFIG)[1], written[1])
+
+
+OTHER = {
+    "alpha_pattern": {"q_proj": 4}, "rank_pattern": {"q_proj": 4}, "modules_to_save": ["lm_head"], "bias": "all",
+    "lora_bias": True, "fan_in_fan_out": True, "layers_to_transform": [0], "layer_replication": [[0, 2]],
+    "trainable_token_indices": [1], "target_parameters": ["w"], "use_qalora": True, "alora_invocation_tokens": [1],
+    "an_option_of_tomorrow": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_options_that_change_what_an_adapter_computes_are_refused(copied, name):
+    change_config(copied, **{name: OTHER[name]})
+    with pytest.raises(UserError, match=f"not supported: {name}"):
+        peft.import_peft(copied, CONFIG)
+
+
+def test_an_adapter_folder_carries_tokenizer_and_template(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    text = TextFiles(eos_token_id=2, files=(tmp_path / "tokenizer.json",), chat_template="{{ messages }}")
+    peft.export_peft(tmp_path / "a", CONFIG, random_adapters(CONFIG, SETTINGS), SETTINGS, base_name="b", text=text)
+    assert (tmp_path / "a" / "tokenizer.json").read_text() == "{}"
+    assert (tmp_path / "a" / "chat_template.jinja").read_text() == "{{ messages }}"
+    peft.import_peft(tmp_path / "a", CONFIG)
+
+
 def test_the_fingerprint_survives_a_change_of_dtype_and_nothing_else():
     fingerprint = peft.base_fingerprint(BASE)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), BASE)
@@ -178,7 +223,7 @@ def test_the_fingerprint_survives_a_change_of_dtype_and_nothing_else():
         ({"rank_pattern": {"q_proj": 8}, "lora_bias": True}, "not supported: rank_pattern = .*, lora_bias = True"),
         ({"bias": "all"}, "not supported: bias = 'all'"),
         ({"r": 4}, r"has shape \[3, 12\], and this model needs \[4, 12\].* states another rank"),
-        ({"r": None}, "r and lora_alpha must be numbers, got None, 5.0"),
+        ({"r": None}, "r is None; it must be of type int"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
