@@ -109,11 +109,51 @@ def qwen3_moe(rng: np.random.Generator) -> Fields:
     return {"model_type": "qwen3_moe", **shape(rng), **experts, "norm_topk_prob": bool(rng.integers(2))}
 
 
+def gemma(rng: np.random.Generator) -> Fields:
+    fields = {"model_type": "gemma", **shape(rng), "tie_word_embeddings": True, "attention_bias": bool(rng.integers(2))}
+    return fields | {"hidden_act": "gelu_pytorch_tanh"}
+
+
+def olmo2(rng: np.random.Generator) -> Fields:
+    fields = {"model_type": "olmo2", **shape(rng), "attention_bias": bool(rng.integers(2))}
+    return fields | {"hidden_size": fields.pop("head_dim") * fields["num_attention_heads"]}
+
+
+def olmo3(rng: np.random.Generator) -> Fields:
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+    return olmo2(rng) | {"model_type": "olmo3", "num_hidden_layers": 4, "layer_types": kinds, "sliding_window": 5}
+
+
+def smollm3(rng: np.random.Generator) -> Fields:
+    fields = {"model_type": "smollm3", **shape(rng), "num_hidden_layers": 4, "mlp_bias": bool(rng.integers(2))}
+    window = {"use_sliding_window": True, "sliding_window": 6}
+    return fields | {"no_rope_layers": [1, 0, 1, 0], "rope_theta": 300.0, "attention_bias": True, **window}
+
+
+def granite(rng: np.random.Generator) -> Fields:
+    scales = {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 3.0,
+    }
+    return {"model_type": "granite", **shape(rng), "attention_bias": bool(rng.integers(2)), **scales}
+
+
+def arcee(rng: np.random.Generator) -> Fields:
+    return {"model_type": "arcee", **shape(rng), "hidden_act": "relu2", "mlp_bias": bool(rng.integers(2))}
+
+
+def seed_oss(rng: np.random.Generator) -> Fields:
+    biases = {"attention_bias": True, "attention_out_bias": bool(rng.integers(2)), "mlp_bias": bool(rng.integers(2))}
+    return {"model_type": "seed_oss", **shape(rng), **biases, "attention_dropout": 0.1, "residual_dropout": 0.1}
+
+
 CASES: dict[str, Callable[[np.random.Generator], Fields]] = {
     case.__name__: case
     for case in (
         llama, llama3, llama_linear, llama_yarn, smollm2, mistral, qwen2, qwen2_sliding, qwen3, gemma2, gemma3, phi3,
-        phi3_longrope, mixtral, qwen3_moe,
+        phi3_longrope, mixtral, qwen3_moe, gemma, olmo2, olmo3, smollm3, granite, arcee, seed_oss,
     )
 }  # fmt: skip
 LENGTHS = (23, 14)

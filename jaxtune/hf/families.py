@@ -133,6 +133,7 @@ def _write_olmo3(config: ModelConfig) -> dict[str, Any]:
 
 def _read_smollm3(left: Fields, sizes: Sizes) -> dict[str, Any]:
     """`no_rope_layers` has a 1 for each layer that is rotated."""
+    left.left.pop("max_window_layers", None)  # a leftover of Qwen in published files, which nothing reads
     interval = left.take("no_rope_layer_interval", int, 4)
     if interval < 1:
         raise UserError(f"{left.origin}: no_rope_layer_interval is {interval}; it must be at least 1.")

@@ -38,7 +38,7 @@ def read_ropes(
     if local_theta is not None:
         local_theta = left.number("rope_local_base_freq", local_theta)
     newer = left.take("rope_parameters", dict, {})
-    if local_theta is not None and "full_attention" in newer:
+    if (local_theta is not None or local_unscaled) and "full_attention" in newer:
         by_layer = Fields(newer, f"{left.origin}: rope_parameters")
         newer = by_layer.take("full_attention", dict)
         local = Fields(by_layer.take("sliding_attention", dict, {}), f"{left.origin}: rope of sliding layers")
@@ -52,8 +52,9 @@ def read_ropes(
         parameters["original_max_position_embeddings"] = original
     left.require("rope_interleaved", False)
     rope = _read_rope(Fields(parameters, f"{left.origin}: rope"), max_seq_len)
-    if local_unscaled and rope.scaling is not RopeScaling.NONE:
-        return {"rope": rope, "local_rope": RopeConfig(theta=rope.theta)}
+    if local_unscaled:
+        local_rope = RopeConfig(theta=rope.theta if local_theta is None else local_theta)
+        return {"rope": rope, "local_rope": None if local_rope == rope else local_rope}
     return {"rope": rope} if local_theta is None else {"rope": rope, "local_rope": RopeConfig(theta=local_theta)}
 
 

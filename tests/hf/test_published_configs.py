@@ -55,6 +55,19 @@ PUBLISHED: dict[str, tuple[int, dict]] = {
     "Mistral-7B-v0.1": (7_241_732_096, COMMON | named("mistral", "MistralForCausalLM")
         | sizes(32000, 4096, 14336, 32, 32, 8, 32768)
         | {"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False}),
+    "gemma-2b": (2_506_172_416, COMMON | named("gemma", "GemmaForCausalLM")
+        | sizes(256000, 2048, 16384, 18, 8, 1, 8192)
+        | {"attention_bias": False, "head_dim": 256, "hidden_act": "gelu", "pad_token_id": 0, "rms_norm_eps": 1e-6,
+           "rope_scaling": None, "rope_theta": 10000.0}),
+    "SmolLM3-3B": (3_075_098_624, COMMON | named("smollm3", "SmolLM3ForCausalLM")
+        | sizes(128256, 2048, 11008, 36, 16, 4, 65536)
+        | {"attention_bias": False, "layer_types": ["full_attention"] * 36, "max_window_layers": 28, "mlp_bias": False,
+           "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9, "pretraining_tp": 2, "rms_norm_eps": 1e-6,
+           "rope_scaling": None, "rope_theta": 5000000.0, "sliding_window": None, "use_sliding_window": False}),
+    "OLMo-2-1124-7B": (7_298_617_344, COMMON | named("olmo2", "Olmo2ForCausalLM")
+        | sizes(100352, 4096, 11008, 32, 32, 32, 4096)
+        | {"attention_bias": False, "pad_token_id": 100277, "rms_norm_eps": 1e-6, "rope_scaling": None,
+           "rope_theta": 500000, "tie_word_embeddings": False}),
     "Qwen2-0.5B": (494_032_768, QWEN | named("qwen2", "Qwen2ForCausalLM")
         | sizes(151936, 896, 4864, 24, 14, 2, 131072)
         | {"sliding_window": 131072, "tie_word_embeddings": True}),
