@@ -9,8 +9,9 @@ from typing import Any
 import tokenizers
 
 from jaxtune.chat.tokenizer import TURN_MARKER, After, Controls, TextEncoder, fingerprint, known, sentencepiece_bytes
-from jaxtune.chat.tokenizer_files import companions, flagged_special, read_json, resolve_special_ids, special_names
+from jaxtune.chat.tokenizer_files import companions, flagged_special, resolve_special_ids, special_names
 from jaxtune.errors import UserError
+from jaxtune.storage.documents import read_object
 
 
 class HfTokenizer(TextEncoder):
@@ -19,7 +20,7 @@ class HfTokenizer(TextEncoder):
     def __init__(self, path: Path):
         self.path = Path(path)
         raw = self.path.read_bytes()
-        spec = read_json(self.path)
+        spec = read_object(self.path)
         if not isinstance(spec.get("added_tokens"), list) or not isinstance(spec.get("model"), dict):
             raise UserError(
                 f"{self.path}: not a tokenizer.json of the `tokenizers` library (no `model` or `added_tokens`). "

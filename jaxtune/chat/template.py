@@ -2,13 +2,13 @@
 
 import dataclasses
 import datetime
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxtune.errors import UserError
+from jaxtune.storage.documents import read_json
+from jaxtune.storage.fingerprints import text_fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class ChatTemplate:
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides a render."""
         facts = (self.source, self.variables, self.today.isoformat(), self.exact_marks)
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
+        return text_fingerprint(repr(facts))
 
 
 def _built_in(name: str) -> ChatTemplate:
@@ -91,10 +91,7 @@ def load_template(folder: str | Path, variant: str = "default") -> ChatTemplate:
 
 def _variants(path: Path) -> dict[str, str]:
     """Named templates in a JSON file; a single one is called `default`."""
-    try:
-        value = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}). The file is damaged; copy it again.") from error
+    value = read_json(path)
     value = value.get("chat_template") if isinstance(value, dict) else value
     if value is None:
         return {}

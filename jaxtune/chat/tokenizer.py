@@ -6,13 +6,13 @@ characters inside a user's text into ordinary tokens. Whoever builds a prompt in
 """
 
 import enum
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtune.errors import UserError
+from jaxtune.storage.fingerprints import bytes_fingerprint, text_fingerprint
 
 TURN_MARKER = re.compile(r"<\|[^\s]*\|>|<｜[^\s]*｜>")
 """Shape of pieces that count as control tokens even when a tokenizer file forgot to flag them as special."""
@@ -161,7 +161,7 @@ class ByteTokenizer(TextEncoder):
         self.controls = Controls({piece: 256 + i for i, piece in enumerate(controls)})
         self.vocab_size = 256 + len(controls)
         self.bos_id, self.eos_id, self.pad_id = (None if name is None else self.id_of(name) for name in (bos, eos, pad))
-        self.fingerprint = hashlib.sha256(repr(("bytes", *controls, bos, eos, pad)).encode()).hexdigest()
+        self.fingerprint = text_fingerprint(repr(("bytes", *controls, bos, eos, pad)))
         self.files: list[Path] = []
 
     def _encode_texts(self, texts: Sequence[str], after: After) -> list[list[int]]:
@@ -210,4 +210,4 @@ def known(piece: str | None, token: int, vocab_size: int) -> str:
 
 def fingerprint(content: bytes, *facts: Any) -> str:
     """SHA-256 of a file's bytes and of facts with a stable `repr`."""
-    return hashlib.sha256(content + repr(facts).encode()).hexdigest()
+    return bytes_fingerprint(content + repr(facts).encode())

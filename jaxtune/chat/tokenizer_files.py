@@ -1,11 +1,11 @@
 """The JSON files beside a tokenizer: which tokens they add, flag as special, and name as BOS, EOS and padding."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxtune.errors import UserError
+from jaxtune.storage.documents import read_object
 
 COMPANIONS = (
     "tokenizer.json",
@@ -24,22 +24,9 @@ def companions(path: Path) -> list[Path]:
     return [file for name in COMPANIONS if (file := path.parent / name).is_file()] or [path]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `UserError` for anything else."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: not valid JSON ({error}). The file is damaged or incomplete; copy it again."
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}. Copy the file again.")
-    return value
-
-
 def _read_companion(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
-    return read_json(path) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def special_names(folder: Path) -> dict[str, str]:

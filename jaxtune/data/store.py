@@ -7,11 +7,11 @@ written last and holds the facts that the content is a function of, the counts, 
 import collections
 import dataclasses
 import hashlib
-import json
 import os
 import resource
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 
 from jaxtune.batch import Example
 from jaxtune.errors import UserError
+from jaxtune.storage.documents import UnreadableDocument, json_line, parse_json, read_object, replacing, write_json
 
 FORMAT = "jaxtune tokens 2"
 _SECTIONS = {
@@ -42,6 +43,10 @@ class DamagedStore(Exception):
     """A store that cannot be trusted: incomplete, altered, or made from something else. It can be made again."""
 
 
+_BROKEN_ZIP = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""Errors of reading a damaged archive; a flipped bit of a header may also ask for a password or an unknown method."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
     """The examples of consecutive records, in every wording: what one job writes."""
@@ -58,12 +63,8 @@ class Part:
     def write(self, path: Path) -> None:
         """All of it or nothing: a half-written file never bears the name."""
         arrays = {name: getattr(self, name) for name in _SECTIONS if name != "ends"}
-        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with open(aside, "wb") as file:
-            np.savez(file, outcomes=np.frombuffer(json.dumps(self.outcomes).encode(), np.uint8), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        with replacing(path) as file:
+            np.savez(file, outcomes=np.frombuffer(json_line(self.outcomes), np.uint8), **arrays)
 
     @staticmethod
     def read(path: Path) -> "Part":
@@ -71,9 +72,9 @@ class Part:
         try:
             with open(path, "rb") as file, np.load(file) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except _BROKEN_ZIP as error:
             raise DamagedStore(f"{path}: {error}") from error
-        return Part(outcomes=json.loads(arrays.pop("outcomes").tobytes()), **arrays)
+        return Part(outcomes=parse_json(arrays.pop("outcomes").tobytes(), name=str(path)), **arrays)
 
 
 class TaskTokens:
@@ -81,7 +82,7 @@ class TaskTokens:
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
-        self.meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text())
+        self.meta: dict[str, Any] = read_object(self.folder / "meta.json")
         examples, templates, tokens = (self.meta[name] for name in ("examples", "templates", "tokens"))
         shapes = dict.fromkeys(_SECTIONS, (examples, templates))
         shapes |= {"ends": (examples * templates,), "records": (examples,), "tokens": (tokens,), "weights": (tokens,)}
@@ -171,9 +172,8 @@ def open_store(folder: Path, facts: Mapping[str, Any]) -> TaskTokens:
     Raises UserError for a folder that is no store at all: it is not ours to replace.
     """
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        ours = isinstance(meta, dict) and meta.get("format") == FORMAT
-    except (OSError, ValueError):
+        ours = read_object(folder / "meta.json").get("format") == FORMAT
+    except UnreadableDocument:
         ours = {*os.listdir(folder)} <= {"meta.json", "data"}
         if ours:
             raise DamagedStore(f"{folder}: meta.json cannot be read") from None
@@ -219,10 +219,7 @@ def merge(parts: Sequence[Path], folder: Path, *, task: str, split: str, facts: 
         "sha256": digest.hexdigest(),
         "facts": dict(facts),
     }
-    with open(aside / "meta.json", "w") as file:
-        json.dump(meta, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(aside / "meta.json", meta)
     os.replace(aside, folder)
 
 

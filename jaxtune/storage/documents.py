@@ -193,7 +193,7 @@ def parse_json(content: bytes, *, name: str, limits: Limits = DEFAULT) -> Any:
     try:
         value = json.loads(content.decode("utf-8-sig"), **hooks)
     except json.JSONDecodeError as error:
-        problem = f"line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
+        problem = f"not valid JSON ({error.msg}, line {error.lineno}, column {error.colno})"
     except UnicodeDecodeError as error:
         problem = f"byte {error.start + 1}: not UTF-8 ({error.reason})"
     except RecursionError:

@@ -1,20 +1,16 @@
 """Exemplars of few-shot prompts: which records are drawn for an example, and how they stand before it."""
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 
 from jaxtune.chat import Conversation, Message
 from jaxtune.errors import UserError
+from jaxtune.storage.fingerprints import hash64
 from jaxtune.tasks.wording import FewShot, FewShotStyle
 
 MOST_DRAWS = 1000
 """Records that are looked at in the search for one example's exemplars."""
-
-
-def hash64(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def draws(key: bytes, n: int) -> Iterator[int]:

@@ -1,12 +1,12 @@
 """The text that decides what a task's wordings make of a record: of a template its words, of a function its code."""
 
 import functools
-import hashlib
 import inspect
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from jaxtune.storage.fingerprints import bytes_fingerprint
 from jaxtune.tasks.wording import Builder, Template
 
 
@@ -37,4 +37,4 @@ def _code(value: Any) -> Any:
 def _file_digest(code: CodeType) -> str:
     file = Path(code.co_filename)
     content = file.read_bytes() if file.is_file() else repr((code.co_code, code.co_consts, code.co_names)).encode()
-    return hashlib.sha256(content).hexdigest()
+    return bytes_fingerprint(content)

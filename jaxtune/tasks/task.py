@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -14,9 +13,10 @@ import numpy as np
 from jaxtune.batch import Example
 from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
+from jaxtune.storage.fingerprints import hash64, texts_fingerprint
 from jaxtune.tasks import messages as chats
 from jaxtune.tasks import reading, shapes
-from jaxtune.tasks.exemplars import MOST_DRAWS, draws, hash64, joined, question
+from jaxtune.tasks.exemplars import MOST_DRAWS, draws, joined, question
 from jaxtune.tasks.identity import wording_identity
 from jaxtune.tasks.marks import check_marks, given_marks, weight_of
 from jaxtune.tasks.metrics import METRICS
@@ -279,7 +279,7 @@ class Task:
         parts += [wording_identity(wording) for wording in self.templates]
         if any(self._shots(wording) for wording in self.templates or (None,)):
             parts += [self.name, repr(self.few_shot), self.source(TRAIN).fingerprint]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return texts_fingerprint(parts)
 
     def check_unchanged(self) -> None:
         """Raises `UserError` when a file of any split changed since it was opened."""

@@ -45,8 +45,8 @@ def test_any_bytes_are_json_or_refused_by_name(content):
 @pytest.mark.parametrize(
     "content, told",
     [
-        (b"", r"x: line 1, column 1: not JSON"),
-        (b'{\n "a": \n}', r"x: line 3, column 1: not JSON"),
+        (b"", r"x: not valid JSON .*line 1, column 1"),
+        (b'{\n "a": \n}', r"x: not valid JSON .*line 3, column 1"),
         (b'{"a": NaN}', r"x: NaN is no JSON number"),
         (b'{"a": -Infinity}', r"x: -Infinity is no JSON number"),
         (b"\xff\xfe", r"x: byte 1: not UTF-8"),

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from collections.abc import Mapping
 
-from jaxtune.tasks.builtin.stream import hash64
+from jaxtune.storage.fingerprints import hash64
 
 
 class Split(enum.Enum):
@@ -36,7 +36,7 @@ class Exercise:
 
 def split_of(task: str, group: str) -> Split:
     """The split of a group: a hash of task and group, so no list of held-out exercises needs to be kept."""
-    bucket = hash64(f"split/{task}/{group}") % 100
+    bucket = hash64(f"split/{task}/{group}".encode()) % 100
     if bucket < HELD_OUT_PERCENT:
         return Split.TEST
     return Split.VALIDATION if bucket < 2 * HELD_OUT_PERCENT else Split.TRAIN

@@ -1,17 +1,13 @@
 """Random streams with an address: the same draws on every platform, in every version of Python and NumPy."""
 
-import hashlib
 from collections.abc import MutableSequence, Sequence
 from typing import TypeVar
+
+from jaxtune.storage.fingerprints import hash64
 
 Item = TypeVar("Item")
 
 _MASK = (1 << 64) - 1
-
-
-def hash64(text: str) -> int:
-    """The first 8 bytes of BLAKE2b of `text`, as an unsigned integer."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class Stream:
@@ -21,7 +17,7 @@ class Stream:
     """
 
     def __init__(self, *address: str | int):
-        self._state = hash64("/".join(str(part) for part in address))
+        self._state = hash64("/".join(str(part) for part in address).encode())
 
     def draw(self) -> int:
         """The next 64 random bits."""

@@ -2,12 +2,12 @@
 
 import bisect
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 from jaxtune.errors import UserError
+from jaxtune.storage.documents import UnreadableDocument, read_object
 from jaxtune.tasks.sources.base import PinnedSource
 from jaxtune.tasks.sources.columns import check_schema, reading, row
 from jaxtune.tasks.sources.pinned import PinnedFile, unreadable
@@ -106,9 +106,9 @@ def _read_json(file: Path, field: str) -> list[Any]:
     if why := unreadable(file):
         raise UserError(f"{file}: {why}; save the data set again with save_to_disk")
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))[field]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error!r}); save the data set again with save_to_disk") from error
+        value = read_object(file)[field]
+    except (UnreadableDocument, KeyError) as error:
+        raise UserError(f"{file} cannot be read ({error}); save the data set again with save_to_disk") from error
     if not isinstance(value, list):
         raise UserError(f"{file}: {field} must be a list, got {value!r}; save the data set again with save_to_disk")
     return value

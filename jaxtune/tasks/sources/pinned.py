@@ -1,19 +1,18 @@
 """Files that must not change while they are in use."""
 
 import functools
-import hashlib
 import os
 import stat
 from pathlib import Path
 
 from jaxtune.errors import UserError
+from jaxtune.storage.fingerprints import file_fingerprint
 from jaxtune.tasks.problems import Problem, RecordError
 
 
 @functools.lru_cache(maxsize=4096)
 def _sha256(path: Path, _state: tuple[int, int, int]) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_fingerprint(path)
 
 
 _KINDS = {

@@ -1,7 +1,6 @@
 """TFDS data sets prepared as ArrayRecord: random access through their own reader."""
 
 import functools
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from jaxtune.errors import UserError
+from jaxtune.storage.fingerprints import texts_fingerprint
 from jaxtune.tasks.sources.base import PinnedSource
 from jaxtune.tasks.sources.columns import first_line
 from jaxtune.tasks.sources.pinned import PinnedFile
@@ -36,7 +36,7 @@ def plain(value: Any) -> Any:
 def split_fingerprint(pins: list[PinnedFile], split: str, length: int) -> str:
     """sha256 over a split's files, its name (which may be a slice) and its length."""
     parts = [pin.sha256 for pin in pins] + [split, str(length)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return texts_fingerprint(parts)
 
 
 class TfdsSource(PinnedSource):
