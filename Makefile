@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 PYTEST := $(BIN)/python -m pytest -q --durations=15
+VERSIONS := 3.11 3.12 3.13
 # A worker for each core, at most eight: each holds a JAX of its own.
 PARALLEL := -n logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: quickstart test test-slow parity check clean
+.PHONY: quickstart test test-slow parity parity-latest docs versions dist check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune train configs/quickstart.py --run-dir $(RUN) --overwrite
@@ -19,8 +20,37 @@ test: check
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) $(PARALLEL) -m slow
 
+# The peers at the releases that constraints-parity.txt pins; `parity-latest` takes the newest, in an environment of its own.
 parity: $(VENV)/.installed-parity
 	$(PYTEST) -m parity
+
+parity-latest: PIP := $(VENV)-latest/bin/pip install --quiet --disable-pip-version-check --upgrade
+parity-latest:
+	$(PYTHON) -m venv $(VENV)-latest
+	$(PIP) torch
+	$(PIP) -e '.[test,parity]'
+	$(VENV)-latest/bin/python -m pytest -q -m parity
+
+# The tests on every Python that is promised and can be found here, with the newest packages for each; others are named.
+versions:
+	@for version in $(VERSIONS); do \
+		export PYENV_VERSION=$$version; python=python$$version; \
+		if ! $$python -c '' 2>/dev/null; then echo "Python $$version: not here"; continue; fi; \
+		echo "Python $$version"; \
+		$$python -m venv $(VENV)-$$version && \
+		$(VENV)-$$version/bin/pip install --quiet --disable-pip-version-check -e '.[test]' && \
+		$(VENV)-$$version/bin/python -m pytest -q $(PARALLEL) || exit 1; \
+	done
+
+# API pages from docstrings, options from the config classes; a link that leads nowhere is an error.
+docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
+	@echo "Open build/docs/index.html in a browser."
+
+dist: $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt build
+	$(BIN)/python -m build
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
@@ -42,10 +72,10 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-parity: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
+$(VENV)/.installed-parity: pyproject.toml constraints.txt constraints-parity.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-parity.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-parity.txt -e '.[test,parity]'
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-* build dist .cache .pytest_cache .ruff_cache

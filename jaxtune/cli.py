@@ -68,6 +68,11 @@ class Parser(argparse.ArgumentParser):
         """Option strings, such as `--run-dir`."""
         return [option for action in self._actions for option in action.option_strings]
 
+    def commands(self) -> list[str]:
+        """Names of the subcommands."""
+        rows = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return [name for action in rows for name in action.choices]
+
     def meant(self, text: str) -> str:
         """`; did you mean --run-dir?` for an option that is none of this parser's, where one is near."""
         option = text.split("=")[0]

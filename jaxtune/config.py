@@ -176,6 +176,7 @@ class ExperimentConfig:
     """One run, complete: data, model, mixture, optimisation, evaluation."""
 
     name: str
+    """Name of the experiment: the title of its report, and the project of its mirrors."""
     model: ModelSource
     tasks: FileOnly[tuple[Task, ...]]
     """Task objects; written in the config file, not on the command line."""

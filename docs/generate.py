@@ -1,0 +1,157 @@
+"""Pages that are made from the code: one for each package from its docstrings, and the options of a config.
+
+MkDocs calls `on_files` (see `hooks` in mkdocs.yml); nothing is written into the repository.
+"""
+
+import ast
+import dataclasses
+import enum
+import inspect
+import pathlib
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "jaxtune"
+TOP = "jaxtune"
+"""Name of the page of the modules that lie beside the packages."""
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages to those in the folder."""
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
+
+    for name, text in pages().items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def pages() -> dict[str, str]:
+    """All generated pages: file name -> Markdown."""
+    api = {f"api/{name}.md": api_page(name, modules) for name, modules in packages().items()}
+    return {"options.md": options_page(), **api}
+
+
+def packages() -> dict[str, list[str]]:
+    """Package -> its modules that have something to say; `jaxtune` holds those of the top."""
+    found: dict[str, list[str]] = {TOP: []}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if "assets" in parts or parts[-1] in ("__main__", "__init__"):
+            continue
+        found.setdefault(parts[0] if len(parts) > 1 else TOP, []).append(".".join(("jaxtune", *parts)))
+    return found
+
+
+def api_page(name: str, modules: list[str]) -> str:
+    """One heading a module, filled from its docstrings."""
+    title = "jaxtune" if name == TOP else f"jaxtune.{name}"
+    front = PACKAGE / "__init__.py" if name == TOP else PACKAGE / name / "__init__.py"
+    said = ast.get_docstring(ast.parse(front.read_text(encoding="utf-8"))) or ""
+    parts = [f"# {title}", said, *(f"## {module}\n\n::: {module}" for module in modules)]
+    return "\n\n".join(parts) + "\n"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+    """A leaf of the config: how it is spelled, what it takes, what it is without being given, what it means."""
+
+    name: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def options_page() -> str:
+    """Every option of a config as tables, one for each part."""
+    from jaxtune.config import ExperimentConfig
+
+    said = """What a config says is also an option of the commands that take a config, and of `sweep --grid`; given on
+the command line it replaces the config's. `jaxtune options CONFIG` prints the same with the values of that config."""
+    lines = ["# Options", said]
+    for part, options in parts(ExperimentConfig):
+        heading = part or "The experiment"
+        rows = [
+            f"| `{option.name}` | {cell(option.kind)} | {cell(option.default)} | {cell(option.meaning)} |"
+            for option in options
+        ]
+        table = ["| option | takes | default | meaning |", "|---|---|---|---|", *rows]
+        lines += [f"## {heading}", "\n".join(table)]
+    return "\n\n".join(lines) + "\n"
+
+
+def parts(kind: type, prefix: str = "") -> Iterator[tuple[str, list[Option]]]:
+    """(part, its options) of a config class and the classes inside."""
+    hints, meanings = typing.get_type_hints(kind), meanings_of(kind)
+    leaves, inside = [], []
+    for field in dataclasses.fields(kind):
+        name = prefix + field.name
+        nested = [each for each in alternatives(hints[field.name]) if dataclasses.is_dataclass(each)]
+        if nested and field.name != "tasks":
+            inside.append((name, nested[0]))
+        elif field.name != "tasks":  # objects: these have no form on the command line
+            option = f"--{name.replace('_', '-')}"
+            meaning = meanings.get(field.name) or meaning_of_choice(hints[field.name])
+            leaves.append(Option(name=option, kind=spell(hints[field.name]), default=value_of(field), meaning=meaning))
+    yield prefix.rstrip("."), leaves
+    for name, nested_kind in inside:
+        yield from parts(nested_kind, f"{name}.")
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; any other type alone."""
+    return (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
+
+
+def meaning_of_choice(hint: Any) -> str:
+    """What an enum says of itself, for a field that adds nothing to it."""
+    chosen = [each for each in alternatives(hint) if isinstance(each, type) and issubclass(each, enum.Enum)]
+    return " ".join((inspect.getdoc(chosen[0]) or "").split()) if chosen else ""
+
+
+def meanings_of(kind: type) -> dict[str, str]:
+    """Field -> the string under it."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        is_text = (
+            isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+        )
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+            found[field.target.id] = " ".join(text.value.value.split())  # pyright: ignore[reportAttributeAccessIssue]
+    return found
+
+
+def spell(hint: Any) -> str:
+    """A type in the words of the command line."""
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return ", ".join(f"`{member.value}`" for member in hint)
+    several = alternatives(hint)
+    if len(several) > 1:
+        return " or ".join(spell(each) for each in several)
+    if hint is type(None):
+        return "`None`"
+    if typing.get_args(hint):
+        return re.sub(r"(\w+\.)+(?=\w)", "", str(hint))
+    return getattr(hint, "__name__", str(hint))
+
+
+def value_of(field: dataclasses.Field) -> str:
+    """The default as the command line spells it."""
+    if field.default is dataclasses.MISSING:
+        return "required" if field.default_factory is dataclasses.MISSING else "empty"
+    value = field.default.value if isinstance(field.default, enum.Enum) else field.default
+    return f"`{value}`" if value != () else "empty"
+
+
+def cell(text: str) -> str:
+    """Text that cannot end a table's cell."""
+    return text.replace("|", "\\|")

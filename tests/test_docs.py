@@ -1,0 +1,87 @@
+"""The pages: every option and package has its place, every command parses, every setting named exists."""
+
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+
+import page_commands
+import pytest
+
+from jaxtune import cli, config, quickstart
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.md")])
+
+
+def load_generator():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generate"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load_generator()
+OPTIONS = [option for _, options in generate.parts(config.ExperimentConfig) for option in options]
+NAMES = {option.name for option in OPTIONS}
+
+
+def leaves_of(tree: dict, prefix: str = "") -> list[str]:
+    """Dotted names of all values of nested objects."""
+    inside = [(name, value) for name, value in tree.items() if isinstance(value, dict) and value]
+    names = [prefix + name for name, value in tree.items() if not (isinstance(value, dict) and value)]
+    return names + [leaf for name, value in inside for leaf in leaves_of(value, f"{prefix}{name}.")]
+
+
+def test_every_leaf_of_a_config_is_an_option_on_the_page():
+    leaves = set(leaves_of(config.to_json(quickstart.config()))) - {"tasks", "lora"}  # no adapters in that config
+    missing = {name for name in leaves if f"--{name.replace('_', '-')}" not in NAMES}
+    assert not missing
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_option_says_what_it_means(option):
+    assert len(option.meaning.split()) >= 2
+
+
+def test_the_navigation_names_every_package():
+    named = set(re.findall(r"- api/(\w+)\.md", (ROOT / "mkdocs.yml").read_text()))
+    assert named == set(generate.packages())
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_parse_and_their_options_exist(path):
+    parser = cli.build_parser()
+    for words in page_commands.commands(path.read_text(encoding="utf-8")):
+        if len(words) == 1 or "..." in words:
+            continue
+        arguments, rest = parser.parse_known_args(words)
+        given = {word.split("=")[0] for word in rest if word.startswith("--")}
+        assert arguments.overrides or not given, words
+        assert {option for option in given if option not in ("--lora", "--no-lora")} <= NAMES, words
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_settings_named_in_code_spans_exist(path):
+    """`data.seq_len`, `--data.seq-len`: a part of the config and a field of it."""
+    parts = {name.split(".")[0].removeprefix("--") for name in NAMES if "." in name}
+    text = page_commands.prose(path.read_text(encoding="utf-8"))
+    if path.name == "switching.md":  # the other columns hold the settings of other tools
+        text = "\n".join(line.rstrip("| ").rpartition("|")[2] for line in text.splitlines())
+    spans = " ".join(re.findall(r"`([^`]+)`", text))
+    named = {f"--{part}.{field}" for part, field in re.findall(r"(?<![\w./])(?:--)?(\w+)\.([a-z][\w-]*)\b", spans)}
+    named = {name.replace("_", "-") for name in named if name[2:].split(".")[0] in parts}
+    files = {name for name in named if name.rpartition(".")[2] in ("jsonl", "json", "py", "md", "html", "parquet")}
+    assert not named - files - NAMES
+
+
+@pytest.mark.slow
+def test_the_pages_build_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "options" / "index.html").exists()
