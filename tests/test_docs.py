@@ -1,5 +1,6 @@
 """The pages: every option and package has its place, every command parses, every setting named exists."""
 
+import ast
 import importlib.util
 import pathlib
 import re
@@ -62,6 +63,21 @@ def test_commands_parse_and_their_options_exist(path):
         given = {word.split("=")[0] for word in rest if word.startswith("--")}
         assert arguments.overrides or not given, words
         assert {option for option in given if option not in ("--lora", "--no-lora")} <= NAMES, words
+
+
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_opens_with_its_command_its_time_and_its_result(path):
+    header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    assert set(re.findall(r"^(\w+): +\S", header, re.MULTILINE)) == {"Run", "Takes", "Reaches"}
+    joined = re.sub(r"\\\n +", "", header)
+    command = re.findall(r"(jaxtune (?:train|sweep) .*?)(?:  |,|\)|$)", joined, re.MULTILINE)[0]
+    arguments, rest = cli.build_parser().parse_known_args(command.split()[1:])
+    assert not rest and arguments.config in ("quickstart", f"configs/{path.name}")
+    grid = getattr(arguments, "grid", None) or []
+    assert {f"--{axis.split('=')[0].replace('_', '-')}" for axis in grid} <= NAMES
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -1,0 +1,61 @@
+"""Adapters of rank 16 on Qwen3-0.6B, three hub data sets at temperature 2, one GPU or TPU chip of 16 GB or more.
+
+Run:     jaxtune train configs/qwen3_0_6b_lora.py --run-dir runs/qwen3      (extras `hub` and `cuda` or `tpu`)
+Takes:   not measured. `jaxtune plan-memory configs/qwen3_0_6b_lora.py --platform gpu --device-gib 16` says what fits.
+Reaches: not measured.
+"""
+
+from jaxtune.config import (
+    BatchConfig,
+    Budget,
+    DataConfig,
+    Dtype,
+    EvalConfig,
+    ExperimentConfig,
+    LoraConfig,
+    MixtureConfig,
+    ModelSource,
+    OptimConfig,
+    Remat,
+)
+from jaxtune.tasks import Task, from_hub
+
+
+def tasks() -> tuple[Task, ...]:
+    """Three data sets of the hub: 15,000 questions, 9,500 chats, 7,500 sums; shares of them are kept for validation."""
+    dolly = {"instruction": "instruction", "input": "context", "output": "response"}
+    return (
+        Task(
+            name="dolly",
+            records=from_hub("databricks/databricks-dolly-15k", split="train"),
+            columns=dolly,
+            splits={"validation": 0.02},
+        ),
+        Task(
+            name="no_robots",
+            splits={
+                s: from_hub("HuggingFaceH4/no_robots", split=h) for s, h in (("train", "train"), ("validation", "test"))
+            },
+        ),
+        Task(
+            name="gsm8k",
+            records=from_hub("openai/gsm8k", config="main", split="train"),
+            columns={"prompt": "question", "completion": "answer"},
+            splits={"validation": 0.02},
+        ),
+    )
+
+
+def config() -> ExperimentConfig:
+    return ExperimentConfig(
+        name="qwen3-0.6b-lora",
+        model=ModelSource(path="Qwen/Qwen3-0.6B", compute_dtype=Dtype.BFLOAT16, remat=Remat.DOTS),
+        tasks=tasks(),
+        duration=Budget(epochs=2),
+        mixture=MixtureConfig(temperature=2, max_repeats=3),
+        data=DataConfig(seq_len=1024, processes=8),
+        batch=BatchConfig(rows=64, micro_rows=8),
+        optim=OptimConfig(peak_lr=2e-4, warmup_frac=0.03, weight_decay=0.0),
+        lora=LoraConfig(rank=16, alpha=32.0),
+        eval=EvalConfig(every=100, max_examples=200, generate=False),
+    )
