@@ -42,7 +42,7 @@ def training_lines() -> list[str]:
     """
     lines = [line for text in documents(0, 20_000) for line in text.split("\n")]
     for task in FAMILIES:
-        for record in GeneratedSource(task, Split.TRAIN):
+        for record in GeneratedSource(task, FAMILIES[task], Split.TRAIN):
             lines += [
                 line
                 for text in [*record["prompts"], record["system"] or "", record["answer"]]

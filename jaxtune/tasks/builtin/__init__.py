@@ -24,7 +24,7 @@ CLUSTERS = {
 TASKS: dict[str, Task] = {
     name: Task(
         name=name,
-        splits={split.value: GeneratedSource(name, split) for split in Split},
+        splits={split.value: GeneratedSource(name, family, split) for split in Split},
         templates=tuple(functools.partial(phrase, phrasing=i) for i in range(len(family.phrasings))),
         cluster=CLUSTERS[name],
     )

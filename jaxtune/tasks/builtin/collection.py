@@ -34,6 +34,10 @@ class Family:
     phrasings: tuple[str, ...]
     """Patterns of the first user turn; the placeholders are the exercise's fields."""
     train_size: int
+    evaluation_size: int = EVALUATION_SIZE
+    """Examples of the validation set and of the test set."""
+    world: str = ""
+    """Tasks of one world draw the same exercises, group for group and split for split; empty: the task's own name."""
 
 
 FAMILIES = {
@@ -48,27 +52,23 @@ FAMILIES = {
 """Largest to smallest; 4500 : 300 is 15 : 1, and all together have 12,000 training examples."""
 
 
-def draw_exercises(task: str, split: Split, count: int) -> list[Exercise]:
+def draw_exercises(task: str, family: Family, split: Split, count: int) -> list[Exercise]:
     """The first `count` different exercises of a split.
 
     For training, exercises differ in group or in fields; for validation and test they differ in group, so in substance.
     """
+    world = family.world or task
     exercises: list[Exercise] = []
     seen: set[tuple[str, ...]] = set()
     attempt = 0
     while len(exercises) < count:
-        exercise = FAMILIES[task].draw(Stream("builtin", task, split.value, attempt))
+        exercise = family.draw(Stream("builtin", world, split.value, attempt))
         attempt += 1
         identity = (exercise.group, *(exercise.fields.values() if split is Split.TRAIN else ()))
-        if split_of(task, exercise.group) is split and identity not in seen:
+        if split_of(world, exercise.group) is split and identity not in seen:
             seen.add(identity)
             exercises.append(exercise)
     return exercises
-
-
-def size(task: str, split: Split) -> int:
-    """How many records a split has."""
-    return FAMILIES[task].train_size if split is Split.TRAIN else EVALUATION_SIZE
 
 
 class GeneratedSource(RecordSource):
@@ -78,20 +78,20 @@ class GeneratedSource(RecordSource):
     user turn in every phrasing.
     """
 
-    def __init__(self, task: str, split: Split):
-        self.task, self.split = task, split
+    def __init__(self, task: str, family: Family, split: Split):
+        self.task, self.family, self.split = task, family, split
         self.name = f"builtin/{task}/{split.value}"
 
     @functools.cached_property
     def _records(self) -> list[dict[str, Any]]:
-        phrasings = FAMILIES[self.task].phrasings
+        phrasings = self.family.phrasings
         return [
             {
                 "id": f"{self.task}-{self.split.value}-{i}",
                 "prompts": [phrasing.format(**exercise.fields) for phrasing in phrasings],
                 **dataclasses.asdict(exercise),
             }
-            for i, exercise in enumerate(draw_exercises(self.task, self.split, len(self)))
+            for i, exercise in enumerate(draw_exercises(self.task, self.family, self.split, len(self)))
         ]
 
     @functools.cached_property
@@ -107,13 +107,13 @@ class GeneratedSource(RecordSource):
         return frozenset((self.name,))
 
     def __len__(self) -> int:
-        return size(self.task, self.split)
+        return self.family.train_size if self.split is Split.TRAIN else self.family.evaluation_size
 
     def __getitem__(self, i: SupportsIndex) -> dict[str, Any]:
         return dict(self._records[i])
 
     def __reduce__(self):
-        return GeneratedSource, (self.task, self.split)
+        return GeneratedSource, (self.task, self.family, self.split)
 
     def check_unchanged(self) -> None:
         """The records are a function of this code."""
