@@ -160,11 +160,13 @@ def continue_or_start(config: Any, arguments: argparse.Namespace) -> tuple[bool,
 
 
 def run_validate(arguments: argparse.Namespace) -> int:
-    from jaxtune.validate import validation as validate
+    from jaxtune import validate
 
     if len(arguments.paths) == 1 and arguments.paths[0].endswith(".py"):
+        from jaxtune.validate.experiment import validate_config
+
         arguments.config = arguments.paths[0]
-        report = validate.validate_tasks(load_config(arguments).tasks)
+        report = validate_config(load_config(arguments))
     else:
         if arguments.rest:
             raise UserError(f"unknown argument {arguments.rest[0]!r} of jaxtune validate; see jaxtune validate --help")

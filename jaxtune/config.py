@@ -85,7 +85,8 @@ class DataConfig:
     prefetch: int = 2
     """Batches made ahead of the device."""
     cache_dir: str | None = None
-    """Folder of the tokenised data; by default `$JAXTUNE_CACHE`, else `.cache/jaxtune` in the working folder."""
+    """Folder of tokenised data and of decompressed .gz and .zst files; by default `$JAXTUNE_CACHE`, else
+    `.cache/jaxtune` in the working folder."""
     processes: int = 1
     """Processes that tokenise."""
 

@@ -14,10 +14,10 @@ LAYERS = (
     ("batch", "mixture", "optim", "parallel", "science", "storage"),
     ("chat", "model", "plan", "runs"),
     ("hf", "step", "tasks", "terminal"),
-    ("data", "evaluate", "reports", "starter", "validate"),
+    ("data", "evaluate", "reports", "starter"),
     ("config",),
     ("quickstart", "train"),
-    ("preview", "sweep", "verify"),
+    ("preview", "sweep", "validate", "verify"),
     ("commands",),
     ("cli",),
 )

@@ -2,7 +2,7 @@ from jaxtune.evaluate.answers import Question as Question
 from jaxtune.evaluate.answers import ScoreResult as ScoreResult
 from jaxtune.evaluate.answers import generation_scores as generation_scores
 from jaxtune.evaluate.answers import question as question
-from jaxtune.evaluate.answers import questions as questions
+from jaxtune.evaluate.asked import ask as ask
 from jaxtune.evaluate.loss import Aggregate as Aggregate
 from jaxtune.evaluate.loss import EvalConfig as EvalConfig
 from jaxtune.evaluate.loss import LossResult as LossResult

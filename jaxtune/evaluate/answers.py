@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxtune import chat
 from jaxtune.chat import ChatTemplate, Conversation, Tokenizer
 from jaxtune.errors import UserError
-from jaxtune.tasks import Task, metrics
+from jaxtune.tasks import metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,22 +53,6 @@ def question(
         prompt=chat.render_prompt(before, template, tokenizer),
         reference=conversation.messages[cut].content or "",
     )
-
-
-def questions(
-    tasks: Iterable[Task], split: str, template: ChatTemplate, tokenizer: Tokenizer, *, limit: int
-) -> list[Question]:
-    """The first `limit` examples of each task's split, with the task's first instruction template."""
-    found = []
-    for task in tasks:
-        if split not in task.splits:
-            continue
-        source = task.source(split)
-        for i in range(min(limit, len(source))):
-            conversation = task.read(split, i)
-            if isinstance(conversation, Conversation):  # records of token ids have no text to compare with
-                found.append(question(task.name, conversation, template, tokenizer, conversation.id or source.where(i)))
-    return found
 
 
 def generation_scores(

@@ -1,7 +1,6 @@
 """A config resolved against its files: tokenizer, template, tokenised tasks, mixture, plan. No device is touched."""
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Mapping
 
@@ -13,18 +12,19 @@ from jaxtune.data.jobs import tokenize
 from jaxtune.data.store import TaskTokens
 from jaxtune.data.subset import Subset
 from jaxtune.errors import UserError
-from jaxtune.evaluate import answers
 from jaxtune.evaluate.answers import Question
+from jaxtune.evaluate.asked import ask
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
 from jaxtune.model.settings import ModelConfig
 from jaxtune.plan.planning import Plan
-from jaxtune.tasks import Task, hold_out
+from jaxtune.tasks import ProblemLog, Task, hold_out
+from jaxtune.tasks.sources.compressed import default_cache
+from jaxtune.tasks.splits import TRAIN, VALIDATION
 from jaxtune.train import plans
 
 BUILTIN = "builtin"
 """Model path that means the small base model inside the package."""
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +88,47 @@ class Inputs:
         return counts
 
 
-def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: bool = True) -> Inputs:
-    """Read, check and plan everything. Raises UserError for whatever in the input cannot be used."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a config names besides its records, found and checked: no record has been read."""
+
+    config: ExperimentConfig
+    folder: pathlib.Path
+    """The base model's folder."""
+    model: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    kept: Mapping[str, Task]
+    """Tasks that are trained on."""
+    held: Mapping[str, Task]
+    """Tasks that are only evaluated."""
+    encoding: Encoding
+
+    @property
+    def everyone(self) -> list[Task]:
+        """Trained tasks, then held-out ones."""
+        return [*self.kept.values(), *self.held.values()]
+
+    @property
+    def tokenised(self) -> dict[str, list[Task]]:
+        """By split, the tasks whose records become tokens."""
+        return {
+            TRAIN: list(self.kept.values()),
+            VALIDATION: [task for task in self.everyone if VALIDATION in task.splits],
+        }
+
+    def questions(self, log: ProblemLog) -> list[Question]:
+        """The test questions of the run, none where generation is off; those that cannot be asked go into `log`."""
+        if not self.config.eval.generate:
+            return []
+        return ask(
+            self.everyone, self.template, self.tokenizer,
+            limit=self.config.eval.generate_examples, context=self.model.max_seq_len, log=log,
+        )  # fmt: skip
+
+
+def prepare(config: ExperimentConfig) -> Prepared:
+    """Find and check model, tokenizer, template and tasks of a config. Raises UserError for what cannot be used."""
     folder = model_folder(config)
     shape = dataclasses.replace(hf.load_config(folder), remat=config.model.remat, attention=config.model.attention)
     words, template = load_text(config, folder)
@@ -99,28 +138,56 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
         )
     if config.lora is not None and config.lora.start is not None:
         peft.starting_adapters(shape, config.lora)
-    parted = hold_out(config.tasks, config.held_out)
+    parted = hold_out([task.cached_in(cache_folder(config)) for task in config.tasks], config.held_out)
     if not parted.kept:
         raise UserError(f"held_out={list(config.held_out)} leaves no task to train on")
+    check_watched(config, parted.kept)
     encoding = Encoding(
         template=template, tokenizer=words, max_length=config.data.seq_len, mask_policy=config.data.mask_policy,
         length_policy=config.data.length_policy, prompt_loss_weight=config.data.prompt_loss_weight,
         embedding_rows=shape.vocab_size,
     )  # fmt: skip
-    where = cache_folder(config)
-    options = {"processes": config.data.processes, "show_progress": show_progress}
-    train = tokenize(list(parted.kept.values()), TRAIN, encoding, where, **options)
-    evaluated = [task for task in (*parted.kept.values(), *parted.held.values()) if VALIDATION in task.splits]
-    validation = plans.choose(tokenize(evaluated, VALIDATION, encoding, where, **options), config)
-    plan = plans.make_training_plan(config, train, list(parted.kept.values()))
-    asked = []
-    if questions and config.eval.generate:
-        everyone = [*parted.kept.values(), *parted.held.values()]
-        asked = answers.questions(everyone, TEST, template, words, limit=config.eval.generate_examples)
-    return Inputs(
+    return Prepared(
         config=config, folder=folder, model=shape, tokenizer=words, template=template,
-        tasks=parted.kept, held=parted.held, train=train, validation=validation, plan=plan,
-        eval_plan=plans.make_validation_plan(config, validation), questions=tuple(asked),
+        kept=parted.kept, held=parted.held, encoding=encoding,
+    )  # fmt: skip
+
+
+def check_watched(config: ExperimentConfig, kept: Mapping[str, Task]) -> None:
+    """Raises UserError when early stopping would watch a validation loss that no trained task has."""
+    watched, stopping = [name for name, task in kept.items() if VALIDATION in task.splits], config.early_stopping
+    if stopping.task is not None and stopping.task not in watched:
+        raise UserError(
+            f"early_stopping.task is {stopping.task!r}; trained tasks that have a validation split are: "
+            f"{', '.join(watched) or 'none'}"
+        )
+    if stopping.patience is not None and not watched:
+        raise UserError(
+            f"early_stopping.patience={stopping.patience} needs a validation loss to watch, and no trained task has a "
+            "validation split; give one a split named 'validation', or leave patience out"
+        )
+
+
+def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: bool = True) -> Inputs:
+    """Read, check and plan everything. Raises UserError for whatever in the input cannot be used."""
+    prepared = prepare(config)
+    tokens = {
+        split: tokenize(
+            tasks, split, prepared.encoding, cache_folder(config) / "tokens",
+            processes=config.data.processes, show_progress=show_progress,
+        )
+        for split, tasks in prepared.tokenised.items()
+    }  # fmt: skip
+    validation = plans.choose(tokens[VALIDATION], config)
+    plan = plans.make_training_plan(config, tokens[TRAIN], list(prepared.kept.values()))
+    log = ProblemLog()
+    asked = prepared.questions(log) if questions else []
+    log.raise_if_any("the test questions")
+    return Inputs(
+        config=config, folder=prepared.folder, model=prepared.model, tokenizer=prepared.tokenizer,
+        template=prepared.template, tasks=prepared.kept, held=prepared.held, train=tokens[TRAIN],
+        validation=validation, plan=plan, eval_plan=plans.make_validation_plan(config, validation),
+        questions=tuple(asked),
     )  # fmt: skip
 
 
@@ -147,5 +214,5 @@ def load_text(config: ExperimentConfig, folder: pathlib.Path) -> tuple[Tokenizer
 
 
 def cache_folder(config: ExperimentConfig) -> pathlib.Path:
-    """Where tokenised data are kept."""
-    return pathlib.Path(config.data.cache_dir or os.environ.get("JAXTUNE_CACHE", ".cache/jaxtune")) / "tokens"
+    """Where tokenised data and decompressed copies of the config's files are kept."""
+    return pathlib.Path(config.data.cache_dir) if config.data.cache_dir is not None else default_cache()

@@ -1,0 +1,6 @@
+"""Every problem of data files, or (`validate.experiment`) of a config with its data, before a run."""
+
+from jaxtune.validate.printing import print_report as print_report
+from jaxtune.validate.report import Report as Report
+from jaxtune.validate.validation import validate_files as validate_files
+from jaxtune.validate.validation import validate_tasks as validate_tasks

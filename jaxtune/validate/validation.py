@@ -1,10 +1,8 @@
-"""`jaxtune validate`: every problem of data files or of tasks in one report, before anything is trained."""
+"""Every problem of data files or of tasks in one report, before anything is trained."""
 
 import bisect
-import collections
 import dataclasses
 import functools
-import itertools
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -13,16 +11,10 @@ from typing import Any
 
 import numpy as np
 import orjson
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
-from jaxtune.batch import Example
-from jaxtune.chat import ChatTemplate, MaskPolicy, Tokenizer, render_each
 from jaxtune.errors import UserError
-from jaxtune.tasks import reading, shapes
-from jaxtune.tasks.problems import RULES, Problem, RecordError, Severity
+from jaxtune.tasks import shapes
+from jaxtune.tasks.problems import Problem, RecordError
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.base import RecordSource
 from jaxtune.tasks.sources.combined import ConcatSource
@@ -33,125 +25,31 @@ from jaxtune.tasks.splits import TEST, TRAIN, VALIDATION, meant
 from jaxtune.tasks.task import Task
 from jaxtune.validate import duplicates
 from jaxtune.validate.duplicates import MESSAGE, Sketches
+from jaxtune.validate.report import FileSummary, Report
 from jaxtune.validate.scan import MARKERS, Scanner, head_shape, record_texts
-
-KEPT = 10_000
-"""Problems kept of each rule; all are counted."""
 
 COMPARISONS = 200_000
 """Pairs of texts compared word by word in the search for near duplicates; the report says when this ended it."""
-
-FEW_LOSS_TOKENS = 0.01
-"""Share of trained tokens below which a task is reported as `few-loss-tokens`."""
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".array_record")
 """Files that are read when a folder is given."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FileSummary:
-    """One file that was read."""
-
-    file: str
-    task: str
-    split: str
-    shape: str | None
-    """How its records spell a conversation; None when that could not be told."""
-    records: int
-    bytes: int
-
-
-@dataclasses.dataclass(kw_only=True)
-class Report:
-    """What `validate_files` and `validate_tasks` found."""
-
-    problems: list[Problem] = dataclasses.field(default_factory=list)
-    """The first of each rule, in the order in which they were found."""
-    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    """All, by rule."""
-    files: list[FileSummary] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    """What was not looked at, and why."""
-    seconds: float = 0.0
-
-    def add(self, problem: Problem) -> None:
-        self.counts[problem.rule] += 1
-        if self.counts[problem.rule] <= KEPT:
-            self.problems.append(problem)
-
-    def _count(self, severity: Severity) -> int:
-        return sum(count for rule, count in self.counts.items() if RULES[rule].severity is severity)
-
-    @property
-    def num_errors(self) -> int:
-        return self._count(Severity.ERROR)
-
-    @property
-    def num_warnings(self) -> int:
-        return self._count(Severity.WARNING)
-
-    @property
-    def records(self) -> int:
-        return sum(file.records for file in self.files)
-
-    @property
-    def rules(self) -> list[str]:
-        """The broken rules, errors first, then by count."""
-        return sorted(self.counts, key=lambda rule: (RULES[rule].severity.value, -self.counts[rule], rule))
-
-    def first(self, limit: int | None) -> list[Problem]:
-        """The first problems of every rule in turn, errors first; at most `limit` (None: all that were kept)."""
-        by_rule = {rule: [p for p in self.problems if p.rule == rule] for rule in self.rules}
-        turns = itertools.chain.from_iterable(itertools.zip_longest(*by_rule.values()))
-        chosen = set(map(id, itertools.islice((p for p in turns if p is not None), limit)))
-        return [p for problems in by_rule.values() for p in problems if id(p) in chosen]
-
-    def to_json(self, limit: int | None = None) -> dict[str, Any]:
-        """The report in plain JSON types, with at most `limit` problems."""
-        shown = self.first(limit)
-        return {
-            "ok": not self.num_errors,
-            "errors": self.num_errors,
-            "warnings": self.num_warnings,
-            "records": self.records,
-            "seconds": round(self.seconds, 3),
-            "files": [dataclasses.asdict(file) for file in self.files],
-            "counts": {
-                rule: {"severity": RULES[rule].severity.value, "count": self.counts[rule], "remedy": RULES[rule].remedy}
-                for rule in self.rules
-            },
-            "problems": [
-                {**dataclasses.asdict(problem), "severity": problem.severity.value, "remedy": problem.remedy}
-                for problem in shown
-            ],
-            "not_shown": sum(self.counts.values()) - len(shown),
-            "notes": self.notes,
-        }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """What is needed to look at tokens: answers cut by the row length, and tasks with almost no trained tokens."""
-
-    tokenizer: Tokenizer
-    template: ChatTemplate
-    max_length: int
-    """Row length in tokens."""
-    policy: MaskPolicy = MaskPolicy.ASSISTANT
-
-
-def validate_files(paths: Sequence[str | Path], *, lengths: Lengths | None = None) -> Report:
+def validate_files(paths: Sequence[str | Path]) -> Report:
     """Reads data files (or folders of them). Files are compared with each other; a file whose name says validation,
     test, dev or eval is a split of its own."""
     tasks = [_file_task(file) for path in paths for file in _expand(Path(path))]
-    return validate_tasks(tasks, lengths=lengths)
+    return validate_tasks(tasks)
 
 
-def validate_tasks(tasks: Iterable[Task], *, lengths: Lengths | None = None) -> Report:
-    """Reads every split of every task once, in bounded memory, and gathers all that is wrong."""
+def validate_tasks(tasks: Iterable[Task], *, controls: Sequence[str] = MARKERS) -> Report:
+    """Reads every split of every task once, in bounded memory, and gathers all that is wrong.
+
+    `controls`: strings that should not stand in text; a tokenizer's own, where there is one.
+    """
     start = time.monotonic()
     with Sketches() as sketches:
-        run = _Run(sketches, lengths)
+        run = _Run(sketches, controls)
         for task in tasks:
             run.read_task(task)
         run.compare()
@@ -203,10 +101,9 @@ class _Segment:
 class _Run:
     """One validation: the report, and what is kept of each record to compare it with the others."""
 
-    def __init__(self, sketches: Sketches, lengths: Lengths | None):
+    def __init__(self, sketches: Sketches, controls: Sequence[str]):
         self.report = Report()
-        self._lengths = lengths
-        self._controls = MARKERS if lengths is None else tuple(lengths.tokenizer.controls.ids)
+        self._controls = controls
         self._sketches = sketches
         self._segments: list[_Segment] = []
         self._read: set[tuple[str | None, str]] = set()
@@ -228,7 +125,6 @@ class _Run:
                 seen = seen or shape
 
     def _read_leaf(self, task: Task, split: str | None, source: RecordSource) -> Shape | None:
-        before = self.report.num_errors
         shape: Shape | None = None
         records = size = 0
         try:
@@ -244,11 +140,8 @@ class _Run:
                 self._keep(scanned.rows, task, again)
                 records += len(scanned.rows)
                 size += scanned.bytes
-            if self._lengths is not None and self.report.num_errors == before:
-                self._measure(task, source, shape, self._lengths)
         except RecordError as error:
-            for problem in error.problems:
-                self.report.add(problem)
+            self.report.add(*error.problems)
         except (UserError, OSError) as error:
             self.report.add(Problem(rule="unreadable-file", message=str(error), file=source.name))
         self.report.files.append(
@@ -270,28 +163,6 @@ class _Run:
         ids = rows["id"]
         ids[ids != 0] ^= np.uint64(hash(task.name) & (2**64 - 1))  # ids are unique within a task, not among tasks
         self._sketches.add(rows)
-
-    # Tokens.
-
-    def _measure(self, task: Task, source: RecordSource, shape: Shape, lengths: Lengths) -> None:
-        """Looks at the tokens of each record in the task's first wording."""
-        tokens = trained = 0
-        for start in range(0, len(source), 256):
-            numbers = range(start, min(start + 256, len(source)))
-            for i, example in zip(numbers, _examples(task, source, shape, numbers, lengths), strict=True):
-                if isinstance(example, UserError):
-                    self._at(source, i, task, "not-renderable", str(example))
-                    continue
-                weighs = example.loss_weights > 0
-                tokens += len(weighs)
-                trained += int(weighs.sum())
-                cut = int(weighs[lengths.max_length :].sum())
-                if cut:
-                    text = f"{len(weighs)} tokens, {lengths.max_length} in a row: {cut} trained tokens do not fit"
-                    self._at(source, i, task, "answer-cut", text)
-        if tokens and trained < FEW_LOSS_TOKENS * tokens:
-            text = f"task {task.name}: {trained:,} of {tokens:,} tokens are trained"
-            self.report.add(Problem(rule="few-loss-tokens", message=text, file=source.name))
 
     def _at(self, source: RecordSource, i: int, task: Task, rule: str, message: str) -> None:
         id = shapes.record_id(source[i], task.columns)
@@ -404,59 +275,3 @@ def _shape(task: Task, source: RecordSource) -> Shape:
     if isinstance(source, JsonlSource | CompressedJsonlSource):
         return head_shape(source, task.columns)
     return shapes.detect(source, task.columns)
-
-
-def _examples(
-    task: Task, source: RecordSource, shape: Shape, numbers: Sequence[int], lengths: Lengths
-) -> list[Example | UserError]:
-    """Some records as tokens; an error in the place of each that the template refuses."""
-    if shape is Shape.TOKENS:
-        return [reading.to_example(source[i], task.columns) for i in numbers]
-    conversations = [task.conversation(source[i], 0, shape=shape) for i in numbers]
-    return render_each(conversations, lengths.template, lengths.tokenizer, lengths.policy)
-
-
-# Printing.
-
-
-def print_report(report: Report, *, limit: int | None = 20, console: Console | None = None) -> None:
-    """Prints files, counts by rule with remedies, and the first problems."""
-    console = console or Console(highlight=False)
-    console.print(_file_table(report))
-    if report.counts:
-        console.print(_rule_table(report))
-    shown = report.first(limit)
-    for problem in shown:
-        style = "red" if problem.severity is Severity.ERROR else "yellow"
-        id = "" if problem.id is None else f" (id {problem.id})"
-        console.print(Text.assemble((problem.place, "bold"), id, " ", (problem.rule, style), " ", problem.message))
-    hidden = sum(report.counts.values()) - len(shown)
-    if hidden:
-        console.print(f"... and {hidden:,} more; --limit shows more of them, --json gives them to programs")
-    for note in report.notes:
-        console.print(f"Note: {note}")
-    verdict = (
-        "Nothing to correct."
-        if not report.counts
-        else f"{report.num_errors:,} errors, {report.num_warnings:,} warnings"
-    )
-    console.print(f"{report.records:,} records in {len(report.files)} files, {report.seconds:.1f} s. {verdict}")
-
-
-def _file_table(report: Report) -> Table:
-    table = Table(
-        "file", "split", "shape", Column("records", justify="right"), Column("MB", justify="right"), box=SIMPLE
-    )
-    for file in report.files:
-        size = f"{file.bytes / 1e6:.1f}" if file.bytes else ""
-        table.add_row(Text(file.file), file.split, file.shape or "?", f"{file.records:,}", size)
-    return table
-
-
-def _rule_table(report: Report) -> Table:
-    table = Table("", "rule", Column("count", justify="right"), "what to do", box=SIMPLE)
-    for rule in report.rules:
-        severity = RULES[rule].severity
-        style = "red" if severity is Severity.ERROR else "yellow"
-        table.add_row(Text(severity.value, style), rule, f"{report.counts[rule]:,}", Text(RULES[rule].remedy))
-    return table

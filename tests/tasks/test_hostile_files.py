@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from jaxtune import validate
 from jaxtune.errors import UserError
 from jaxtune.tasks import (
     RecordError,
@@ -33,7 +34,6 @@ from jaxtune.tasks.sources.arrow import is_plain_name
 from jaxtune.tasks.sources.compressed import gunzip, unzstd
 from jaxtune.tasks.sources.jsonl import parse_line
 from jaxtune.tasks.values import MAX_DEPTH, Unwritable, canonical, keys_and_depth, type_name
-from jaxtune.validate import validation as validate
 
 RECORDS = [chat(i) for i in range(20)]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()

@@ -1,7 +1,9 @@
 import io
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import bad_inputs
 import pytest
@@ -10,16 +12,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from jaxtune import validate
 from jaxtune.chat import TEMPLATES
 from jaxtune.chat.tokenizer import ByteTokenizer
-from jaxtune.tasks import Task, Template, from_jsonl, from_list, invert
+from jaxtune.data.encoding import Encoding
+from jaxtune.data.fit import LengthPolicy
+from jaxtune.tasks import Problem, Task, Template, from_jsonl, from_list, invert
 from jaxtune.tasks.problems import RULES, Severity
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.jsonl import parse_line
 from jaxtune.validate import scan as scan_module
-from jaxtune.validate import validation as validate
 from jaxtune.validate.scan import Scanner
-from jaxtune.validate.validation import Lengths
+from jaxtune.validate.tokens import token_problems
 
 
 def write_lines(path: Path, records: list) -> Path:
@@ -297,39 +301,50 @@ def test_shared_out_records_are_told_apart_by_their_split():
     assert report.counts["near-duplicate"] > 10
 
 
-def lengths(max_length: int, template: str = "chatml") -> Lengths:
-    return Lengths(tokenizer=ByteTokenizer(), template=TEMPLATES[template], max_length=max_length)
+def tokens(path: Path, max_length: int, template: str = "chatml", **changes: Any) -> list[Problem]:
+    settings: dict[str, Any] = {"tokenizer": ByteTokenizer(), "template": TEMPLATES[template], "max_length": max_length}
+    task = Task(name="t", splits={"train": from_jsonl(path)})
+    return list(token_problems(task, "train", Encoding(**settings | changes)))
 
 
-def test_answers_that_do_not_fit_a_row_are_reported(tmp_path):
+@pytest.mark.parametrize(
+    "policy, rule", [("drop", "left-out"), ("truncate_response", "answer-cut"), ("error", "too-long")]
+)
+def test_answers_that_do_not_fit_a_row_are_reported(policy, rule, tmp_path):
     records = [chat(1), messages(USER, {"role": "assistant", "content": "x" * 500})]
     path = write_lines(tmp_path / "a.jsonl", records)
-    report = validate.validate_files([path], lengths=lengths(300))
-    (problem,) = report.problems
-    assert (problem.rule, problem.line, problem.id) == ("answer-cut", 2, "x")
-    size = int(problem.message.split()[0])
-    assert f"300 in a row: {size - 1 - 300} trained tokens do not fit" in problem.message  # the last line feed is not
-    assert not validate.validate_files([path], lengths=lengths(size - 1)).counts
+    (problem,) = tokens(path, 300, length_policy=LengthPolicy(policy))
+    assert (problem.rule, problem.file, problem.line, problem.id) == (rule, str(path), 2, "x")
+    assert re.search(r"\b300\b", problem.message)
+    size = int(next(re.finditer(r"[0-9]{3}", problem.message))[0])
+    assert not tokens(path, size, length_policy=LengthPolicy(policy))
+    assert tokens(path, size - 1, length_policy=LengthPolicy(policy))
+
+
+def test_a_split_in_which_nothing_fits_is_an_error_that_counts_why(tmp_path):
+    found = tokens(write_lines(tmp_path / "a.jsonl", [chat(1), chat(2)]), 20)
+    assert [problem.rule for problem in found] == ["left-out", "left-out", "no-usable-example"]
+    assert "2 dropped: longer than the maximum length" in found[-1].message
 
 
 def test_a_task_that_hardly_trains_is_reported_once(tmp_path):
     records = [messages({"role": "user", "content": f"{i} " * 500}, ASSISTANT, id=i) for i in range(3)]
-    report = validate.validate_files([write_lines(tmp_path / "a.jsonl", records)], lengths=lengths(10_000))
-    (problem,) = report.problems
+    (problem,) = tokens(write_lines(tmp_path / "a.jsonl", records), 10_000)
     assert (problem.rule, problem.line) == ("few-loss-tokens", None)
 
 
 def test_the_tokenizers_own_control_tokens_are_looked_for(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [messages({"role": "user", "content": "<bos> </s>"}, ASSISTANT)])
-    with_tokenizer = validate.validate_files([path], lengths=lengths(1000))
+    task = Task(name="t", splits={"train": from_jsonl(path)})
+    with_tokenizer = validate.validate_tasks([task], controls=tuple(ByteTokenizer().controls.ids))
     assert [problem.message for problem in with_tokenizer.problems] == ["the text holds <bos>"]
     assert [problem.message for problem in validate.validate_files([path]).problems] == ["the text holds </s>"]
 
 
 def test_a_record_that_the_chat_template_refuses_is_an_error(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [chat(1), messages(USER, USER, ASSISTANT)])
-    report = validate.validate_files([path], lengths=lengths(1000, "mistral"))
-    assert ("not-renderable", 2) in [(problem.rule, problem.line) for problem in report.problems]
+    assert [(problem.rule, problem.line) for problem in tokens(path, 1000, "mistral")] == [("not-renderable", 2)]
+    assert not tokens(path, 1000)
 
 
 def test_the_first_problems_show_every_rule_and_errors_first(tmp_path):

@@ -3,31 +3,24 @@
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 from jaxtune.tasks.problems import Problem, RecordError, said_by
-from jaxtune.tasks.sources.base import PinnedSource
+from jaxtune.tasks.sources.base import FileSource
 from jaxtune.tasks.sources.columns import first_line
 from jaxtune.tasks.sources.jsonl import parse_record
-from jaxtune.tasks.sources.pinned import PinnedFile
 from jaxtune.tasks.values import type_name
 
 
-class ArrayRecordSource(PinnedSource):
+class ArrayRecordSource(FileSource):
     """Random access to an ArrayRecord file. Records are JSON unless `decode` says otherwise; counted from 1."""
 
     handles = ("_reader",)
 
     def __init__(self, path: str | os.PathLike[str], decode: Callable[[bytes], dict[str, Any]] | None = None):
         """`decode`: bytes of a record -> its fields; a module-level function, so that workers can import it."""
-        self.path = Path(path)
-        self.name = str(path)
+        super().__init__(path)
         self._decode = decode
-
-    @functools.cached_property
-    def pins(self) -> tuple[PinnedFile]:
-        return (PinnedFile(self.path, shown_as=self.name),)
 
     @functools.cached_property
     def _reader(self) -> Any:

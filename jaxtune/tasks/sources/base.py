@@ -95,3 +95,19 @@ class PinnedSource(RecordSource):
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in self.handles}
+
+
+class FileSource(PinnedSource):
+    """Records of one file."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.name = str(path)
+
+    @functools.cached_property
+    def pins(self) -> Sequence[PinnedFile]:
+        return (PinnedFile(self.path, shown_as=self.name),)
+
+    @property
+    def origins(self) -> frozenset[str]:
+        return frozenset((os.path.realpath(self.path),))  # known before there is a file

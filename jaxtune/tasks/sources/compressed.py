@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, SupportsIndex
 
 from jaxtune.errors import UserError
 from jaxtune.tasks.problems import Problem, RecordError
-from jaxtune.tasks.sources.base import PinnedSource, RecordSource
+from jaxtune.tasks.sources.base import FileSource, RecordSource
 from jaxtune.tasks.sources.jsonl import JsonlSource
 from jaxtune.tasks.sources.pinned import PinnedFile
 
@@ -78,20 +78,15 @@ def default_cache() -> Path:
     return Path(os.environ.get("JAXTUNE_CACHE") or Path(".cache") / "jaxtune")
 
 
-class CompressedJsonlSource(PinnedSource):
+class CompressedJsonlSource(FileSource):
     """Random access to .jsonl.gz or .jsonl.zst through a decompressed copy in the cache folder."""
 
     def __init__(self, path: str | os.PathLike[str], cache: Path | None = None):
         """`cache`: folder of the copy; None takes `default_cache()` when it is needed."""
-        self.path = Path(path)
-        self.name = str(path)
+        super().__init__(path)
         self.cache = cache
         if self.path.suffix not in FORMATS:
             raise UserError(f"{path}: compressed JSON lines end in {' or '.join(FORMATS)}")
-
-    @functools.cached_property
-    def pins(self) -> tuple[PinnedFile]:
-        return (PinnedFile(self.path, shown_as=self.name),)
 
     @functools.cached_property
     def _plain(self) -> JsonlSource:

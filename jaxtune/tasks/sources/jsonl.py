@@ -15,8 +15,7 @@ from jaxtyping import Int, UInt
 
 from jaxtune.errors import UserError
 from jaxtune.tasks.problems import Finding, Problem, RecordError
-from jaxtune.tasks.sources.base import PinnedSource
-from jaxtune.tasks.sources.pinned import PinnedFile
+from jaxtune.tasks.sources.base import FileSource
 from jaxtune.tasks.values import MAX_DEPTH, keys_and_depth, type_name
 
 BLOCK = 1 << 24
@@ -186,7 +185,7 @@ _WHITE = np.isin(np.arange(256), list(b" \t\r\n"))
 """By byte: is it white space?"""
 
 
-class JsonlSource(PinnedSource):
+class JsonlSource(FileSource):
     """Random access to a JSON lines file. The index is built at first use, by one pass; no record is kept in memory.
 
     Reads with `pread`, not a memory map: a file truncated under a map kills the process, here it is an error.
@@ -194,13 +193,9 @@ class JsonlSource(PinnedSource):
 
     def __init__(self, path: str | os.PathLike[str], *, shown_as: str | os.PathLike[str] | None = None):
         """`shown_as` names the file in messages, where what is read is a decompressed copy."""
-        self.path = Path(path)
+        super().__init__(path)
         self.name = str(shown_as or path)
         self._descriptor: int | None = None
-
-    @functools.cached_property
-    def pins(self) -> tuple[PinnedFile]:
-        return (PinnedFile(self.path, shown_as=self.name),)
 
     @functools.cached_property
     def index(self) -> LineIndex:

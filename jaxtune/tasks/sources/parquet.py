@@ -4,30 +4,23 @@ import bisect
 import functools
 import os
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any, SupportsIndex
 
-from jaxtune.tasks.sources.base import PinnedSource
+from jaxtune.tasks.sources.base import FileSource
 from jaxtune.tasks.sources.columns import check_schema, reading, row
-from jaxtune.tasks.sources.pinned import PinnedFile
 
 GROUPS_KEPT = 2
 """Parquet row groups that one source holds decoded; a row group is the least that Parquet can read."""
 
 
-class ParquetSource(PinnedSource):
+class ParquetSource(FileSource):
     """Random access to a Parquet file by row groups, of which at most two are in memory. Rows are counted from 1."""
 
     handles = ("_file",)
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-        self.name = str(path)
+        super().__init__(path)
         self._groups: OrderedDict[int, Any] = OrderedDict()
-
-    @functools.cached_property
-    def pins(self) -> tuple[PinnedFile]:
-        return (PinnedFile(self.path, shown_as=self.name),)
 
     @functools.cached_property
     def _file(self) -> Any:
