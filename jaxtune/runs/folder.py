@@ -1,27 +1,59 @@
 """A run folder's life: refused, prepared, filled with facts, resumed."""
 
+import contextlib
 import math
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxtune.errors import UserError
+from jaxtune.parallel.job import from_main, is_main
 from jaxtune.runs import manifest
 from jaxtune.runs.history import read_rows
+from jaxtune.storage import locks
 from jaxtune.storage.documents import read_object, read_sealed, write_json, write_sealed
 
 MARK = "config.json"
 """The file that makes a folder a run folder; the first one written."""
 
 
+@contextlib.contextmanager
+def only_writer(folder: pathlib.Path) -> Iterator[None]:
+    """Be the only job that writes a run's or a sweep's folder; process 0 holds the lock, all learn whether it could.
+
+    Raises UserError on every process, before anything is touched, where another job writes there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; a folder is needed here, for example runs/first")
+    with contextlib.ExitStack() as held:
+        refused = None
+        if is_main():
+            try:
+                held.enter_context(locks.only_writer(folder))
+            except locks.FolderInUse as error:
+                refused = error
+        if from_main(refused is not None):
+            raise refused or UserError(f"{folder} is being written by another job; process 0 says by which")
+        yield
+
+
+def entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What lies in the folder besides the lock of who is asking."""
+    return [path for path in folder.iterdir() if path.name != locks.NAME] if folder.is_dir() else []
+
+
+def clear(folder: pathlib.Path) -> None:
+    """Remove what lies in the folder, but not the lock of who is asking."""
+    for path in entries(folder):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def check(run_dir: pathlib.Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse to write over anything unasked, and to resume what is not a run."""
     if resume and overwrite:
         raise UserError("--resume continues a run and --overwrite deletes it; give one of them")
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"{run_dir} is a file; --run-dir names a folder")
-    holds = run_dir.is_dir() and any(run_dir.iterdir())
+    holds = bool(entries(run_dir))
     is_run = (run_dir / MARK).is_file()
     if resume and not is_run:
         raise UserError(
@@ -39,8 +71,8 @@ def check(run_dir: pathlib.Path, *, resume: bool, overwrite: bool) -> None:
 
 def prepare(run_dir: pathlib.Path, *, overwrite: bool) -> None:
     """Create the folder, empty. Only called when everything else is known to be good."""
-    if overwrite and run_dir.exists():
-        shutil.rmtree(run_dir)
+    if overwrite:
+        clear(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
 
 

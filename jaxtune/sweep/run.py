@@ -4,10 +4,10 @@ Arms are paired. All start from the same parameters, and the order inside a task
 alone, so two arms of one seed meet each task's examples in the same order whatever their mixture.
 """
 
+import contextlib
 import csv
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
 from jaxtune.reports.sweep import write_sweep_report
+from jaxtune.runs import folder as runfolder
 from jaxtune.runs.sweeps import read_sweep, sweep_table
 from jaxtune.step.programs import Programs
 from jaxtune.storage.documents import plain, read_json, write_json
@@ -24,7 +25,7 @@ from jaxtune.sweep.grid import Trial, grid
 from jaxtune.sweep.groups import group_by_shape, why_alone
 from jaxtune.train.decisions import Status
 from jaxtune.train.planned import Planned, plan_run
-from jaxtune.train.run import is_finished, train_together
+from jaxtune.train.run import Outcome, is_finished, train_together
 
 RECORD = "sweep.json"
 
@@ -59,6 +60,14 @@ def sweep(
     Every setting is checked before the first run starts. A run whose numbers stop being finite ends, the others go on;
     at the end that is a UserError.
     """
+    with runfolder.only_writer(sweep_dir):
+        return _sweep(config, sweep_dir, axes, seeds, command=command, overwrite=overwrite, stacking=stacking)
+
+
+def _sweep(
+    config: ExperimentConfig, sweep_dir: pathlib.Path, axes: Mapping[str, Sequence[str]], seeds: Sequence[int], *,
+    command: Command, overwrite: bool, stacking: Stacking,
+) -> Status:  # fmt: skip
     trials = grid(axes, seeds)
     resolved = [configs.override(config, trial.arguments()) for trial in trials]
     check_devices_and_folders(resolved, stacking)
@@ -76,7 +85,7 @@ def sweep(
     failures: dict[str, str] = {}
     programs = Programs()
     for group in planned_together(waiting, stacking.size) if stacking.stacked else planned_one_by_one(waiting):
-        for outcome in train_together(group, programs):
+        for outcome in train_locked(group, programs):
             if outcome.failure is not None:
                 failures[outcome.run_dir.name] = outcome.failure
                 print(f"{outcome.run_dir.name} ended, the others go on: {outcome.failure}", flush=True)
@@ -91,6 +100,14 @@ def sweep(
             f"{len(failures)} of {len(trials)} runs of {sweep_dir} failed, the others are finished:{listed}"
         )
     return Status.FINISHED
+
+
+def train_locked(group: Sequence[Planned], programs: Programs) -> list[Outcome]:
+    """Train runs together, each run's folder locked while they go on."""
+    with contextlib.ExitStack() as held:
+        for run in group:
+            held.enter_context(runfolder.only_writer(run.run_dir))
+        return train_together(group, programs)
 
 
 def make_record(
@@ -170,8 +187,8 @@ def prepare(sweep_dir: pathlib.Path, record: Mapping[str, Any], *, overwrite: bo
     """Create or accept the folder: an existing one must hold the same config; its grid may grow."""
     path = sweep_dir / RECORD
     if overwrite and path.is_file():
-        shutil.rmtree(sweep_dir)
-    if sweep_dir.is_dir() and any(sweep_dir.iterdir()):
+        runfolder.clear(sweep_dir)
+    if runfolder.entries(sweep_dir):
         if not path.is_file():
             raise UserError(f"{sweep_dir} holds files but no sweep; choose another folder")
         if read_json(path)["config"] != plain(record["config"]):

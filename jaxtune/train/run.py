@@ -11,6 +11,7 @@ import jax
 
 from jaxtune.config import ExperimentConfig
 from jaxtune.parallel.job import Guard, barrier, from_main, is_main
+from jaxtune.runs.folder import only_writer
 from jaxtune.step.programs import Programs
 from jaxtune.storage.documents import read_json
 from jaxtune.terminal.progress import GroupProgress, TrainProgress
@@ -46,13 +47,14 @@ def train(
 
     With `accept_change` a resumed run may go on with other options than it was started with (see `resuming`).
     """
-    run = plan_run(
-        config, pathlib.Path(run_dir), command=command, resume=resume, resume_step=resume_step, overwrite=overwrite,
-        accept_change=accept_change,
-    )  # fmt: skip
-    if resume and resume_step is None and from_main(is_finished(run.run_dir)):
-        return finished_before(run.run_dir)
-    [outcome] = train_together([run], programs or Programs())
+    with only_writer(pathlib.Path(run_dir)):
+        run = plan_run(
+            config, pathlib.Path(run_dir), command=command, resume=resume, resume_step=resume_step,
+            overwrite=overwrite, accept_change=accept_change,
+        )  # fmt: skip
+        if resume and resume_step is None and from_main(is_finished(run.run_dir)):
+            return finished_before(run.run_dir)
+        [outcome] = train_together([run], programs or Programs())
     if outcome.failure is not None:
         raise NotFinite(outcome.failure)
     return outcome
