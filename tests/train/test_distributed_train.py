@@ -13,7 +13,7 @@ from jaxtune.runs.history import read_run
 from jaxtune.train import run as train
 from jaxtune.train.run import Status
 
-pytestmark = pytest.mark.xdist_group("processes")  # they fill the machine: one at a time
+pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.slow]  # four processes fill the machine
 
 PROCESSES = 4
 

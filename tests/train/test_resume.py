@@ -35,6 +35,7 @@ def campaign(tmp_path_factory):
     return folder, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_five_kills_change_not_a_bit(campaign):
     _, lines = campaign
     assert len([line for line in lines if "kill" in line]) == 5
@@ -43,6 +44,7 @@ def test_five_kills_change_not_a_bit(campaign):
     assert all(line["rows"] == ends[0]["rows"] for line in ends)
 
 
+@pytest.mark.slow
 def test_kills_found_the_run_in_different_states(campaign):
     kills = [line for line in campaign[1] if "kill" in line]
     assert len({line["moment"] for line in kills}) > 1
