@@ -1,4 +1,7 @@
-"""The experiment as typed Python: composition of every module's own config, strict overrides, dump and difference."""
+"""Configs: the options of a run as typed Python, composed of every package's own; overrides, dump and difference.
+
+A config file needs one import for settings: every config class and every choice of one is a name of this module.
+"""
 
 import contextlib
 import dataclasses
@@ -6,7 +9,6 @@ import difflib
 import enum
 import importlib.util
 import io
-import math
 import pathlib
 import re
 import types
@@ -17,27 +19,31 @@ import tyro
 
 from jaxtune.chat import MaskPolicy
 from jaxtune.data.fit import LengthPolicy
-from jaxtune.errors import UserError
+from jaxtune.errors import Range, UserError, check_fields
 from jaxtune.evaluate.loss import Aggregate, EvalConfig
-from jaxtune.mixture.settings import Budget, MixtureConfig
+from jaxtune.mixture.settings import Budget, Group, MixingUnit, MixtureConfig, OnCap, Selection, Strategy
 from jaxtune.model.attention.core import Backend
-from jaxtune.model.lora import LoraConfig
+from jaxtune.model.lora import LoraConfig, Scaling, Variant
+from jaxtune.model.quantize import Bits
 from jaxtune.model.settings import Remat
-from jaxtune.optim import OptimConfig
-from jaxtune.parallel.mesh import MeshConfig
+from jaxtune.optim import OptimConfig, Optimizer, Schedule
+from jaxtune.parallel.mesh import Indivisible, MeshConfig
 from jaxtune.plan.packing import PackPolicy
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.mirrors import MirrorKind
-from jaxtune.runs.retention import CheckpointConfig
-from jaxtune.step.update import LossConfig
+from jaxtune.runs.retention import CheckpointConfig, Direction
+from jaxtune.step.update import LossConfig, Normalization
 from jaxtune.storage.documents import dotted, json_bytes, plain
 from jaxtune.tasks import Task
 
-
-def check_range(name: str, value: float | int, *, low: float | int = -math.inf, high: float | int = math.inf) -> None:
-    """Raise UserError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise UserError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+__all__ = [
+    "Aggregate", "Backend", "BatchConfig", "Bits", "Budget", "CheckpointConfig", "DataConfig", "Direction", "Dtype",
+    "EarlyStoppingConfig", "EvalConfig", "ExperimentConfig", "Group", "HealthConfig", "Indivisible", "LengthPolicy",
+    "LoraConfig", "LossConfig", "MaskPolicy", "MeshConfig", "MirrorKind", "MixingUnit", "MixtureConfig",
+    "ModelSource", "Normalization", "OnCap", "OptimConfig", "Optimizer", "PackPolicy", "Remat", "Scaling", "Schedule",
+    "Selection", "Strategy", "Task", "Variant", "describe", "diff", "dump", "leaves", "load", "of_run", "override",
+    "to_json",
+]  # fmt: skip
 
 
 class Dtype(enum.Enum):
@@ -67,49 +73,48 @@ class ModelSource:
     attention: Backend = Backend.AUTO
     """Attention implementation; `auto` takes the fastest one proven on this platform and the run records which."""
 
+    def __post_init__(self):
+        check_fields(self, "model")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """From conversations to rows."""
 
-    seq_len: int = 512
+    seq_len: Annotated[int, Range(8, 2**24)] = 512
     """Tokens in a row; also the longest example."""
     packing: PackPolicy = PackPolicy.BEST_FIT
     mask_policy: MaskPolicy = MaskPolicy.ASSISTANT
-    prompt_loss_weight: float = 0.0
+    prompt_loss_weight: Annotated[float, Range(0, 1)] = 0.0
     """Loss weight of prompt tokens, in [0, 1]; response tokens weigh 1."""
     length_policy: LengthPolicy = LengthPolicy.DROP
     """What happens to an example longer than `seq_len`; every case is counted per task."""
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     """Grain worker processes; 0 reads in threads of this process. No batch depends on it."""
-    prefetch: int = 2
+    prefetch: Annotated[int, Range(1, 4096)] = 2
     """Batches made ahead of the device."""
     cache_dir: str | None = None
     """Folder of tokenised data and of decompressed .gz and .zst files; by default `$JAXTUNE_CACHE`, else
     `.cache/jaxtune` in the working folder."""
-    processes: int = 1
+    processes: Annotated[int, Range(1, 1024)] = 1
     """Processes that tokenise."""
 
     def __post_init__(self):
-        check_range("data.seq_len", self.seq_len, low=8)
-        check_range("data.prompt_loss_weight", self.prompt_loss_weight, low=0, high=1)
-        check_range("data.workers", self.workers, low=0)
-        check_range("data.prefetch", self.prefetch, low=1)
-        check_range("data.processes", self.processes, low=1)
+        check_fields(self, "data")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """Rows per update, and how many of them fit at once."""
 
-    rows: int = 64
+    rows: Annotated[int, Range(1, 2**20)] = 64
     """Global batch: rows per optimizer step (effective batches of 64 to 256 examples are usual)."""
-    micro_rows: int | None = None
+    micro_rows: Annotated[int, Range(1, 2**20)] | None = None
     """Rows per forward pass over all devices; a step accumulates `rows / micro_rows` passes. None: all rows at once."""
 
     def __post_init__(self):
-        check_range("batch.rows", self.rows, low=1)
-        if self.micro_rows is not None and (self.micro_rows < 1 or self.rows % self.micro_rows):
+        check_fields(self, "batch")
+        if self.micro_rows is not None and self.rows % self.micro_rows:
             raise UserError(f"batch.micro_rows={self.micro_rows} must divide batch.rows={self.rows}")
 
     @property
@@ -121,18 +126,16 @@ class BatchConfig:
 class EarlyStoppingConfig:
     """Stop when validation no longer improves. The best checkpoint is kept whether or not this is on."""
 
-    patience: int | None = None
+    patience: Annotated[int, Range(1, 1e9)] | None = None
     """Validations without improvement before the run stops; None: never stops early."""
-    min_change: float = 0.0
+    min_change: Annotated[float, Range(0, 1e6)] = 0.0
     """Decrease of the watched loss that counts as improvement, nats per token."""
     aggregate: Aggregate = Aggregate.MACRO_MEAN
     task: str | None = None
     """The task to watch when `aggregate` is `task`."""
 
     def __post_init__(self):
-        if self.patience is not None:
-            check_range("early_stopping.patience", self.patience, low=1)
-        check_range("early_stopping.min_change", self.min_change, low=0)
+        check_fields(self, "early_stopping")
         if (self.aggregate is Aggregate.TASK) != (self.task is not None):
             raise UserError(
                 "early_stopping.task names the watched task when aggregate is `task`, and is empty otherwise"
@@ -143,16 +146,17 @@ class EarlyStoppingConfig:
 class HealthConfig:
     """What happens when numbers go wrong."""
 
-    skip_budget: int = 0
+    skip_budget: Annotated[int, Range(0, 1e9)] = 0
     """Steps with a non-finite loss or gradient that may be skipped (and are counted) before the run stops."""
-    spike_factor: float = 3.0
+    spike_factor: Annotated[float, Range(0, 1e6, above=True)] = 3.0
     """A step whose loss exceeds this multiple of the running median is logged with its examples."""
-    peak_flops: float | None = None
+    peak_flops: Annotated[float, Range(0, 1e24, above=True)] | None = None
     """Matrix-multiply rate of all devices together, FLOP/s, for the share of peak (MFU) in the metrics."""
-    profile_steps: tuple[int, int] | None = None
+    profile_steps: tuple[Annotated[int, Range(1, 1e9)], Annotated[int, Range(1, 1e9)]] | None = None
     """First and last step, counted from 1, of a profiler trace that is written to `profile/` in the run folder."""
 
     def __post_init__(self):
+        check_fields(self, "health")
         if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
             raise UserError(
                 "health.profile_steps are the first and the last step of a trace, counted from 1; "
@@ -183,7 +187,7 @@ class ExperimentConfig:
     """Task objects; written in the config file, not on the command line."""
     duration: Budget = Budget(epochs=1)
     """How long to train: exactly one of examples, epochs (of the natural total), steps, tokens."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Decides the order, template choice and every other random number."""
     mixture: MixtureConfig = MixtureConfig()
     held_out: tuple[str, ...] = ()
@@ -205,6 +209,7 @@ class ExperimentConfig:
     """Folder of compiled programs, kept between runs; None compiles anew."""
 
     def __post_init__(self):
+        check_fields(self, "")
         names = [task.name for task in self.tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -14,7 +14,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxtune.errors import UserError
+from jaxtune.errors import Range, UserError, check_fields
 
 Scalar = float | int | Float[Array, ""]
 """A number that an ablation may trace."""
@@ -59,75 +59,48 @@ class OptimConfig:
 
     optimizer: Optimizer = Optimizer.ADAMW
     """Update rule."""
-    peak_lr: float = 2e-5
+    peak_lr: Annotated[float, Range(0, 1e3, above=True)] = 2e-5
     """Learning rate at the end of the warmup; above 0."""
     schedule: Schedule = Schedule.COSINE
     """Shape of the learning rate after the warmup."""
-    warmup_frac: float = 0.03
+    warmup_frac: Annotated[float, Range(0, 1, below=True)] = 0.03
     """Share of all steps spent warming up, in [0, 1). If not 0 it is at least two steps, so that a short run starts
     below the peak, too."""
-    warmup_steps: int | None = None
+    warmup_steps: Annotated[int, Range(0, 1e9)] | None = None
     """Steps of warmup; if given, it replaces `warmup_frac`."""
-    final_fraction: float = 0.0
+    final_fraction: Annotated[float, Range(0, 1)] = 0.0
     """Where cosine, linear and wsd end, as a share of the peak, in [0, 1]."""
-    decay_frac: float = 0.2
+    decay_frac: Annotated[float, Range(0, 1, above=True)] = 0.2
     """Share of all steps that wsd spends decaying, in (0, 1]."""
-    b1: float = 0.9
+    b1: Annotated[float, Range(0, 1, below=True)] = 0.9
     """Decay of the first moment, in [0, 1). Adafactor has none."""
-    b2: float = 0.999
+    b2: Annotated[float, Range(0, 1, below=True)] = 0.999
     """Decay of the second moment (of the momentum, for Lion), in [0, 1). Adafactor has its own schedule."""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
     """Added to Adam's denominator; above 0."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Range(0, 1e6)] = 0.0
     """Decoupled decay: each step subtracts rate * weight_decay * parameter; 0 or more."""
     no_decay: tuple[str, ...] = (r".*norm.*", r".*bias.*", r".*scale.*", r".*magnitude.*")
     """Paths whose parameters do not decay."""
-    clip_norm: float | None = 1.0
+    clip_norm: Annotated[float, Range(0, 1e12, above=True)] | None = 1.0
     """Largest global norm of the gradient of all trained parameters; None does not clip."""
-    lr_multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    lr_multipliers: Mapping[str, Annotated[float, Range(0, 1e6)]] = dataclasses.field(default_factory=dict)
     """Pattern -> factor on the learning rate, 0 or more; the first pattern that matches a path counts."""
     freeze: tuple[str, ...] = ()
     """Paths whose parameters do not train: no gradient, no update, no decay, no optimizer state."""
     momentum_dtype: str | None = None
     """dtype of the first moment ("bfloat16" halves it); None is float32. Second moments are float32 always."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float, Range(0, 1, above=True, below=True)] | None = None
     """Decay per step of an exponential moving average of the parameters, in (0, 1); None keeps no average."""
-    neftune_alpha: float = 0.0
+    neftune_alpha: Annotated[float, Range(0, 1e4)] = 0.0
     """Size of the noise on the embeddings in training (NEFTune, arXiv:2310.05914: 5 to 15); 0 is none."""
 
     def __post_init__(self):
-        _check_range("peak_lr", self.peak_lr, above=0)
-        _check_range("warmup_frac", self.warmup_frac, least=0, below=1)
-        _check_range("final_fraction", self.final_fraction, least=0, most=1)
-        _check_range("decay_frac", self.decay_frac, above=0, most=1)
-        _check_range("b1", self.b1, least=0, below=1)
-        _check_range("b2", self.b2, least=0, below=1)
-        _check_range("eps", self.eps, above=0)
-        _check_range("weight_decay", self.weight_decay, least=0)
-        _check_range("neftune_alpha", self.neftune_alpha, least=0)
-        if self.warmup_steps is not None:
-            _check_range("warmup_steps", self.warmup_steps, least=0)
-        if self.clip_norm is not None:
-            _check_range("clip_norm", self.clip_norm, above=0)
-        if self.ema_decay is not None:
-            _check_range("ema_decay", self.ema_decay, above=0, below=1)
+        check_fields(self, "optim")
         if self.momentum_dtype not in (None, "float32", "bfloat16"):
             raise UserError(f"momentum_dtype is {self.momentum_dtype!r}; it must be float32, bfloat16 or None")
-        for pattern, factor in self.lr_multipliers.items():
-            _check_range(f"lr_multipliers[{pattern!r}]", factor, least=0)
         for pattern in (*self.no_decay, *self.lr_multipliers, *self.freeze):
             _check_pattern(pattern)
-
-
-def _check_range(
-    name: str, value: float | int, *, least: float | int = -math.inf, above: float | int = -math.inf,
-    most: float | int = math.inf, below: float | int = math.inf,
-) -> None:  # fmt: skip
-    if least <= value <= most and above < value < below:
-        return
-    low = f"[{least}" if above == -math.inf else f"({above}"
-    high = f"{most}]" if below == math.inf else f"{below})"
-    raise UserError(f"{name} is {value}; it must be in {low}, {high}")
 
 
 def _check_pattern(pattern: str) -> None:

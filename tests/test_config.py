@@ -4,6 +4,10 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
+import subprocess
+import sys
+from typing import get_args, get_type_hints
 
 import pytest
 from helpers import tiny_config
@@ -135,3 +139,42 @@ def test_every_shipped_config_loads_and_says_how_to_run_it(path):
     loaded = config.load(path)
     assert loaded.tasks
     assert "Run:" in path.read_text(encoding="utf-8").split('"""')[1]
+
+
+def plainly(check):
+    """The result of `check` of tests/silly_values.py in a process of its own, without this suite's checks of types."""
+    script = pathlib.Path(__file__).parent / "silly_values.py"
+    done = subprocess.run([sys.executable, script, check], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def test_silly_values_are_taken_or_refused_by_the_name_of_the_option():
+    found = plainly("numbers")
+    assert len(found["options"]) > 50 and found["unclear"] == [] and found["taken"] == []
+    assert found["slowest"] < 1
+
+
+def test_choices_may_be_written_as_text_and_wrong_ones_name_those_there_are():
+    found = plainly("choices")
+    assert found["cosine"] == "Schedule.COSINE"
+    assert found["cosin"].startswith("optim.schedule is 'cosin'; it must be one of cosine, linear")
+    assert found["3"].startswith("data.packing is 3; it must be one of best_fit, padded")
+
+
+def test_every_number_of_a_config_has_a_range():
+    settings = dataclasses.replace(tiny_config(pathlib.Path()), lora=LoraConfig())
+    for kind in {type(value) for value in vars(settings).values()}:
+        if not dataclasses.is_dataclass(kind):
+            continue
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            if re.search(r"\b(int|float)\b", str(hint)):
+                assert "Range(" in str(hint), f"{kind.__name__}.{name} takes any number; give it a Range"
+
+
+def test_every_class_and_choice_of_a_config_is_a_name_of_the_module():
+    kinds = {part for hint in config.leaves().values() for part in (hint, *get_args(hint)) if isinstance(part, type)}
+    kinds |= {type(value) for value in vars(tiny_config(pathlib.Path())).values() if dataclasses.is_dataclass(value)}
+    ours = {kind.__name__ for kind in kinds if kind.__module__.startswith("jaxtune.")}
+    assert {"Schedule", "MixtureConfig", "LoraConfig"} <= ours
+    assert ours <= set(config.__all__) and all(hasattr(config, name) for name in config.__all__)

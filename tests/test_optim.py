@@ -332,13 +332,13 @@ def test_no_noise_leaves_the_embeddings_as_they_are():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("peak_lr", 0.0, r"peak_lr is 0.0; it must be in \(0, inf\]"),
+        ("peak_lr", 0.0, r"optim.peak_lr is 0.0; it must be a number in \(0, 1000\]"),
         ("peak_lr", float("nan"), "peak_lr is nan"),
-        ("warmup_frac", 1.0, r"warmup_frac is 1.0; it must be in \[0, 1\)"),
-        ("final_fraction", 1.5, r"final_fraction is 1.5; it must be in \[0, 1\]"),
+        ("warmup_frac", 1.0, r"warmup_frac is 1.0; it must be a number in \[0, 1\)"),
+        ("final_fraction", 1.5, r"final_fraction is 1.5; it must be a number in \[0, 1\]"),
         ("b2", 1.0, "b2 is 1.0"),
         ("clip_norm", 0.0, "clip_norm is 0.0"),
-        ("ema_decay", 1.0, r"ema_decay is 1.0; it must be in \(0, 1\)"),
+        ("ema_decay", 1.0, r"ema_decay is 1.0; it must be a number in \(0, 1\)"),
         ("momentum_dtype", "float8", "momentum_dtype is 'float8'; it must be float32, bfloat16 or None"),
         ("freeze", ("(",), "'\\(' is not a regular expression"),
         ("lr_multipliers", {".*": -1.0}, r"lr_multipliers\['\.\*'\] is -1.0"),

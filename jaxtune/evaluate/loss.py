@@ -4,12 +4,12 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import jax
 import numpy as np
 
-from jaxtune.errors import UserError
+from jaxtune.errors import Range, UserError, check_fields
 from jaxtune.step.losses import LossSums
 
 Data = TypeVar("Data")
@@ -28,28 +28,23 @@ class Aggregate(enum.Enum):
 class EvalConfig:
     """Held-out numbers during and around training."""
 
-    every: int = 50
+    every: Annotated[int, Range(0, 1e9)] = 50
     """Steps between validations (the last step always validates). 0: only before and after."""
-    rows: int = 32
+    rows: Annotated[int, Range(1, 2**20)] = 32
     """Most rows per evaluation batch, rounded up to what the devices divide; no result depends on it."""
-    max_examples: int | None = 200
+    max_examples: Annotated[int, Range(1, 1e9)] | None = 200
     """Validation examples per task, the first of a seeded permutation; None: all."""
     generate: bool = True
     """Score test examples by greedy generation before and after tuning."""
-    generate_examples: int = 60
+    generate_examples: Annotated[int, Range(1, 1e9)] = 60
     """Test examples per task for generation."""
-    generate_rows: int = 64
+    generate_rows: Annotated[int, Range(1, 2**20)] = 64
     """Prompts per generation batch."""
-    max_new_tokens: int = 64
+    max_new_tokens: Annotated[int, Range(1, 2**20)] = 64
     """Longest generated answer, tokens."""
 
     def __post_init__(self):
-        lowest = {"every": 0, "rows": 1, "generate_examples": 1, "generate_rows": 1, "max_new_tokens": 1}
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise UserError(f"eval.{name} must be at least {low}, got {getattr(self, name)}")
-        if self.max_examples is not None and self.max_examples < 1:
-            raise UserError(f"eval.max_examples must be at least 1, got {self.max_examples}")
+        check_fields(self, "eval")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

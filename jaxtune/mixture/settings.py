@@ -4,9 +4,13 @@ import dataclasses
 import enum
 import math
 from collections.abc import Mapping
+from typing import Annotated
 
-from jaxtune.errors import UserError
+from jaxtune.errors import Range, UserError, check_fields
 from jaxtune.mixture.apportion import Number
+
+POSITIVE = Range(0, 1e6, above=True, infinite=True)
+Positive = Annotated[Number, POSITIVE]
 
 
 class Strategy(enum.Enum):
@@ -65,10 +69,13 @@ class Group:
     """Names of the member tasks."""
     groups: Mapping[str, "Group"] = dataclasses.field(default_factory=dict)
     """Member groups by name."""
-    weight: Number | None = None
+    weight: Annotated[Number | None, Range(0, 1e12)] = None
     """Rate among its siblings; None applies the strategy to the summed size of its tasks."""
-    temperature: Number | None = None
+    temperature: Annotated[Number | None, POSITIVE] = None
     """Temperature among its own members; None inherits."""
+
+    def __post_init__(self):
+        check_fields(self, "group")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,19 +84,19 @@ class MixtureConfig:
 
     strategy: Strategy = Strategy.TEMPERATURE
     """temperature, proportional, equal, unimax or weights."""
-    temperature: Number = 2.0
+    temperature: Positive = 2.0
     """T > 0: 1 is proportional, inf is equal."""
-    rate_max: Number | None = None
+    rate_max: Annotated[Number | None, Range(0, 1e15, above=True, infinite=True)] = None
     """K, the mixing rate maximum: no size counts for more than this before the temperature. None: no limit."""
-    scale: Number = 1.0
+    scale: Annotated[Number, Range(0, 1e12, above=True)] = 1.0
     """Sizes are multiplied by this before `rate_max`."""
-    max_examples: int | Mapping[str, int] | None = None
+    max_examples: Annotated[int, Range(1, 1e15)] | Mapping[str, Annotated[int, Range(1, 1e15)]] | None = None
     """E: at most so many distinct examples of a task are used; for all tasks, or by task name."""
     selection: Selection = Selection.PERMUTED
     """Which examples `max_examples` keeps."""
-    max_repeats: Number | Mapping[str, Number] = math.inf
+    max_repeats: Annotated[Number | Mapping[str, Positive], POSITIVE] = math.inf
     """R > 0: no task supplies more than floor(R * usable examples); for all tasks, or by task name."""
-    weights: Mapping[str, Number] | None = None
+    weights: Mapping[str, Annotated[Number, Range(0, 1e12)]] | None = None
     """Rates by task name, for the strategy `weights`; 0 leaves the task out."""
     groups: Mapping[str, Group] = dataclasses.field(default_factory=dict)
     """Task clusters by name; tasks in no group stand beside the groups."""
@@ -101,26 +108,12 @@ class MixtureConfig:
     """What the probabilities are shares of; budgets are always counted in examples."""
 
     def __post_init__(self) -> None:
-        check_number("temperature", self.temperature, infinite=True)
-        check_number("scale", self.scale)
-        if self.rate_max is not None:
-            check_number("rate_max", self.rate_max, infinite=True)
-        if isinstance(self.max_repeats, Mapping):
-            for task, value in self.max_repeats.items():
-                check_number(f"max_repeats of {task!r}", value, infinite=True)
-        else:
-            check_number("max_repeats", self.max_repeats, infinite=True)
-        limits = self.max_examples if isinstance(self.max_examples, Mapping) else {"": self.max_examples}
-        for task, limit in limits.items():
-            if limit is not None and limit < 1:
-                raise UserError(f"max_examples{f' of {task!r}' if task else ''} must be at least 1, got {limit}")
+        check_fields(self, "mixture")
         if (self.weights is not None) != (self.strategy is Strategy.WEIGHTS):
             raise UserError(
                 "strategy 'weights' and `weights` go together: "
                 f"got strategy {self.strategy.value!r} and weights {self.weights!r}; give both or neither"
             )
-        for task, weight in (self.weights or {}).items():
-            check_number(f"weight of {task!r}", weight, zero=True)
         if self.strategy is Strategy.UNIMAX and self.on_cap is not OnCap.REDISTRIBUTE:
             raise UserError(f"strategy 'unimax' redistributes by definition; on_cap is {self.on_cap.value!r}")
 
@@ -129,23 +122,22 @@ class MixtureConfig:
 class Budget:
     """How long a run is: exactly one of the four."""
 
-    examples: int | None = None
+    examples: Annotated[int, Range(1, 1e12)] | None = None
     """Examples drawn, repeats included."""
-    epochs: Number | None = None
+    epochs: Annotated[Number | None, Range(0, 1e6, above=True)] = None
     """Times the natural total: the sum of the usable examples of all tasks with a rate above 0."""
-    steps: int | None = None
+    steps: Annotated[int, Range(1, 1e9)] | None = None
     """Optimizer steps."""
-    tokens: int | None = None
+    tokens: Annotated[int, Range(1, 1e15)] | None = None
     """Tokens of the drawn examples, prompts included, padding not."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "duration")
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if len(given) != 1:
             raise UserError(
                 f"give exactly one of examples, epochs, steps and tokens as the budget; got {given or 'none'}"
             )
-        for name, value in given.items():
-            check_number(f"budget in {name}", value)
 
 
 def check_number(name: str, value: Number, *, infinite: bool = False, zero: bool = False) -> None:

@@ -15,13 +15,13 @@ import math
 import re
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxtune.errors import UserError
+from jaxtune.errors import Range, UserError, check_fields
 from jaxtune.model.linear import Kernel, product
 from jaxtune.model.quantize import Bits, quantize_params
 
@@ -55,9 +55,9 @@ class LoraConfig:
 
     targets: tuple[str, ...] = (r"layers\.attn\.[qkvo]\.kernel", r"layers\.(mlp|moe)\.(gate|up|down)\.kernel")
     """Regular expressions for whole paths of kernels; by default all of attention and feed-forward."""
-    rank: int = 16
+    rank: Annotated[int, Range(1, 65536)] = 16
     """Width of the adapters; at least 1."""
-    alpha: float | int = 32.0
+    alpha: Annotated[float | int, Range(0, 1e6, above=True)] = 32.0
     """Strength; divided by rank (or its root) it is the factor on the adapter's product. Above 0."""
     scaling: Scaling = Scaling.CLASSIC
     """How rank divides alpha."""
@@ -70,10 +70,7 @@ class LoraConfig:
     ones."""
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise UserError(f"lora rank is {self.rank}; it must be at least 1")
-        if not 0 < self.alpha < math.inf:
-            raise UserError(f"lora alpha is {self.alpha}; it must be above 0")
+        check_fields(self, "lora")
         if not self.targets:
             raise UserError("lora targets is empty; name the kernels to adapt")
         for pattern in self.targets:

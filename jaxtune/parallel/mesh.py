@@ -4,14 +4,14 @@ import dataclasses
 import enum
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from jaxtune.errors import UserError
+from jaxtune.errors import Range, UserError, check_fields
 
 AXES = ("trial", "data", "fsdp", "tensor", "sequence")
 
@@ -31,22 +31,23 @@ class Indivisible(enum.Enum):
 class MeshConfig:
     """Devices along each mesh axis. One axis may be -1: all devices that the others leave."""
 
-    trial: int = 1
+    trial: Annotated[int, Range(-1, 2**20)] = 1
     """Runs of a sweep that train side by side."""
-    data: int = -1
+    data: Annotated[int, Range(-1, 2**20)] = -1
     """Copies of the parameters, each with its share of the rows."""
-    fsdp: int = 1
+    fsdp: Annotated[int, Range(-1, 2**20)] = 1
     """Parts into which parameters, gradients and optimizer state are split; each has its share of the rows."""
-    tensor: int = 1
+    tensor: Annotated[int, Range(-1, 2**20)] = 1
     """Parts into which heads, feed-forward and vocabulary are split."""
-    sequence: int = 1
+    sequence: Annotated[int, Range(-1, 2**20)] = 1
     """Parts into which the tokens of a row are split."""
-    devices: int = -1
+    devices: Annotated[int, Range(-1, 2**20)] = -1
     """How many devices to use; -1: all."""
     indivisible: Indivisible = Indivisible.ERROR
     """What to do with a parameter dimension that its mesh axis does not divide: 2 key/value heads over tensor=4."""
 
     def __post_init__(self):
+        check_fields(self, "mesh")
         sizes = {axis: getattr(self, axis) for axis in AXES}
         wrong = [f"{axis}={n}" for axis, n in {**sizes, "devices": self.devices}.items() if n != -1 and n < 1]
         if wrong:

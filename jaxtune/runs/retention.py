@@ -7,11 +7,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from etils import epath
 
-from jaxtune.errors import UserError
+from jaxtune.errors import Range, UserError, check_fields
 from jaxtune.runs.bucket import Bucket
 
 DOCUMENT = "checkpoint.json"
@@ -31,11 +31,11 @@ class Direction(enum.Enum):
 class CheckpointConfig:
     """When checkpoints are written and which of them stay."""
 
-    save_every: int = 500
+    save_every: Annotated[int, Range(1, 1e9)] = 500
     """Steps between two checkpoints, at least 1. The last step and a stop signal save as well."""
-    keep_latest: int = 2
+    keep_latest: Annotated[int, Range(1, 1e6)] = 2
     """How many of the newest checkpoints stay, at least 1; 2 leaves one to resume from if the newest is damaged."""
-    keep_best: int = 1
+    keep_best: Annotated[int, Range(0, 1e6)] = 1
     """How many of the checkpoints with the best metric stay besides the newest, at least 0."""
     metric: str = "loss"
     """Name of the evaluation metric that ranks checkpoints."""
@@ -69,9 +69,7 @@ class CheckpointConfig:
         return Bucket(str(self.directory), DOCUMENT) if separator and scheme not in BUCKETS else None
 
     def __post_init__(self):
-        for name, least in (("save_every", 1), ("keep_latest", 1), ("keep_best", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"checkpoint.{name} must be at least {least}, got {getattr(self, name)}")
+        check_fields(self, "checkpoint")
         if self.directory is not None and self.bucket() is None:
             open_folder(self.directory)  # both refuse what cannot hold checkpoints before anything else is done
 

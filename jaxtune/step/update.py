@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxtune import optim
 from jaxtune.batch import Batch
-from jaxtune.errors import UserError
+from jaxtune.errors import Range, UserError, check_fields
 from jaxtune.step import losses, unpad
 from jaxtune.step.losses import HeadSpec
 
@@ -45,26 +45,19 @@ class LossConfig:
     """The objective: what is summed, and what the sum is divided by."""
 
     normalization: Normalization = Normalization.TOKEN
-    fixed_denominator: float | None = None
+    fixed_denominator: Annotated[float, Range(0, 1e15, above=True)] | None = None
     """Divisor of the summed loss of a step when `normalization` is `fixed`."""
-    z_loss: float = 0.0
+    z_loss: Annotated[float, Range(0, 1e3)] = 0.0
     """Weight of the squared log-normaliser (PaLM, arXiv:2204.02311, uses 1e-4)."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Share of the target's probability spread over the vocabulary, in [0, 1)."""
-    chunk: int | None = None
+    chunk: Annotated[int, Range(1, 2**30)] | None = None
     """Positions whose logits are computed together; None: a size that suits the platform (see `losses`)."""
 
     def __post_init__(self):
+        check_fields(self, "loss")
         if (self.normalization is Normalization.FIXED) != (self.fixed_denominator is not None):
             raise UserError("loss.fixed_denominator goes with loss.normalization `fixed`, and only with it")
-        if self.fixed_denominator is not None and not self.fixed_denominator > 0:
-            raise UserError(f"loss.fixed_denominator must be above 0, got {self.fixed_denominator}")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"loss.label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        if self.z_loss < 0:
-            raise UserError(f"loss.z_loss must not be negative, got {self.z_loss}")
-        if self.chunk is not None and self.chunk < 1:
-            raise UserError(f"loss.chunk must be at least 1, got {self.chunk}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
