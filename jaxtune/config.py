@@ -12,7 +12,7 @@ import io
 import pathlib
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
@@ -53,6 +53,14 @@ class Dtype(enum.Enum):
     BFLOAT16 = "bfloat16"
 
 
+class ComputeDtype(enum.Enum):
+    """Format of the arithmetic."""
+
+    AUTO = "auto"  # bfloat16 over parameters in `param_dtype`; on CPUs float32
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSource:
     """Where the base model comes from and how it computes."""
@@ -65,9 +73,11 @@ class ModelSource:
     template: str | None = None
     """Name of a built-in chat template, or a Jinja file; by default the one in the tokenizer's folder."""
     param_dtype: Dtype = Dtype.FLOAT32
-    """Format of the trained parameters and of the optimizer state."""
-    compute_dtype: Dtype = Dtype.FLOAT32
-    """Format of activations and matrix products; norms, softmax and loss are float32 always."""
+    """Format of the parameters. Moments, sums of gradients and the moving average are float32 in either; updates of
+    bfloat16 parameters are rounded stochastically, so that small ones add up."""
+    compute_dtype: ComputeDtype = ComputeDtype.AUTO
+    """Format of activations and matrix products; norms, softmax and loss are float32 always. `auto` is bfloat16, and on
+    CPUs float32; the run records which."""
     remat: Remat = Remat.NONE
     """What the backward pass recomputes instead of keeping."""
     attention: Backend = Backend.AUTO
@@ -205,6 +215,8 @@ class ExperimentConfig:
     health: HealthConfig = HealthConfig()
     mirrors: tuple[MirrorKind, ...] = ()
     """Optional copies of the metrics: tensorboard, wandb, mlflow, trackio."""
+    compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Options of XLA for the compiled step, by name, over those that jaxtune chooses for the platform."""
     compilation_cache: str | None = ".cache/jax"
     """Folder of compiled programs, kept between runs; None compiles anew."""
 

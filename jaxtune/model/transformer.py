@@ -16,6 +16,7 @@ L layers, E experts, T cache slots. Parameters (float32 unless asked otherwise),
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -279,6 +280,11 @@ def _of_layer(rotations, number: Int[Array, ""]):
     return tuple(table[number] if table.ndim == 4 else table for table in rotations)
 
 
+def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Policy for `jax.checkpoint`: keep what JAX's cuDNN attention computes, which it gives no name."""
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
 def _rematerialised(layer, remat: Remat):
     policies = jax.checkpoint_policies
     match remat:
@@ -289,7 +295,8 @@ def _rematerialised(layer, remat: Remat):
         case Remat.FULL:
             policy = policies.nothing_saveable
         case Remat.DOTS:
-            policy = policies.save_only_these_names(PRODUCT, RESIDUAL)
+            named = policies.save_only_these_names(PRODUCT, RESIDUAL)
+            policy = policies.save_from_both_policies(named, _is_cudnn_attention)
         case Remat.OFFLOAD:
             policy = policies.save_and_offload_only_these_names(
                 names_which_can_be_saved=[], names_which_can_be_offloaded=[PRODUCT],

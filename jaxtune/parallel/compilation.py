@@ -1,12 +1,14 @@
-"""What a program is compiled for: `jax.jit` with options that suit the platform, and whether it has one device."""
+"""`jax.jit` with the XLA options that suit the platform, and the dtype in which a platform computes."""
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from jaxtune.errors import UserError
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 """Which operations XLA gives to the YNN library on a CPU.
@@ -16,22 +18,76 @@ thirty times as long; its products are also a little further from float64 (`expe
 is the faster one.
 """
 
+Options = dict[str, str | bool]
+"""XLA options by name."""
 
-def jit(function: Callable, *, platform: str, dtype: jax.typing.DTypeLike, **settings: Any) -> Any:
-    """`jax.jit(function, **settings)` of a program for `platform` that computes in `dtype`."""
-    return jax.jit(function, compiler_options=compiler_options(platform, jnp.dtype(dtype).name), **settings)
+GATHERS_BESIDE_PRODUCTS: Options = {
+    "xla_tpu_enable_data_parallel_all_reduce_opt": True,
+    "xla_tpu_data_parallel_opt_different_sized_ops": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+    "xla_enable_async_all_gather": True,
+}
+"""Let a TPU gather the weights of a layer while it multiplies those of another. Without them every collective of the
+step is synchronous on v5p and v6e; they are those that MaxText publishes for these chips."""
+
+PREFERRED: dict[str, Options] = {
+    "tpu": GATHERS_BESIDE_PRODUCTS,
+    "gpu": {
+        "xla_gpu_enable_latency_hiding_scheduler": True,
+        "xla_gpu_enable_pipelined_all_gather": True,
+        "xla_gpu_enable_pipelined_reduce_scatter": True,
+        "xla_gpu_enable_pipelined_all_reduce": True,
+        "xla_gpu_enable_while_loop_double_buffering": True,
+    },
+}
+"""By platform, options that help its network; those that the installed XLA does not know are left out."""
+
+
+def compute_dtype(asked: str, platform: str) -> str:
+    """The dtype of activations and products: `auto` is bfloat16, over parameters in their own dtype, but on CPUs."""
+    if asked != "auto":
+        return asked
+    return "float32" if platform == "cpu" else "bfloat16"
+
+
+def jit(
+    function: Callable, *, platform: str, dtype: jax.typing.DTypeLike, options: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Any:  # fmt: skip
+    """`jax.jit(function, **settings)` of a program for `platform` that computes in `dtype`; see `compiler_options`."""
+    chosen = compiler_options(platform, jnp.dtype(dtype).name, tuple(sorted((options or {}).items())))
+    return jax.jit(function, compiler_options=chosen, **settings)
 
 
 @functools.cache
-def compiler_options(platform: str, dtype: str) -> dict[str, str] | None:
-    """Options of a program for `platform` ("cpu", "gpu", "tpu") in `dtype`. What XLA_FLAGS says goes first."""
-    if platform != "cpu" or dtype != "float32" or YNN in os.environ.get("XLA_FLAGS", ""):
+def compiler_options(platform: str, dtype: str, given: tuple[tuple[str, str], ...] = ()) -> Options | None:
+    """Options of a program for `platform` ("cpu", "gpu", "tpu") in `dtype`, those of the user among them.
+
+    What XLA_FLAGS and LIBTPU_INIT_ARGS say goes before ours, and what is `given` before both. Programs for a platform
+    that is not here (compiled ahead of time) get what is given. Raises UserError for given options that XLA refuses.
+    """
+    options: Options = {}
+    asked: Options = {name: {"true": True, "false": False}.get(value, value) for name, value in given}
+    if platform == jax.default_backend():
+        said = os.environ.get("XLA_FLAGS", "") + os.environ.get("LIBTPU_INIT_ARGS", "")
+        ours = {YNN: ""} if platform == "cpu" and dtype == "float32" else PREFERRED.get(platform, {})
+        options = {name: value for name, value in ours.items() if name not in said and _refusal({name: value}) is None}
+        if refused := _refusal(asked):
+            raise UserError(f"compiler_options: XLA refuses {dict(given)}: {refused}")
+    return {**options, **asked} or None
+
+
+def _refusal(options: Options) -> str | None:
+    """What XLA says against these options; None if it takes them."""
+    if not options:
         return None
-    options = {YNN: ""}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        if YNN not in str(error):
+        if not any(name in str(error) for name in options):
             raise
-        return None  # a version of XLA without that library
-    return options
+        return str(error).splitlines()[0]
+    return None

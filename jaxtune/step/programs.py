@@ -5,7 +5,7 @@ Runs that differ only in traced numbers (learning rate, weight decay, seed) shar
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -47,6 +47,8 @@ class ProgramSpec:
     loss: LossConfig
     lora: LoraConfig | None
     compute_dtype: str
+    compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Options of XLA over those of the platform (see `compilation.compiler_options`)."""
     num_tasks: int
     total_steps: int
     """Length of the schedule."""
@@ -67,6 +69,9 @@ class ProgramSpec:
 class Program:
     """The functions of one spec, and where their arrays live."""
 
+    spec: ProgramSpec
+    compiler_options: Mapping[str, str | bool] | None
+    """Options of XLA that these programs are compiled with."""
     graphdef: nnx.GraphDef
     jit: Callable[..., Any]
     """`jax.jit` with the compiler options of these programs."""
@@ -128,8 +133,13 @@ def build(spec: ProgramSpec, trainable: Params) -> Program:
     train_step = make_train_step(forward, optimizer, schedule, groups, step_spec)
     eval_step = make_eval_step(forward, step_spec)
     init = lambda params: init_state(params, optimizer, ema=spec.optim.ema_decay is not None)
-    jit = functools.partial(compiling.jit, platform=spec.mesh.devices.flat[0].platform, dtype=spec.compute_dtype)
+    platform, given = spec.mesh.devices.flat[0].platform, tuple(sorted(spec.compiler_options.items()))
+    jit = functools.partial(
+        compiling.jit, platform=platform, dtype=spec.compute_dtype, options=spec.compiler_options
+    )  # fmt: skip
     return Program(
+        spec=spec,
+        compiler_options=compiling.compiler_options(platform, spec.compute_dtype, given),
         graphdef=graphdef,
         jit=jit,
         optimizer=optimizer,

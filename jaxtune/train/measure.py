@@ -16,7 +16,7 @@ from jaxtune.step.update import Params
 from jaxtune.storage.documents import plain
 from jaxtune.storage.fingerprints import json_fingerprint
 from jaxtune.train.plans import make_validation_plan, seen_examples
-from jaxtune.train.session import Session
+from jaxtune.train.session import Session, compute_dtype
 
 
 def validation_loss(session: Session, params: Params) -> LossResult | None:
@@ -50,7 +50,7 @@ def score(session: Session, params: Params) -> ScoreResult:
             session.program.graphdef, session.full_params(params), inputs.model, prompts,
             stop_ids=sorted(inputs.stop_ids), sampling=SamplingConfig(max_new_tokens=settings.max_new_tokens),
             batch_size=settings.generate_rows, mesh=session.mesh,
-            dtype=jnp.dtype(session.config.model.compute_dtype.value),
+            dtype=jnp.dtype(compute_dtype(session.config, session.mesh)),
         )  # fmt: skip
 
     metric_of = {task.name: task.metric for task in (*inputs.tasks.values(), *inputs.held.values())}
@@ -70,7 +70,7 @@ def score_key(session: Session, identity: Mapping[str, Any]) -> str:
             {
                 "base": identity["base_model"],
                 "model": inputs.model,
-                "dtypes": [config.model.param_dtype, config.model.compute_dtype],
+                "dtypes": [config.model.param_dtype, compute_dtype(config, session.mesh)],
                 "adapters": config.lora,
                 "tokenizer": identity["tokenizer"],
                 "questions": asked,

@@ -29,7 +29,7 @@ from jaxtune.model.attention.core import Backend, plain
 from jaxtune.model.lora import LoraConfig
 from jaxtune.model.settings import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
-from jaxtune.parallel import sharding
+from jaxtune.parallel import compilation, sharding
 from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, mesh_shape
 from jaxtune.step import losses, programs
 from jaxtune.step.programs import ProgramSpec
@@ -42,9 +42,9 @@ WIDE_GRADIENTS = 3
 """Float32 arrays as wide as the feed-forward in a layer's backward pass: the gradients of its two halves and of their
 product."""
 WIDE_AGAIN = 2
-"""As wide, in the compute dtype: the activated half and the product, which are computed again."""
+"""Arrays [positions, d_ff] in the compute dtype that the backward pass recomputes: act(gate), and act(gate) * up."""
 WIDE_ADAPTED = 4
-"""As many more under adapters: for each half, the adapter's own product and its gradient."""
+"""With LoRA, four more [positions, d_ff] arrays: the adapter's output and its gradient, for gate and for up."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,8 @@ class Memory:
     activations: int
     """What all layers keep for the backward pass."""
     layer: int
-    """The layer whose backward pass runs: its weights as it computes with them, what it takes out of the activations
-    or computes again, its gradients before they are split, and that of the head."""
+    """Peak of one layer's backward pass: gathered and cast weights, recomputed activations, unsharded gradients, and
+    the unsharded gradient of the head."""
     logits: int
     """The loss: hidden states of the trained positions, logits of a chunk, the head, the gradient of the head before it
     is split, and a chunk's part of that. It ends before the backward pass of the layers begins."""
@@ -112,8 +112,9 @@ def estimate(work: Work) -> Memory:
     optimizer = optim.make_optimizer(work.optim, trained)
     state = jax.eval_shape(lambda p: init_state(p, optimizer), trained)
     moments = _bytes(state.opt_state, sharding.optimizer_shardings(optimizer, trained, split))
-    average = 0 if work.optim.ema_decay is None else _bytes(trained, split)
-    gradients = _bytes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), trained), split)
+    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), trained)
+    average = 0 if work.optim.ema_decay is None else _bytes(wide, split)
+    gradients = _bytes(wide, split)
     head = _head_gradient(work)
     rows = _rows(work)
     kept, again = _activations(work, rows)
@@ -205,7 +206,7 @@ def _local_model(work: Work) -> ModelConfig:
     ways, shape = work.axes["tensor"], work.model
     part = lambda n: n // ways if n % ways == 0 else n
     heads, kv_heads = part(shape.num_heads), part(shape.num_kv_heads)
-    backend = plain(work.seq_len) if shape.attention is Backend.AUTO else shape.attention
+    backend = plain(work.seq_len, platform="cpu") if shape.attention is Backend.AUTO else shape.attention
     if backend in (Backend.CUDNN, Backend.SPLASH):
         backend = Backend.BLOCKWISE
     if work.axes["sequence"] > 1:
@@ -334,6 +335,7 @@ def plan_memory(
 
 def work_of(config: ExperimentConfig, *, devices: int | None = None, platform: str | None = None) -> Work:
     """The step of a config; see `plan_memory`. No data are read."""
+    platform = platform or jax.default_backend()
     shape = hf.load_config(resolution.model_folder(config))
     sizes = mesh_shape(config.mesh, planned_devices(config.mesh) if devices is None else devices)
     return Work(
@@ -341,8 +343,8 @@ def work_of(config: ExperimentConfig, *, devices: int | None = None, platform: s
         optim=config.optim, axes=dict(zip(AXES, sizes, strict=True)),
         micro_rows=config.batch.rows // config.batch.micro_batches, micro_batches=config.batch.micro_batches,
         seq_len=config.data.seq_len, param_dtype=config.model.param_dtype.value,
-        compute_dtype=config.model.compute_dtype.value, chunk=config.loss.chunk, lora=config.lora,
-        platform=platform or jax.default_backend(), indivisible=config.mesh.indivisible,
+        compute_dtype=compilation.compute_dtype(config.model.compute_dtype.value, platform), chunk=config.loss.chunk,
+        lora=config.lora, platform=platform, indivisible=config.mesh.indivisible,
     )  # fmt: skip
 
 

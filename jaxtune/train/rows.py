@@ -104,6 +104,10 @@ def summary(
         "ledger": {"examples": counters.task_examples, "loss_tokens": counters.task_tokens},
         "tokens": counters.tokens,
         "loss_tokens": counters.loss_tokens,
+        "compute": {
+            "dtype": session.program.spec.compute_dtype,
+            "compiler_options": dict(session.program.compiler_options or {}),
+        },
         "attention": {"backend": session.attention.backend.value, "rejected": session.attention.rejected},
         "skipped_steps": counters.skipped,
         "empty_steps": counters.empty,

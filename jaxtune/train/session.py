@@ -19,7 +19,7 @@ from jaxtune.model import lora
 from jaxtune.model import transformer as model
 from jaxtune.model.attention import choice as backends
 from jaxtune.model.attention.core import Backend
-from jaxtune.parallel import sharding
+from jaxtune.parallel import compilation, sharding
 from jaxtune.parallel.mesh import make_mesh
 from jaxtune.plan.planning import Plan
 from jaxtune.step.programs import Program, Programs, ProgramSpec
@@ -125,14 +125,19 @@ def beside(first: Session, inputs: Inputs) -> Session:
     return dataclasses.replace(first, inputs=inputs, base=base, numbers=numbers)
 
 
+def compute_dtype(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> str:
+    """The dtype that a config's step computes in on these devices."""
+    return compilation.compute_dtype(config.model.compute_dtype.value, mesh.devices.flat[0].platform)
+
+
 def on_mesh(inputs: Inputs) -> tuple[Inputs, jax.sharding.Mesh, backends.Resolution]:
     """The experiment with a definite attention backend, its mesh, and how the backend was chosen. Nothing is loaded."""
     config = inputs.config
     mesh = make_mesh(config.mesh)
-    dtype = jnp.dtype(config.model.compute_dtype.value)
     shape, attention = backends.resolve(
-        inputs.model, config.data.seq_len, dtype, sequence_shards=mesh.shape["sequence"]
-    )
+        inputs.model, config.data.seq_len, jnp.dtype(compute_dtype(config, mesh)),
+        sequence_shards=mesh.shape["sequence"],
+    )  # fmt: skip
     sharding.local_rows(mesh, inputs.micro_rows)  # refuses rows that do not divide
     return dataclasses.replace(inputs, model=shape, eval_plan=even_plan(inputs, mesh)), mesh, attention
 
@@ -171,7 +176,8 @@ def program_spec(inputs: Inputs, mesh: jax.sharding.Mesh) -> ProgramSpec:
     config = inputs.config
     return ProgramSpec(
         model=inputs.model, optim=config.optim, loss=config.loss, lora=config.lora,
-        compute_dtype=config.model.compute_dtype.value, num_tasks=len(inputs.task_names),
+        compute_dtype=compute_dtype(config, mesh), compiler_options=dict(config.compiler_options),
+        num_tasks=len(inputs.task_names),
         total_steps=inputs.total_steps, capacity=capacity(inputs, mesh), tokens=strip_tokens(inputs, mesh), mesh=mesh,
         indivisible=config.mesh.indivisible,
     )  # fmt: skip

@@ -1,16 +1,22 @@
+"""Attention: every backend equal to the reference, the choice of one, and what rematerialisation keeps of it."""
+
 import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from jaxtune.errors import UserError
+from jaxtune.model import transformer
 from jaxtune.model.attention import blockwise, kernels
 from jaxtune.model.attention import choice as backends
 from jaxtune.model.attention.core import Backend, attention, cached_attention, plain
-from jaxtune.model.settings import ModelConfig
+from jaxtune.model.settings import ModelConfig, Remat
 
 SCALE = 0.3
 LENGTH = 200
@@ -177,6 +183,7 @@ def test_auto_takes_the_plain_path_on_a_cpu():
         ({"attention": Backend.CUDNN}, {"platform": "gpu"}, "computes in bfloat16 or float16 only"),
         ({"attention": Backend.SPLASH}, {"platform": "tpu", "seq_len": 200}, "multiple of 128 .* seq_len is 200"),
         ({"attention": Backend.DOT_PRODUCT, "attn_soft_cap": 5.0}, {}, "it has no soft cap"),
+        ({"attention": Backend.BLOCKWISE}, {"platform": "gpu"}, "its loops are for CPUs, and this is a GPU"),
         ({"attention": Backend.BLOCKWISE}, {"sequence_shards": 2}, r"needs whole rows, .*\(sequence > 1\)"),
     ],
 )
@@ -184,6 +191,53 @@ def test_a_backend_that_cannot_run_says_why(changed, where, reason):
     arguments = {"seq_len": 256, "dtype": jnp.float32, "platform": "cpu"} | where
     with pytest.raises(UserError, match=f"attention backend cannot run here: .*{reason}.*Choose auto"):
         backends.resolve(dataclasses.replace(CONFIG, **changed), **arguments)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+def test_no_loops_over_blocks_run_on_accelerators(monkeypatch, platform, soft_cap):
+    """Where no kernel can run: rows that are no multiple of 128 tokens, float32."""
+    config = dataclasses.replace(CONFIG, attn_soft_cap=soft_cap)
+    chosen = backends.resolve(config, 2000, jnp.float32, platform=platform)[1].backend
+    assert chosen is (Backend.DOT_PRODUCT if soft_cap is None else Backend.REFERENCE)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    shape = jax.ShapeDtypeStruct((1, 512, 2, 8), jnp.float32)
+    attend = functools.partial(attention, scale=1.0, soft_cap=soft_cap)
+    traced = jax.make_jaxpr(attend)(shape, shape, shape, jax.ShapeDtypeStruct((1, 512), jnp.int32))
+    assert not {equation.primitive.name for equation, _ in equations(traced.jaxpr)} & {"while", "scan"}
+
+
+def equations(jaxpr: Any, live: bool = True) -> Iterator[tuple[Any, bool]]:
+    """Every equation, inner ones too, and whether its results are wanted where it stands."""
+    for equation in jaxpr.eqns:
+        here = live and bool(equation.outvars)
+        yield equation, here
+        for value in equation.params.values():
+            for inner in value if isinstance(value, list | tuple) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner, here)
+
+
+@pytest.mark.parametrize(("remat", "forward"), [(Remat.NONE, 1), (Remat.DOTS, 1), (Remat.FULL, 2)])
+@pytest.mark.parametrize("backend", [Backend.SPLASH, Backend.CUDNN])
+def test_rematerialisation_of_dots_keeps_what_a_kernel_computed(monkeypatch, backend, remat, forward):
+    for check in ("check_cudnn_version", "check_compute_capability", "check_is_flash_attention"):  # no GPU is here
+        monkeypatch.setattr(fused_attention_stablehlo, check, lambda *_, **__: 91000)
+    config = ModelConfig(
+        vocab_size=16, d_model=16, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16, max_seq_len=256,
+        remat=remat, attention=backend,
+    )  # fmt: skip
+    graphdef, params = transformer.abstract_params(config)
+    ids = jnp.ones((1, 128), jnp.int32)
+    loss = lambda params: transformer.apply(graphdef, params, ids, ids, ids, dtype=jnp.bfloat16).sum()
+    traced = jax.make_jaxpr(jax.grad(loss))(params)
+    names = [equation.primitive.name for equation, live in equations(traced.jaxpr) if live]
+    if backend is Backend.CUDNN:
+        assert names.count("dot_product_attention_fwd_wrapper") == forward
+        assert names.count("dot_product_attention_bwd_wrapper") == 1
+    else:
+        assert names.count("pallas_call") == forward + 2  # the backward pass has two kernels of its own
 
 
 def test_auto_takes_a_kernel_only_once_it_is_proven(monkeypatch):
@@ -195,7 +249,7 @@ def test_auto_takes_a_kernel_only_once_it_is_proven(monkeypatch):
     right = kernels.splash
     monkeypatch.setattr(kernels, "splash", lambda *args, **options: 1.01 * right(*args, **options))
     _, resolution = backends.resolve(config, 256, jnp.float32, platform="tpu")
-    assert resolution.backend is Backend.BLOCKWISE
+    assert resolution.backend is Backend.DOT_PRODUCT
     assert "is off by" in resolution.rejected["splash"]
 
 

@@ -230,7 +230,7 @@ def test_sums_over_micro_batches_of_bfloat16_parameters_are_float32():
 
     @functools.partial(jax.jit, static_argnums=1)
     def gradient(params, micro):
-        update = step.make_train_step(toy, keep, lambda _: jnp.float32(0), groups, num_tasks=1)
+        update = step.make_train_step(toy, keep, lambda _: jnp.float32(0), groups, step.StepSpec(num_tasks=1))
         state = step.init_state(params, keep)
         return update(state, None, split(batch, micro), step.hparams(1.0, 0.0))[0].opt_state
 

@@ -36,7 +36,8 @@ def resolve(
     for by name raises UserError if it cannot run here or fails its proof. `platform` is that of the default device.
     """
     platform = jax.default_backend() if platform is None else platform
-    plainly = Backend.REFERENCE if sequence_shards > 1 else plain(seq_len)
+    wide = plain(seq_len, platform=platform, soft_cap=config.attn_soft_cap)
+    plainly = Backend.REFERENCE if sequence_shards > 1 else wide
     automatic = config.attention is Backend.AUTO
     candidates = (*PREFERRED.get(platform, ()), plainly) if automatic else (config.attention,)
     rejected = {}
@@ -64,6 +65,8 @@ def _obstacle(
         return "it computes in bfloat16 or float16 only, and the compute dtype is float32"
     if backend is Backend.SPLASH and seq_len % 128:
         return f"it needs rows of a multiple of 128 tokens, and seq_len is {seq_len}"
+    if backend is Backend.BLOCKWISE and platform != "cpu":
+        return f"its loops are for CPUs, and this is a {platform.upper()}"
     if sequence_shards > 1 and backend in (Backend.BLOCKWISE, Backend.SPLASH):
         return "it needs whole rows, and the mesh splits them (sequence > 1)"
     return None

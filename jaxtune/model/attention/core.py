@@ -14,7 +14,7 @@ from jaxtune.model.linear import product
 class Backend(enum.Enum):
     """How attention is computed; `jaxtune.model.attention.choice` says which run where, and picks one."""
 
-    AUTO = "auto"  # resolved before training; unresolved, the faster of the two plain paths
+    AUTO = "auto"  # resolved before training; unresolved, the plain path of the default device
     REFERENCE = "reference"  # all scores of a row at once, in plain XLA operations
     BLOCKWISE = "blockwise"  # plain XLA, block by block: memory linear in the row's length, segments skipped
     DOT_PRODUCT = "dot_product"  # jax.nn.dot_product_attention, XLA implementation
@@ -40,7 +40,7 @@ def attention(
     Padding is segment 0: its queries see padding up to themselves, so that no row of scores is empty.
     """
     options = {"scale": scale, "window": window, "soft_cap": soft_cap}
-    match plain(query.shape[1]) if backend is Backend.AUTO else backend:
+    match plain(query.shape[1], soft_cap=soft_cap) if backend is Backend.AUTO else backend:
         case Backend.REFERENCE:
             return _reference(query, key, value, segment_ids, **options)
         case Backend.BLOCKWISE:
@@ -72,8 +72,14 @@ def cached_attention(
     return _attend(query, key, value, allowed, scale=scale, soft_cap=soft_cap)
 
 
-def plain(length: int) -> Backend:
-    """The faster of the backends that run everywhere, for rows of `length` tokens."""
+def plain(length: int, *, platform: str | None = None, soft_cap: float | None = None) -> Backend:
+    """The faster of the backends without a kernel of their own, for rows of `length` tokens on a platform.
+
+    Blocks are loops whose bounds the data decide: a CPU skips work by them, a GPU or TPU would wait at every turn, so
+    these get whole rows at once. `platform` is by default that of the first device.
+    """
+    if (platform or jax.default_backend()) != "cpu":
+        return Backend.DOT_PRODUCT if soft_cap is None else Backend.REFERENCE
     return Backend.REFERENCE if length <= 128 else Backend.BLOCKWISE
 
 

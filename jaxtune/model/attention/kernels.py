@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jaxtyping import Array, Float, Int
 
+from jaxtune.model.attention.blockwise import RESIDUAL
+
 LANES = 128
 """Splash works on multiples of this: row length, and head dimension (padded with zeros)."""
 SPLASH_BLOCK = 512
@@ -62,6 +64,7 @@ def splash(
         attn_logits_soft_cap=soft_cap,
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=RESIDUAL,
         interpret=interpret,
     )
     # The kernel wants [heads, seq, dim] and applies no scale.

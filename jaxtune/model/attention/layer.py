@@ -39,7 +39,7 @@ def _on_each_device(attend, config: ModelConfig):
     backend = Backend.REFERENCE if not alone and mesh.shape["sequence"] > 1 else config.attention
 
     def run(query, key, value, segment_ids):
-        chosen = plain(query.shape[1]) if backend is Backend.AUTO else backend
+        chosen = plain(query.shape[1], soft_cap=config.attn_soft_cap) if backend is Backend.AUTO else backend
         local = functools.partial(attend, backend=chosen)
         if alone or chosen is Backend.REFERENCE:
             return local(query, key, value, segment_ids)

@@ -1,0 +1,56 @@
+"""Options of compiled programs, and the dtype in which a platform computes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxtune.errors import UserError
+from jaxtune.parallel import compilation
+from jaxtune.parallel.compilation import PREFERRED, YNN, compiler_options
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    compiler_options.cache_clear()
+    yield
+    compiler_options.cache_clear()
+
+
+@pytest.mark.parametrize("asked", ["float32", "bfloat16", "auto"])
+def test_auto_is_bfloat16_wherever_the_device_is_no_cpu(asked):
+    found = {platform: compilation.compute_dtype(asked, platform) for platform in ("cpu", "gpu", "tpu")}
+    auto = {"cpu": "float32", "gpu": "bfloat16", "tpu": "bfloat16"}
+    assert found == (auto if asked == "auto" else dict.fromkeys(found, asked))
+
+
+def test_options_for_a_platform_that_is_not_here_are_those_that_are_given():
+    assert compiler_options("tpu", "bfloat16") is None
+    assert compiler_options("tpu", "bfloat16", (("xla_tpu_x", "1"),)) == {"xla_tpu_x": "1"}
+
+
+def test_what_the_environment_says_goes_before_ours_and_what_is_given_before_both(monkeypatch):
+    assert compiler_options("cpu", "float32") == {YNN: ""}
+    assert compiler_options("cpu", "bfloat16") is None
+    given = (("xla_cpu_enable_fast_math", "false"), ("xla_gpu_all_gather_combine_threshold_bytes", "5"))
+    expected = {"xla_cpu_enable_fast_math": False, "xla_gpu_all_gather_combine_threshold_bytes": "5"}
+    assert compiler_options("cpu", "float32", given) == {YNN: "", **expected}
+    compiler_options.cache_clear()
+    monkeypatch.setenv("XLA_FLAGS", f"--{YNN}=")
+    assert compiler_options("cpu", "float32") is None
+
+
+def test_options_that_the_installed_xla_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setitem(PREFERRED, "cpu", {"xla_of_tomorrow": True, "xla_gpu_enable_latency_hiding_scheduler": True})
+    assert compiler_options("cpu", "bfloat16") == {"xla_gpu_enable_latency_hiding_scheduler": True}
+    known = {name for name in PREFERRED["gpu"] if compilation._refusal({name: True}) is None}
+    assert known == set(PREFERRED["gpu"]), "options for GPUs that this XLA does not know"
+
+
+def test_given_options_reach_the_program_and_wrong_ones_are_named():
+    double = compilation.jit(
+        lambda x: 2 * x, platform="cpu", dtype=jnp.float32, options={"xla_cpu_enable_fast_math": "true"}
+    )
+    assert float(double(jax.numpy.float32(4))) == 8
+    with pytest.raises(UserError, match="compiler_options: XLA refuses .*xla_nonsense"):
+        compilation.jit(lambda x: x, platform="cpu", dtype=jnp.float32, options={"xla_nonsense": "1"})
