@@ -3,6 +3,7 @@
 import functools
 
 from jaxtune.chat import Conversation, Message
+from jaxtune.chat.thinking import without_reasoning
 from jaxtune.chat.tokenizer import ByteTokenizer
 
 CONTROLS = (
@@ -23,6 +24,7 @@ SPECIALS = {
 """BOS and EOS of the families; ChatML families have no BOS and end with <|im_end|>."""
 WITHOUT_SYSTEM = ("gemma2",)
 WITH_TOOLS = ("qwen2.5", "qwen3")
+WITH_REASONING = ("qwen3",)
 
 
 @functools.cache
@@ -76,7 +78,8 @@ TOOLS = Conversation(
 def chats_for(name: str) -> list[Conversation]:
     """The conversations that a template can hold."""
     turns = Conversation(TURNS.messages[1:], id="turns") if name in WITHOUT_SYSTEM else TURNS
-    return [SINGLE, turns, *([TOOLS] if name in WITH_TOOLS else [])]
+    tools = TOOLS if name in WITH_REASONING else without_reasoning(TOOLS)
+    return [SINGLE, turns, *([tools] if name in WITH_TOOLS else [])]
 
 
 def picture(example, tokenizer) -> str:

@@ -10,10 +10,14 @@ from jaxtune.chat.rendering import render_prompt as render_prompt
 from jaxtune.chat.rendering import render_text as render_text
 from jaxtune.chat.rendering import stop_ids as stop_ids
 from jaxtune.chat.rendering import terminator_id as terminator_id
+from jaxtune.chat.supervision import Proven as Proven
 from jaxtune.chat.supervision import Violation as Violation
 from jaxtune.chat.supervision import check as check
+from jaxtune.chat.supervision import render_proven as render_proven
 from jaxtune.chat.template import TEMPLATES as TEMPLATES
+from jaxtune.chat.template import Bos as Bos
 from jaxtune.chat.template import ChatTemplate as ChatTemplate
+from jaxtune.chat.template import Reasoning as Reasoning
 from jaxtune.chat.template import load_template as load_template
 from jaxtune.chat.tokenizer import Tokenizer as Tokenizer
 from jaxtune.chat.tokenizers import load_tokenizer as load_tokenizer

@@ -1,7 +1,8 @@
 """Conversations: messages in order, before any template or tokenizer has seen them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxtune.errors import UserError
@@ -21,7 +22,8 @@ class Message:
     weight: float | int | None = None
     """Loss weight of an assistant message, at least 0; None means 1."""
     tool_calls: Sequence[Mapping[str, Any]] | None = None
-    """Calls an assistant makes, in the form the template expects; passed on unchanged."""
+    """Calls an assistant makes: `{"function": {"name", "arguments"}}` or `{"name", "arguments"}`. `arguments` is an
+    object or its JSON text; templates see it in the form that they want."""
     name: str | None = None
     reasoning: str | None = None
     """What the assistant thinks before it answers; templates see it as `reasoning_content`."""
@@ -70,16 +72,66 @@ class PlainChat(NamedTuple):
         return PlainChat(self.messages[:message], self.tools)
 
 
+def call_name(call: Mapping[str, Any]) -> str:
+    """The name of the function that a tool call calls."""
+    return str(call.get("function", call).get("name", ""))
+
+
 def plain_chat(conversation: Conversation) -> PlainChat:
     """Messages and tools as templates see them: fields that are not given are absent."""
-    return PlainChat([_plain_message(message) for message in conversation.messages], conversation.tools)
+    return PlainChat([plain_message(message) for message in conversation.messages], conversation.tools)
 
 
-def _plain_message(message: Message) -> dict[str, Any]:
+def plain_message(message: Message) -> dict[str, Any]:
+    """The message as templates see it; the arguments of its calls are objects."""
     plain: dict[str, Any] = {"role": message.role, "content": message.content or ""}
     if message.reasoning is not None:
         plain |= {"reasoning_content": message.reasoning, "thinking": message.reasoning}
-    for name in ("tool_calls", "name", "tool_call_id"):
+    if message.tool_calls is not None:
+        plain["tool_calls"] = [_with_arguments(call, _as_object) for call in message.tool_calls]
+    for name in ("name", "tool_call_id"):
         if (value := getattr(message, name)) is not None:
             plain[name] = value
     return plain
+
+
+def calls_as_text(message: PlainMessage) -> PlainMessage:
+    """The message with the arguments of its calls as JSON text, for templates that want them so."""
+    if not message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": [_with_arguments(call, _as_text) for call in message["tool_calls"]]}
+
+
+def _with_arguments(call: Mapping[str, Any], change: Callable[[Any, str], Any]) -> dict[str, Any]:
+    """The call with its arguments changed by a function of the arguments and the function's name."""
+    function = call.get("function", call)
+    if "arguments" not in function:
+        return dict(call)
+    changed = {**function, "arguments": change(function["arguments"], call_name(call))}
+    return {**call, "function": changed} if "function" in call else changed
+
+
+def _as_text(arguments: Any, _: str) -> str:
+    return json.dumps(arguments, ensure_ascii=False)
+
+
+def _as_object(arguments: Any, name: str) -> Any:
+    """The arguments of a call, which may be JSON text, as an object."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        value = json.loads(arguments, parse_constant=_refuse_constant) if arguments.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"the arguments of the call of {name!r} are text that is not valid JSON ({error}): {arguments[:80]!r}. "
+            "Give an object, or its JSON text."
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"the arguments of the call of {name!r} are the JSON of no object: {arguments[:80]!r}. Give an object."
+        )
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

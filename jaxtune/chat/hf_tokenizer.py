@@ -9,7 +9,7 @@ from typing import Any
 import tokenizers
 
 from jaxtune.chat.tokenizer import TURN_MARKER, After, Controls, TextEncoder, fingerprint, known, sentencepiece_bytes
-from jaxtune.chat.tokenizer_files import companions, flagged_special, resolve_special_ids, special_names
+from jaxtune.chat.tokenizer_files import adds_bos, companions, flagged_special, resolve_special_ids, special_names
 from jaxtune.errors import UserError
 from jaxtune.storage.documents import read_object
 
@@ -39,6 +39,7 @@ class HfTokenizer(TextEncoder):
         self._inside = _make_backend(inside, self.path) if inside is not None else self._backend
         self._byte_level = "ByteLevel" in json.dumps(spec.get("decoder"))
         self.bos_id, self.eos_id, self.pad_id = resolve_special_ids(self.path, names, self.id_of, {})
+        self.adds_bos = self._puts_bos_first()
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         self.fingerprint = fingerprint(raw, self.bos_id, self.eos_id, self.pad_id, sorted(self.controls.ids.items()))
 
@@ -48,6 +49,11 @@ class HfTokenizer(TextEncoder):
     @property
     def files(self) -> list[Path]:
         return companions(self.path)
+
+    def _puts_bos_first(self) -> bool:
+        stated = adds_bos(self.path.parent)
+        first = self._backend.encode("a", add_special_tokens=True).ids[:1]
+        return self.bos_id is not None and (first == [self.bos_id] if stated is None else stated)
 
     def _encode_texts(self, texts: Sequence[str], after: After) -> list[list[int]]:
         inside = after is After.TEXT or (after is After.CONTROL and self._prefix_at_start_only)

@@ -4,34 +4,33 @@ Knows messages as plain dicts; `conversation` gives them their types.
 """
 
 import functools
-import os.path
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxtune.chat import sandbox
-from jaxtune.chat.conversation import PlainChat
+from jaxtune.chat import sandbox, thinking
+from jaxtune.chat.conversation import PlainChat, calls_as_text
 from jaxtune.chat.cutting import Blurred, Control, Segment, SegmentEncoder, cut, find_controls
+from jaxtune.chat.probing import LONG_PROBE, PROBE, learn, takes_text
 from jaxtune.chat.responses import (
-    Learned,
+    Aside,
     NotFound,
     Response,
-    blocks_of,
     derived_response,
     extent,
     marked_responses,
+    pieces_from,
+    prompt_end,
     require_apart,
+    require_complete,
+    turn_start,
 )
-from jaxtune.chat.template import ChatTemplate
+from jaxtune.chat.template import Bos, ChatTemplate
 from jaxtune.chat.tokenizer import Tokenizer, require_encodable
 from jaxtune.chat.traced import OTHER, Piece, trace_all
 from jaxtune.errors import UserError
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-
-_USER, _ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-_PROBE = PlainChat([_USER, _ASSISTANT])
-_LONG_PROBE = PlainChat([_USER, _ASSISTANT, _USER, _ASSISTANT])
 
 
 class Layout(NamedTuple):
@@ -40,36 +39,48 @@ class Layout(NamedTuple):
     text: str
     responses: tuple[Response, ...]
     segments: tuple[Segment, ...]
+    openings: tuple[str, ...]
+    """For each response, what the template itself wrote between the prompt and the text of the message."""
 
 
 class Renderer:
     """Renders chats with one template for one tokenizer. Raises `UserError` for a pair that can't work together."""
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer):
-        self._name, self._today = template.name, template.today
+        self.template, self.tokenizer = template, tokenizer
         self._controls = tokenizer.controls
-        self._template = sandbox.compile_template(template.source, template.name)
+        self._compiled = sandbox.compile_template(template.source, template.name)
         ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
         self._special = {key: tokenizer.piece(token) for key, token in ids.items() if token is not None}
+        self._prefix = self._special.get("bos_token", "") if template.bos is Bos.ADD else ""
         self._variables = dict(template.variables)
-        self._marked = _MARKS.search(template.source) is not None
-        self._exact = template.exact_marks and self._marked
+        self.marked = _MARKS.search(template.source) is not None
+        self.exact = template.exact_marks and self.marked
         self._encoder = SegmentEncoder(tokenizer)
-        self.learned = self._learn()
+        self._calls_as_text = False
+        self._calls_as_text = takes_text(self)
+        self.learned = learn(self)
 
     def layout(self, chat: PlainChat, *, generation_prompt: bool = False) -> Layout:
         """Render a chat and take the text apart. Raises `UserError` where responses can't be found and verified."""
-        rendered = self._render(chat, generation_prompt)
+        rendered = self.render(chat, generation_prompt)
+        if self.learned.thinking and not self.exact and chat.speakers[-1:] == [len(chat.messages) - 1]:
+            rendered = self._after_prompt(rendered, chat)
         require_encodable(rendered.text)
-        self._require_complete(rendered.pieces, chat)
-        controls = self._find_controls(rendered, chat)
-        responses = self._find_responses(rendered, controls, chat)
+        controls = self.find_controls(rendered, chat)
+        try:
+            require_complete(rendered.pieces, chat)
+            responses = self._find_responses(rendered, controls, chat)
+        except NotFound as error:
+            raise self.error(error) from error
         edges = {edge for response in responses for edge in (response.start, response.stop)}
-        return Layout(rendered.text, tuple(responses), tuple(cut(rendered, controls, self._controls, edges)))
+        openings = [rendered.text[r.start : extent(rendered.pieces, r.message)[0]] for r in responses]
+        segments = cut(rendered, controls, self._controls, edges)
+        return Layout(rendered.text, tuple(responses), tuple(segments), tuple(openings))
 
     def text(self, chat: PlainChat, *, generation_prompt: bool = False) -> str:
         """The rendered text alone, without any tracing."""
-        variables = self._special | self._variables | {"messages": chat.messages, "tools": chat.tools}
+        variables = self._special | self._variables | {"messages": self._messages(chat), "tools": chat.tools}
         return self._run(variables, chat, generation_prompt).text
 
     def encode(self, chats: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
@@ -80,108 +91,86 @@ class Renderer:
     def openings(self) -> tuple[str, ...]:
         """Texts that the template itself may write between the generation prompt and the text of a message."""
         found = {""}
-        for chat in (_PROBE, _LONG_PROBE):
+        for chat in (PROBE, LONG_PROBE):
             layout = self.layout(chat)
-            pieces = self._render(chat).pieces
-            found |= {layout.text[r.start : extent(pieces, r.message)[0]] for r in layout.responses}
+            pairs = zip(layout.responses, layout.openings, strict=True)
+            found |= {text for response, text in pairs if not response.aside}
         return tuple(sorted(found, key=len, reverse=True))
 
-    def _render(self, chat: PlainChat, generation_prompt: bool = False) -> sandbox.Rendered:
+    def render(self, chat: PlainChat, generation_prompt: bool = False) -> sandbox.Rendered:
+        """The text of a chat with the source of every character."""
         traced = [
             {key: value if key == "role" else trace_all(value, i) for key, value in message.items()}
-            for i, message in enumerate(chat.messages)
+            for i, message in enumerate(self._messages(chat))
         ]
         variables = self._special | {key: trace_all(value, OTHER) for key, value in self._variables.items()}
         variables |= {"messages": traced, "tools": None if chat.tools is None else trace_all(chat.tools, OTHER)}
         return self._run(variables, chat, generation_prompt)
 
-    def _run(self, variables: Mapping[str, Any], chat: PlainChat, generation_prompt: bool) -> sandbox.Rendered:
-        given = sum(len(message["content"]) for message in chat.messages)
-        seen = {**variables, "documents": None, "add_generation_prompt": generation_prompt}
-        return sandbox.render(self._template, self._name, seen, today=self._today, given_chars=given)
-
-    def _error(self, text: object) -> UserError:
-        return UserError(f"chat template {self._name!r}: {text}")
-
-    def _learn(self) -> Learned:
-        """What two short chats show: the end-of-turn tokens, and what of the generation prompt the marks enclose."""
-        last, middle = (self._tail(chat) for chat in (_PROBE, _LONG_PROBE))
-        if not last:
-            raise self._error(
-                "no control token of this tokenizer follows the assistant's text, so the model could never learn "
-                "to stop. Use the tokenizer that belongs to the template, or another template."
-            )
-        common = os.path.commonprefix([last, middle])
-        if common or not middle:  # at the end of the text, tokens may follow that end no turn
-            terminators = [tuple(common or last[:1])]
-        else:  # a single control token in a middle turn would be the header of the next turn
-            terminators = [tuple(last[:1]), *([tuple(middle[:1])] if len(middle) > 1 else [])]
-        return Learned(tuple(terminators), self._header())
-
-    def _header(self) -> str:
-        rendered = self._render(_PROBE)
-        blocks = blocks_of(rendered.pieces)
-        if not self._marked or self._exact or not blocks:
-            return ""
-        prompt = self._render(_PROBE.before(1), True).text
-        return rendered.text[blocks[0].start : len(prompt)] if rendered.text.startswith(prompt) else ""
-
-    def _tail(self, chat: PlainChat) -> list[str]:
-        """The control tokens that follow the first assistant message, as far as they touch each other."""
-        rendered = self._render(chat)
-        _, end = extent(rendered.pieces, 1)
-        limit = extent(rendered.pieces, 2)[0] if len(chat.messages) > 2 else len(rendered.text)
-        tail: list[Control] = []
-        for control in self._find_controls(rendered, chat):
-            if 0 < end <= control.start < limit and (not tail or tail[-1].stop == control.start):
-                tail.append(control)
-        return [control.string for control in tail]
-
-    def _require_complete(self, pieces: Sequence[Piece], chat: PlainChat) -> None:
-        """Refuse a template that leaves out a message, a tool call or the tools."""
-        written: dict[int, list[str]] = {}
-        for text, source, _ in pieces:
-            if source is not None:
-                written.setdefault(source, []).append(text)
-        for i, message in enumerate(chat.messages):
-            text = "".join(written.get(i, []))
-            calls = [_call_name(call) for call in message.get("tool_calls") or []]
-            if (message["content"].strip() and not text) or not all(call in text for call in calls):
-                part = "the tool calls of " if text or not message["content"].strip() else ""
-                raise self._error(
-                    f"it leaves out {part}message {i} (role {message['role']}). Remove it from the conversation, or "
-                    "use a template that has a place for it."
-                )
-        if chat.tools and OTHER not in written:
-            raise self._error(
-                "it has no place for tool declarations. Remove `tools` from the conversation, or use a template that "
-                "has one."
-            )
-
-    def _find_controls(self, rendered: sandbox.Rendered, chat: PlainChat) -> list[Control]:
+    def find_controls(self, rendered: sandbox.Rendered, chat: PlainChat) -> list[Control]:
+        """Control tokens that the template wrote."""
         try:
             return find_controls(rendered, self._controls, [*chat, self._variables])
         except Blurred as error:
-            raise self._error(
+            raise self.error(
                 f"it joins its control token {error.args[0]!r} to text of the conversation and then changes the whole, "
                 "so the two can't be told apart. Apply filters to the messages' texts alone."
             ) from error
 
+    def error(self, text: object) -> UserError:
+        """An error that names the template."""
+        return UserError(f"chat template {self.template.name!r}: {text}")
+
+    def _messages(self, chat: PlainChat) -> Sequence[Mapping[str, Any]]:
+        return [calls_as_text(message) for message in chat.messages] if self._calls_as_text else chat.messages
+
+    def _run(self, variables: Mapping[str, Any], chat: PlainChat, generation_prompt: bool) -> sandbox.Rendered:
+        given = sum(len(message["content"]) for message in chat.messages)
+        seen = {**variables, "documents": None, "add_generation_prompt": generation_prompt}
+        name, today = self.template.name, self.template.today
+        rendered = sandbox.render(self._compiled, name, seen, today=today, given_chars=given)
+        if not self._prefix or rendered.text.startswith(self._prefix):
+            return rendered
+        return sandbox.Rendered(self._prefix + rendered.text, ((self._prefix, None, 0), *rendered.pieces))
+
+    def _after_prompt(self, rendered: sandbox.Rendered, chat: PlainChat) -> sandbox.Rendered:
+        """The chat with its last message put after the generation prompt, whose block of reasoning it does not repeat.
+
+        So what trains is what a model says after the prompt that it is given: its reasoning, which the template may
+        leave out of finished turns, or none; the end of the block; the answer.
+        """
+        last = len(chat.messages) - 1
+        prompt = self.render(chat.before(last), True)
+        first, stop = extent(rendered.pieces, last)
+        start = turn_start(rendered, prompt, first)
+        if prompt_end(rendered, prompt, first) is not None or start is None or not self.learned.closing:
+            return rendered
+        tail = thinking.skip_tags(rendered.text, start, first if first >= 0 else len(rendered.text))
+        written = "".join(text for text, source, _ in rendered.pieces if source == last)
+        block = max((block for _, source, block in rendered.pieces if source == last), default=0)
+        said: list[Piece] = []
+        reasoning = thinking.reasoning_of(chat.messages[last]).strip()
+        if not reasoning or not thinking.is_shown(chat.messages[last], written):
+            said = [(reasoning, last, block), (self.learned.closing, None, block)]
+        pieces = tuple(piece for piece in (*prompt.pieces, *said, *pieces_from(rendered.pieces, tail)) if piece[0])
+        return sandbox.Rendered("".join(text for text, _, _ in pieces), pieces)
+
     def _find_responses(
         self, rendered: sandbox.Rendered, controls: Sequence[Control], chat: PlainChat
     ) -> list[Response]:
-        prompt = functools.partial(self._render, generation_prompt=True)
-        try:
-            if self._marked:
-                found = marked_responses(rendered, controls, chat, self.learned, exact=self._exact)
-            else:
-                found = [derived_response(rendered, controls, chat, i, self.learned, prompt) for i in chat.speakers]
-            require_apart(found)
-        except NotFound as error:
-            raise self._error(error) from error
-        return found
-
-
-def _call_name(call: Mapping[str, Any]) -> str:
-    function = call.get("function", call)
-    return str(function.get("name", ""))
+        prompt = functools.partial(self.render, generation_prompt=True)
+        if self.marked:
+            found = marked_responses(rendered, controls, chat, self.learned, exact=self.exact)
+        else:
+            found = [derived_response(rendered, controls, chat, i, self.learned, prompt) for i in chat.speakers]
+        require_apart(found)
+        written = dict[int, str]()
+        for text, source, _ in rendered.pieces:
+            if source is not None:
+                written[source] = written.get(source, "") + text
+        return [
+            response
+            if thinking.is_shown(chat.messages[response.message], written.get(response.message, ""))
+            else response._replace(aside=Aside.REASONING)
+            for response in found
+        ]

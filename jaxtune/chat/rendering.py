@@ -15,15 +15,18 @@ A template is rendered once over the whole conversation, with the source of ever
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxtune.batch import Example
+from jaxtune.chat import thinking
 from jaxtune.chat.conversation import Conversation, plain_chat
 from jaxtune.chat.layout import Layout, Renderer
-from jaxtune.chat.template import ChatTemplate
+from jaxtune.chat.responses import Aside
+from jaxtune.chat.template import ChatTemplate, Reasoning
 from jaxtune.chat.tokenizer import Tokenizer
-from jaxtune.chat.weights import MaskPolicy, segment_weights
+from jaxtune.chat.weights import MaskPolicy, segment_weights, stated_weight
 from jaxtune.errors import UserError
 
 
@@ -68,20 +71,44 @@ def render_each(
     prompt_loss_weight: float = 0.0,
 ) -> list[Example | UserError]:
     """`render_batch`, with the error in the place of each conversation that can't be rendered."""
+    renderer = renderer_of(template, tokenizer)
+    return [
+        result if isinstance(result, UserError) else result.example
+        for result in encode_each(renderer, conversations, policy, prompt_loss_weight)
+    ]
+
+
+class Encoded(NamedTuple):
+    """A conversation with its example, and the layout that the example was made from."""
+
+    conversation: Conversation
+    """As the template saw it: without reasoning, where that is taken out."""
+    layout: Layout
+    example: Example
+
+
+def encode_each(
+    renderer: Renderer, conversations: Iterable[Conversation], policy: MaskPolicy, prompt_loss_weight: float
+) -> list[Encoded | UserError]:
+    """Lay out, tokenise and weigh conversations, all texts in one call; errors stand in their places."""
     if not 0 <= prompt_loss_weight < float("inf"):
         raise UserError(f"prompt_loss_weight is {prompt_loss_weight}; it must be a finite number of at least 0.")
-    renderer = renderer_of(template, tokenizer)
-    conversations = list(conversations)
-    layouts = [_layout(renderer, conversation, policy) for conversation in conversations]
+    taken = [as_taken(conversation, renderer.template) for conversation in conversations]
+    layouts = [_layout(renderer, conversation, policy) for conversation in taken]
     encoded = iter(renderer.encode([layout.segments for layout in layouts if isinstance(layout, Layout)]))
-    results: list[Example | UserError] = []
-    for conversation, layout in zip(conversations, layouts, strict=True):
+    results: list[Encoded | UserError] = []
+    for conversation, layout in zip(taken, layouts, strict=True):
         if isinstance(layout, UserError):
             results.append(layout)
             continue
         weights = segment_weights(layout, conversation.messages, policy, prompt_loss_weight)
-        results.append(_assemble(next(encoded), weights))
+        results.append(Encoded(conversation, layout, _assemble(next(encoded), weights)))
     return results
+
+
+def as_taken(conversation: Conversation, template: ChatTemplate) -> Conversation:
+    """The conversation as the template is to see it."""
+    return thinking.without_reasoning(conversation) if template.reasoning is Reasoning.DROP else conversation
 
 
 def render_prompt(conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer) -> list[int]:
@@ -89,7 +116,7 @@ def render_prompt(conversation: Conversation, template: ChatTemplate, tokenizer:
 
     For a conversation that ends with an assistant message they are exactly the first ids of `render`.
     """
-    messages = list(conversation.messages)
+    messages = list(as_taken(conversation, template).messages)
     if messages and messages[-1].role == "assistant":
         messages.pop()
     if not messages:
@@ -101,7 +128,7 @@ def render_prompt(conversation: Conversation, template: ChatTemplate, tokenizer:
 
 def render_text(conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer) -> str:
     """The text of the whole conversation as the template writes it."""
-    return renderer_of(template, tokenizer).layout(plain_chat(conversation)).text
+    return renderer_of(template, tokenizer).layout(plain_chat(as_taken(conversation, template))).text
 
 
 def terminator_id(template: ChatTemplate, tokenizer: Tokenizer) -> int:
@@ -110,9 +137,9 @@ def terminator_id(template: ChatTemplate, tokenizer: Tokenizer) -> int:
 
 
 def stop_ids(template: ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens at which generation stops: what ends an answer in training, and the tokenizer's own end of text."""
-    ends = {terminator_id(template, tokenizer), tokenizer.eos_id}
-    return frozenset(i for i in ends if i is not None)
+    """Tokens at which generation stops: all that end a last turn in training, and the tokenizer's own end of text."""
+    ends = {tokenizer.controls.ids[strings[-1]] for strings in renderer_of(template, tokenizer).learned.last}
+    return frozenset(ends if tokenizer.eos_id is None else ends | {tokenizer.eos_id})
 
 
 @functools.lru_cache(maxsize=64)
@@ -129,9 +156,30 @@ def _layout(renderer: Renderer, conversation: Conversation, policy: MaskPolicy) 
             raise UserError(
                 "the conversation has no assistant message, so nothing trains. Add the answer, or remove it."
             )
-        return renderer.layout(plain_chat(conversation))
+        layout = renderer.layout(plain_chat(conversation))
+        _require_reasoning(layout, conversation, renderer.template)
+        return layout
     except UserError as error:
         return UserError(f"conversation {conversation.id!r}: {error}") if conversation.id else error
+
+
+def _require_reasoning(layout: Layout, conversation: Conversation, template: ChatTemplate) -> None:
+    """Refuse a conversation whose last turn, or, where all reasoning is to be kept, any turn would be untrue.
+
+    Other turns are only set aside; of the last one no prompt could make up for what is missing.
+    """
+    for response in layout.responses:
+        last = response.message == len(conversation.messages) - 1
+        if response.aside is None or stated_weight(conversation.messages[response.message]) == 0:
+            continue
+        kept = template.reasoning is Reasoning.KEEP and response.aside is Aside.REASONING
+        if last or kept:
+            found = "leaves out" if response.aside is Aside.REASONING else "has no place for"
+            raise UserError(
+                f"chat template {template.name!r}: it {found} the reasoning of message {response.message}. Use a "
+                "template that shows it, let this one think (its variables, e.g. `enable_thinking`), or train on "
+                + ("answers alone with reasoning=drop." if last else "what is shown with reasoning=last.")
+            )
 
 
 def _assemble(encoded: Sequence[Sequence[int]], weights: Sequence[float]) -> Example:

@@ -2,15 +2,24 @@
 
 import bisect
 import dataclasses
-from collections.abc import Callable, Sequence
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxtune.chat.conversation import PlainChat
+from jaxtune.chat import thinking
+from jaxtune.chat.conversation import PlainChat, PlainMessage, call_name
 from jaxtune.chat.cutting import Control
 from jaxtune.chat.sandbox import Rendered
 from jaxtune.chat.traced import OTHER, Piece
 
 BUILT_IN = "Add `{% generation %}` marks around what the assistant says, or use a built-in template."
+
+
+class Aside(enum.Enum):
+    """Why a response is set aside: its tokens weigh what prompts do. The value completes "message 3 ..."."""
+
+    REASONING = "is shown without its reasoning, so training on it would teach to answer without thinking"
+    PROMPT = "is not shown as it would be generated, after a prompt that opens or closes a block of reasoning"
 
 
 class Response(NamedTuple):
@@ -19,6 +28,8 @@ class Response(NamedTuple):
     start: int
     stop: int
     message: int
+    aside: Aside | None = None
+    """Why nothing is to be learned from it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +41,17 @@ class Learned:
     second entry exists only where middle turns end differently."""
     header: str = ""
     """What of the generation prompt the template's marks enclose."""
+    thinking: str = ""
+    """The end of the generation prompt that opens, or opens and closes, a block of reasoning, e.g. `<think>\\n`."""
+    closing: str = ""
+    """What ends a block of reasoning that the generation prompt opens."""
+    num_last: int = 1
+    """The first so many `terminators` end a last turn, and so a generated answer."""
+
+    @property
+    def last(self) -> tuple[tuple[str, ...], ...]:
+        """The sequences that end a last turn."""
+        return self.terminators[: self.num_last]
 
     @property
     def spelled(self) -> str:
@@ -62,7 +84,10 @@ def marked_responses(
 
 
 def _trim(rendered: Rendered, controls: Sequence[Control], block: "Block", message: int, learned: Learned) -> Response:
-    """The marked text without the generation prompt, up to and with the end-of-turn token."""
+    """The marked text without the generation prompt, up to and with the end-of-turn token.
+
+    Set aside where the prompt's block of reasoning stands neither right before it nor, closed, somewhere before it.
+    """
     inside = rendered.text.startswith(learned.header, block.start)
     start = block.start + (len(learned.header) if inside else 0)
     end = terminator_after(controls, max(start, block.last), learned)
@@ -71,7 +96,9 @@ def _trim(rendered: Rendered, controls: Sequence[Control], block: "Block", messa
             f"no end-of-turn token ({learned.spelled}) stands in or right after the generation block "
             f"of message {message}, so the model could never learn to stop. Put it inside the block."
         )
-    return Response(start, end.stop, message)
+    before = rendered.text[:start]
+    as_asked = before.endswith(learned.thinking) or (learned.closing and thinking.is_closed(before))
+    return Response(start, end.stop, message, None if as_asked else Aside.PROMPT)
 
 
 def derived_response(
@@ -86,8 +113,12 @@ def derived_response(
 
     `prompt` renders a chat with a generation prompt. Raises `NotFound`.
     """
-    first, last = extent(rendered.pieces, message)
-    start = _prompt_end(rendered, prompt(chat.before(message)), first)
+    first, _ = extent(rendered.pieces, message)
+    last = text_end(rendered.pieces, message, chat.messages[message])
+    before = prompt(chat.before(message))
+    start, aside = prompt_end(rendered, before, first), None
+    if start is None and learned.thinking:
+        start, aside = turn_start(rendered, before, first), Aside.PROMPT
     if start is None:
         raise NotFound(
             f"it has no generation marks, and the text before message {message} differs from the prompt that a "
@@ -101,7 +132,29 @@ def derived_response(
             f"it has no generation marks, and no end-of-turn token ({learned.spelled}) follows "
             f"message {message}. {BUILT_IN}"
         )
-    return Response(start, end.stop, message)
+    return Response(start, end.stop, message, aside)
+
+
+def require_complete(pieces: Sequence[Piece], chat: PlainChat) -> None:
+    """Raise `NotFound` for a template that leaves out a message, a tool call or the tools."""
+    written: dict[int, list[str]] = {}
+    for text, source, _ in pieces:
+        if source is not None:
+            written.setdefault(source, []).append(text)
+    for i, message in enumerate(chat.messages):
+        text = "".join(written.get(i, []))
+        calls = [call_name(call) for call in message.get("tool_calls") or []]
+        if (message["content"].strip() and not text) or not all(call in text for call in calls):
+            part = "the tool calls of " if text or not message["content"].strip() else ""
+            raise NotFound(
+                f"it leaves out {part}message {i} (role {message['role']}). Remove it from the conversation, or "
+                "use a template that has a place for it."
+            )
+    if chat.tools and OTHER not in written:
+        raise NotFound(
+            "it has no place for tool declarations. Remove `tools` from the conversation, or use a template that "
+            "has one."
+        )
 
 
 def require_apart(found: Sequence[Response]) -> None:
@@ -164,7 +217,33 @@ def extent(pieces: Sequence[Piece], message: int) -> tuple[int, int]:
     return first, last
 
 
-def _prompt_end(rendered: Rendered, prompt: Rendered, first: int) -> int | None:
+def text_end(pieces: Sequence[Piece], message: int, plain: PlainMessage) -> int:
+    """Where the last character of a message ends, or, in a message with calls, of the piece that completes them.
+
+    A template may name a call's function once more, in the header of the tool's turn.
+    """
+    _, last = extent(pieces, message)
+    wanted = [thinking.squash(text) for text in _call_texts(plain)] if plain.get("tool_calls") else []
+    start, written = 0, ""
+    for text, source, _ in pieces:
+        start += len(text)
+        if source == message and wanted:
+            written += thinking.squash(text)
+            if all(part in written for part in wanted):
+                return start
+    return last
+
+
+def _call_texts(plain: PlainMessage) -> Iterator[str]:
+    """The content of a message, the names of its calls, and the names of their arguments."""
+    yield plain["content"]
+    for call in plain["tool_calls"]:
+        yield call_name(call)
+        arguments = call.get("function", call).get("arguments")
+        yield from arguments if isinstance(arguments, Mapping) else ()
+
+
+def prompt_end(rendered: Rendered, prompt: Rendered, first: int) -> int | None:
     """Where the text goes on after the generation prompt; `first` is where the message's own text begins.
 
     A template may move text (a system message, say) when messages are added, so that the prompt is no prefix. Then what
@@ -177,6 +256,36 @@ def _prompt_end(rendered: Rendered, prompt: Rendered, first: int) -> int | None:
     before = max((stop for stop in _user_stops(rendered.pieces) if stop <= first), default=0)
     tail = prompt.text[max(_user_stops(prompt.pieces), default=0) :]
     return before + len(tail) if rendered.text[before:first].startswith(tail) else None
+
+
+def turn_start(rendered: Rendered, prompt: Rendered, first: int) -> int | None:
+    """`prompt_end` for a prompt whose block of reasoning the text does not repeat: where that block would stand."""
+    part = thinking.thinking_part(prompt.text)
+    if not part:
+        return None
+    head = Rendered(prompt.text[: -len(part)], pieces_before(prompt.pieces, len(prompt.text) - len(part)))
+    return prompt_end(rendered, head, first)
+
+
+def pieces_before(pieces: Sequence[Piece], stop: int) -> tuple[Piece, ...]:
+    """The pieces of the first `stop` characters."""
+    return _pieces_between(pieces, 0, stop)
+
+
+def pieces_from(pieces: Sequence[Piece], start: int) -> tuple[Piece, ...]:
+    """The pieces of the characters from `start` on."""
+    return _pieces_between(pieces, start, sum(len(text) for text, _, _ in pieces))
+
+
+def _pieces_between(pieces: Sequence[Piece], start: int, stop: int) -> tuple[Piece, ...]:
+    kept: list[Piece] = []
+    begin = 0
+    for text, source, block in pieces:
+        low, high = max(start - begin, 0), min(stop - begin, len(text))
+        if low < high:
+            kept.append((text[low:high], source, block))
+        begin += len(text)
+    return tuple(kept)
 
 
 def _user_stops(pieces: Sequence[Piece]) -> list[int]:

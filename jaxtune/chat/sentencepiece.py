@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.chat.tokenizer import TURN_MARKER, After, Controls, TextEncoder, fingerprint, known, sentencepiece_bytes
-from jaxtune.chat.tokenizer_files import added_tokens, companions, flagged_special, resolve_special_ids, special_names
+from jaxtune.chat.tokenizer_files import (
+    added_tokens,
+    adds_bos,
+    companions,
+    flagged_special,
+    resolve_special_ids,
+    special_names,
+)
 from jaxtune.errors import UserError
 
 
@@ -44,6 +51,7 @@ class SentencePieceTokenizer(TextEncoder):
         self._shield = Controls({p: own[p] for p in shielded}).pattern if shielded else None
         fallback = {"bos": self._model.bos_id(), "eos": self._model.eos_id(), "pad": self._model.pad_id()}
         self.bos_id, self.eos_id, self.pad_id = resolve_special_ids(self.path, names, self.id_of, fallback)
+        self.adds_bos = self.bos_id is not None and bool(adds_bos(path.parent))
         self.vocab_size = max([size - 1, *added.values()]) + 1
         self.fingerprint = fingerprint(proto, self.bos_id, self.eos_id, self.pad_id, sorted(self.controls.ids.items()))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import enum
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,22 @@ from typing import Any
 from jaxtune.errors import UserError
 from jaxtune.storage.documents import read_json
 from jaxtune.storage.fingerprints import text_fingerprint
+
+
+class Reasoning(enum.Enum):
+    """Which reasoning of the assistant is trained on."""
+
+    LAST = "last"  # as the template shows it; a turn shown without its reasoning carries no weight
+    KEEP = "keep"  # every turn's; a conversation of which the template leaves reasoning out is refused
+    DROP = "drop"  # none: it is taken out before the template sees it, and answers train alone
+
+
+class Bos(enum.Enum):
+    """Who writes the token that begins a text (BOS)."""
+
+    TEMPLATE = "template"  # the template; that it writes none is a problem where the tokenizer's model wants one
+    ADD = "add"  # put before the text where the template writes none
+    NONE = "none"  # nobody, and that is meant
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +43,9 @@ class ChatTemplate:
     end-of-turn token, are left out even where the marks enclose them, and an end-of-turn token right after the marks is
     taken in."""
 
+    reasoning: Reasoning = Reasoning.LAST
+    bos: Bos = Bos.TEMPLATE
+
     def __post_init__(self) -> None:
         pairs = self.variables.items() if isinstance(self.variables, Mapping) else self.variables
         object.__setattr__(self, "variables", tuple(sorted(pairs)))
@@ -33,7 +53,8 @@ class ChatTemplate:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides a render."""
-        facts = (self.source, self.variables, self.today.isoformat(), self.exact_marks)
+        applied = (self.exact_marks, self.reasoning.value, self.bos.value)
+        facts = (self.source, self.variables, self.today.isoformat(), *applied)
         return text_fingerprint(repr(facts))
 
 

@@ -46,6 +46,11 @@ class Tokenizer(Protocol):
     def pad_id(self) -> int | None: ...
 
     @property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer's own files put BOS before every text, as its model was trained."""
+        ...
+
+    @property
     def controls(self) -> "Controls":
         """The control tokens and how to find them in text."""
         ...
@@ -157,7 +162,9 @@ class ByteTokenizer(TextEncoder):
         bos: str | None = "<bos>",
         eos: str | None = "<eos>",
         pad: str | None = "<pad>",
+        adds_bos: bool = False,
     ):
+        self.adds_bos = adds_bos
         self.controls = Controls({piece: 256 + i for i, piece in enumerate(controls)})
         self.vocab_size = 256 + len(controls)
         self.bos_id, self.eos_id, self.pad_id = (None if name is None else self.id_of(name) for name in (bos, eos, pad))

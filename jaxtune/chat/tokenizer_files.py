@@ -19,6 +19,10 @@ COMPANIONS = (
 """Files of a tokenizer folder that travel with an exported model."""
 
 
+_WITH_BOS = ("LlamaTokenizer", "GemmaTokenizer")
+"""Tokenizer classes of `transformers` that put BOS first where their configuration does not say otherwise."""
+
+
 def companions(path: Path) -> list[Path]:
     """The tokenizer files in the folder of `path`; `path` itself where there is none of them."""
     return [file for name in COMPANIONS if (file := path.parent / name).is_file()] or [path]
@@ -46,6 +50,14 @@ def flagged_special(folder: Path) -> set[str]:
     flagged = {t["content"] for t in config.get("added_tokens_decoder", {}).values() if t.get("special")}
     listed = config.get("additional_special_tokens") or []
     return flagged | {t["content"] if isinstance(t, dict) else t for t in listed}
+
+
+def adds_bos(folder: Path) -> bool | None:
+    """Whether the configuration says that BOS stands before every text; None where it says nothing."""
+    config = _read_companion(folder, "tokenizer_config.json")
+    if isinstance(stated := config.get("add_bos_token"), bool):
+        return stated
+    return True if str(config.get("tokenizer_class", "")).startswith(_WITH_BOS) else None
 
 
 def added_tokens(folder: Path) -> dict[str, int]:

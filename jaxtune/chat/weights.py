@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from jaxtune.chat.conversation import Message
 from jaxtune.chat.layout import Layout
+from jaxtune.chat.responses import Response
 
 
 class MaskPolicy(enum.Enum):
@@ -20,7 +21,10 @@ class MaskPolicy(enum.Enum):
 def segment_weights(
     layout: Layout, messages: Sequence[Message], policy: MaskPolicy, prompt_loss_weight: float
 ) -> list[float]:
-    """The loss weight of each segment; a segment lies wholly inside or outside a response."""
+    """The loss weight of each segment; a segment lies wholly inside or outside a response.
+
+    Responses that are set aside weigh what prompts do, whatever the policy.
+    """
     weights = [1.0 if policy is MaskPolicy.ALL else prompt_loss_weight] * len(layout.segments)
     starts = [segment.start for segment in layout.segments]
     trained = layout.responses[-1:] if policy is MaskPolicy.LAST_ASSISTANT else layout.responses
@@ -30,15 +34,22 @@ def segment_weights(
         if trained:
             low, high = bisect.bisect_left(starts, trained[0].start), bisect.bisect_left(starts, trained[-1].stop)
             weights[low:high] = [1.0] * (high - low)
-    for response in trained:
+    for response in (*trained, *(response for response in layout.responses if response.aside)):
         low, high = bisect.bisect_left(starts, response.start), bisect.bisect_left(starts, response.stop)
-        weight = messages[response.message].weight
-        weights[low:high] = [1.0 if weight is None else float(weight)] * (high - low)
+        weight = prompt_loss_weight if response.aside else stated_weight(messages[response.message])
+        weights[low:high] = [weight] * (high - low)
     return weights
 
 
-def trained_messages(messages: Sequence[Message], policy: MaskPolicy, prompt_loss_weight: float) -> list[int]:
+def stated_weight(message: Message) -> float:
+    """The weight that an assistant message gives itself."""
+    return 1.0 if message.weight is None else float(message.weight)
+
+
+def trained_messages(
+    responses: Sequence[Response], messages: Sequence[Message], policy: MaskPolicy, prompt_loss_weight: float
+) -> list[int]:
     """Assistant messages whose tokens weigh other than prompts do."""
-    speakers = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    speakers = speakers[-1:] if policy is MaskPolicy.LAST_ASSISTANT else speakers
-    return [i for i in speakers if (1.0 if messages[i].weight is None else messages[i].weight) != prompt_loss_weight]
+    chosen = responses[-1:] if policy is MaskPolicy.LAST_ASSISTANT else responses
+    open_to = [response.message for response in chosen if not response.aside]
+    return [i for i in open_to if stated_weight(messages[i]) != prompt_loss_weight]

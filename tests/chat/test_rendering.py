@@ -289,7 +289,7 @@ def test_any_text_renders_and_proves_its_supervision(name, texts):
     try:
         example = render(conversation, TEMPLATES[name], tokenizer)
     except UserError as error:
-        assert name == "qwen3" and "leaves out" in str(error)  # an answer that is reasoning alone, in an earlier turn
+        assert name == "qwen3" and "leaves out" in str(error)  # reasoning alone, or with two ends
         return
     assert tokenizer.decode(example.tokens.tolist()) == render_text(conversation, TEMPLATES[name], tokenizer)
     assert check(example, conversation, TEMPLATES[name], tokenizer) == []
@@ -326,7 +326,7 @@ def test_a_template_without_generation_marks_gets_its_mask_by_prefix_rendering()
     ("source", "message"),
     [
         (
-            OLD_CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n'"),
+            OLD_CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n[plan]\n'"),
             "differs from the prompt",
         ),
         (OLD_CHATML.replace(" + '<|im_end|>'", ""), "no control token of this tokenizer follows"),
@@ -433,9 +433,6 @@ def test_tool_call_arguments_with_differing_keys_survive_unchanged():
     text = trained_text(render(TOOLS, TEMPLATES["qwen3"], tokenizer), tokenizer)
     assert '"arguments": {"city": "Köln", "days": 1}}' in text and '"arguments": {"unit": "°C"}}' in text
     assert "null" not in text
-    as_string = [{"name": "get_weather", "arguments": '{"b": 1,  "a":null}'}]
-    conversation = Conversation([Message("user", "a"), Message("assistant", None, tool_calls=as_string)])
-    assert '{"b": 1,  "a":null}' in trained_text(render(conversation, TEMPLATES["qwen3"], tokenizer), tokenizer)
 
 
 def test_reasoning_stands_where_the_family_puts_it():
@@ -444,7 +441,7 @@ def test_reasoning_stands_where_the_family_puts_it():
     inline = talk(("user", "a"), ("assistant", thoughts[0]), ("user", "c"), ("assistant", thoughts[1]))
     answers = (Message("assistant", "b", reasoning="hm"), Message("assistant", "d", reasoning="so"))
     fields = Conversation([Message("user", "a"), answers[0], Message("user", "c"), answers[1]])
-    wanted = "b<|im_end|><think>\nso\n</think>\n\nd<|im_end|>"
+    wanted = "<think>\nso\n</think>\n\nd<|im_end|>"
     for conversation in (inline, fields):
         example = render(conversation, TEMPLATES["qwen3"], tokenizer)
         assert trained_text(example, tokenizer) == wanted
@@ -542,7 +539,7 @@ def test_the_proof_covers_the_other_policies():
 
 def test_the_proof_finds_a_prompt_that_generation_would_not_give():
     """Prevents training on a context that differs from the one at inference."""
-    thinks = CHATML.source.replace("{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\n<think>' }}")
+    thinks = CHATML.source.replace("{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\n[plan]' }}")
     assert thinks != CHATML.source
     example = render(SINGLE, template(thinks), BYTES)
     assert [problem.rule for problem in check(example, SINGLE, template(thinks), BYTES)] == ["prompt"]

@@ -1,0 +1,91 @@
+"""Reasoning in chats: where templates open and close it, whether a message's reasoning is shown, and leaving it out."""
+
+import dataclasses
+import re
+
+from jaxtune.chat.conversation import Conversation, Message, PlainMessage, call_name
+
+_NAMES = r"think|thinking|thought|reasoning|reason|seed:think"
+_PROMPT_END = re.compile(rf"(?:(?:<(?:{_NAMES})>|\[THINK\])\s*)?(?:(?:</(?:{_NAMES})>|\[/THINK\])\s*)?\Z")
+_TAGS = re.compile(rf"\s*(?:(?:<(?:{_NAMES})>|\[THINK\])\s*)?(?:(?:</(?:{_NAMES})>|\[/THINK\])\s*)?")
+_OPENED = re.compile(rf"(?:<({_NAMES})>|\[(THINK)\])(\s*)\Z")
+_INLINE = re.compile(rf"\s*(?:<(?P<tag>{_NAMES})>)?(?P<reasoning>.*?)</(?P<end>{_NAMES})>", re.DOTALL)
+
+
+def thinking_part(prompt: str) -> str:
+    """The end of a generation prompt that opens (and perhaps closes) a block of reasoning; empty without one."""
+    match = _PROMPT_END.search(prompt)
+    assert match is not None  # it can match nothing
+    return match[0]
+
+
+def is_opened(part: str) -> bool:
+    """Whether a `thinking_part` leaves the block of reasoning open."""
+    return _OPENED.search(part) is not None
+
+
+def is_closed(text: str) -> bool:
+    """Whether `text`, which begins with a `thinking_part`, ends with the block of reasoning closed."""
+    return re.search(rf"(?:</(?:{_NAMES})>|\[/THINK\])\s*\Z", text) is not None
+
+
+def closing_of(part: str) -> str:
+    """What closes the block that `part` opens, with white space that mirrors it: `<think>\\n` is closed by
+    `\\n</think>\\n\\n`, `<think>` by `</think>`."""
+    match = _OPENED.search(part)
+    if match is None:
+        return ""
+    line = "\n" if "\n" in match[3] else ""
+    return line + (f"</{match[1]}>" if match[1] else "[/THINK]") + 2 * line
+
+
+def skip_tags(text: str, start: int, stop: int) -> int:
+    """Where the text goes on after an empty block of reasoning, or the tag that opens a block, at `start`."""
+    match = _TAGS.match(text, start, stop)
+    return start if match is None else match.end()
+
+
+def reasoning_of(message: PlainMessage) -> str:
+    """The reasoning of a message, from its own field or from the block before its answer; empty without any."""
+    field = message.get("reasoning_content")
+    if field is not None:
+        return str(field)
+    inline = _INLINE.match(message["content"]) if message["role"] == "assistant" else None
+    return "" if inline is None else inline["reasoning"]
+
+
+def answer_of(message: PlainMessage) -> str:
+    """The text of a message without the reasoning that its content begins with."""
+    content = message["content"]
+    inline = _INLINE.match(content) if message["role"] == "assistant" else None
+    return content if inline is None else content[inline.end() :]
+
+
+def is_shown(message: PlainMessage, written: str) -> bool:
+    """Whether the text that a template wrote of a message holds its reasoning, if any, before its answer and calls."""
+    reasoning, text = squash(reasoning_of(message)), squash(written)
+    if not reasoning:
+        return True
+    start = text.find(reasoning)
+    names = [call_name(call) for call in message.get("tool_calls") or ()]
+    return start >= 0 and all(
+        squash(part) in text[start + len(reasoning) :] for part in (answer_of(message).strip(), *names)
+    )
+
+
+def without_reasoning(conversation: Conversation) -> Conversation:
+    """The conversation with the reasoning of every assistant message taken out."""
+    return dataclasses.replace(conversation, messages=[_without(message) for message in conversation.messages])
+
+
+def _without(message: Message) -> Message:
+    if message.role != "assistant":
+        return message
+    inline = None if message.content is None else _INLINE.match(message.content)
+    content = message.content if inline is None else str(message.content)[inline.end() :].lstrip("\n")
+    return dataclasses.replace(message, content=content, reasoning=None)
+
+
+def squash(text: str) -> str:
+    """Text without white space, which templates trim and add."""
+    return "".join(text.split())

@@ -1,0 +1,97 @@
+"""The proof of supervision: its parts, and the rules on BOS, on calls, and on text that a tokenizer cannot spell."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from chats import TURNS, picture
+from hypothesis import given
+from hypothesis import strategies as st
+from reasoning_templates import TEXT_ARGUMENTS, TOKENIZER, shape
+
+from jaxtune.batch import Example
+from jaxtune.chat import TEMPLATES, Bos, ChatTemplate, Conversation, Message, check, render, render_prompt, render_text
+from jaxtune.chat.supervision import _runs
+from jaxtune.chat.tokenizer import ByteTokenizer
+from jaxtune.errors import UserError
+
+CHATML = TEMPLATES["chatml"]
+END = 9
+
+
+@given(st.integers(1, 3), st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=5))
+def test_a_run_ends_where_the_weight_or_the_turn_ends(before, turns):
+    """Prevents two answers without a prompt between them from passing for one."""
+    tokens, weights, wanted = [1] * before, [0.0] * before, []
+    for prompt, said in turns:
+        tokens += [1] * prompt + [2] * said + [END]
+        weights += [0.0] * prompt + [1.0] * (said + 1)
+        wanted.append((len(tokens) - said - 1, len(tokens)))
+    example = Example(tokens=np.array(tokens, np.int32), loss_weights=np.array(weights, np.float32))
+    assert _runs(example, 0.0, [END]) == wanted
+
+
+# BOS
+
+
+@pytest.mark.parametrize("bos", Bos)
+def test_a_missing_bos_is_named_and_added_by_choice(bos):
+    """Prevents training without the token that a model saw before every text."""
+    tokenizer = ByteTokenizer(eos="<|im_end|>", adds_bos=True)
+    template = dataclasses.replace(CHATML, bos=bos)
+    example = render(TURNS, template, tokenizer)
+    rules = [violation.rule for violation in check(example, TURNS, template, tokenizer)]
+    assert rules == (["no-bos"] if bos is Bos.TEMPLATE else [])
+    assert (example.tokens[0] == tokenizer.bos_id) == (bos is Bos.ADD)
+    prompt = render_prompt(TURNS, template, tokenizer)
+    assert example.tokens[: len(prompt)].tolist() == prompt
+    assert len(template.fingerprint) == 64 and (template.fingerprint == CHATML.fingerprint) == (bos is Bos.TEMPLATE)
+
+
+@pytest.mark.parametrize("bos", Bos)
+def test_a_bos_that_the_template_writes_is_never_doubled(bos):
+    tokenizer = ByteTokenizer(eos="<|im_end|>", adds_bos=True)
+    template = dataclasses.replace(CHATML, source="{{ bos_token }}" + CHATML.source, bos=bos)
+    example = render(TURNS, template, tokenizer)
+    assert (example.tokens == tokenizer.bos_id).sum() == 1 and check(example, TURNS, template, tokenizer) == []
+
+
+# Calls
+
+
+def calling(arguments):
+    calls = [{"type": "function", "function": {"name": "weather", "arguments": arguments}}]
+    return Conversation([Message("user", "q"), Message("assistant", None, tool_calls=calls)])
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("template", [shape("channels"), ChatTemplate(name="text", source=TEXT_ARGUMENTS)])
+@given(arguments=st.dictionaries(st.text(max_size=4), VALUES, max_size=3))
+def test_arguments_render_alike_as_an_object_and_as_its_json_text(template, arguments):
+    """Prevents JSON inside JSON, and templates that take one of the two forms alone."""
+    texts = {
+        render_text(calling(given), template, TOKENIZER)
+        for given in (arguments, json.dumps(arguments), json.dumps(arguments, ensure_ascii=False, indent=1))
+    }
+    assert texts == {render_text(calling(arguments), template, TOKENIZER)}
+    assert json.dumps(arguments, ensure_ascii=False) in texts.pop()
+    example = render(calling(arguments), template, TOKENIZER)
+    assert check(example, calling(arguments), template, TOKENIZER) == []
+
+
+@pytest.mark.parametrize("arguments", ["{'a': 1}", "[1]", "{", "[" * 9999, '{"a": NaN}', "3"])
+def test_arguments_that_are_no_json_object_are_named(arguments):
+    with pytest.raises(UserError, match="'weather'.*Give an object"):
+        render(calling(arguments), shape("channels"), TOKENIZER)
+
+
+def test_a_turn_with_calls_ends_with_its_own_token():
+    text = picture(render(calling({"city": "Bern"}), shape("channels"), TOKENIZER), TOKENIZER)
+    assert text.endswith('<|message|>{"city": "Bern"}<|call|>»')

@@ -1,0 +1,179 @@
+"""Reasoning: what a template shows of it trains, what it leaves out is set aside, and no prompt is answered untruly."""
+
+import dataclasses
+
+import pytest
+from chats import picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reasoning_templates import SHAPES, TOKENIZER, shape
+
+from jaxtune.chat import TEMPLATES, Conversation, Message, Reasoning, check, render_prompt, render_proven, stop_ids
+from jaxtune.chat.thinking import closing_of, is_opened, thinking_part
+from jaxtune.errors import UserError
+
+
+def asked(*answers: Message) -> Conversation:
+    """Each answer after a question."""
+    return Conversation([m for k, answer in enumerate(answers) for m in (Message("user", f"q{k}"), answer)])
+
+
+def proven(conversation, template):
+    """The one example of a conversation, whose supervision holds."""
+    (result,) = render_proven([conversation], template, TOKENIZER)
+    if isinstance(result, UserError):
+        raise result
+    assert result.violations == ()
+    return result
+
+
+def trained(conversation, template):
+    """Texts of the stretches that train."""
+    shown = picture(proven(conversation, template).example, TOKENIZER)
+    return [part.split("»")[0] for part in shown.split("«")[1:]]
+
+
+def aside(conversation, template):
+    return [response.message for response in proven(conversation, template).aside]
+
+
+PLAIN = asked(Message("assistant", "7"))
+THOUGHT = asked(Message("assistant", "7", reasoning="three and four"))
+TWO = asked(Message("assistant", "7", reasoning="three and four"), Message("assistant", "14", reasoning="doubled"))
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "thought"),
+    [
+        ("opens", "\n</think>\n\n7<|im_end|>", "three and four\n</think>\n\n7<|im_end|>"),
+        ("opens-or-not", "\n</think>\n7<|im_end|>", "three and four\n</think>\n7<|im_end|>"),
+        (
+            "forgets",
+            "\n</think>\n\n7<｜end▁of▁sentence｜>",
+            "three and four\n</think>\n\n7<｜end▁of▁sentence｜>",
+        ),
+        (
+            "channels",
+            "<|channel|>final<|message|>7<|return|>",
+            "<|channel|>analysis<|message|>three and four<|end|>"
+            "<|start|>assistant<|channel|>final<|message|>7<|return|>",
+        ),
+    ],
+)
+def test_a_single_turn_trains_from_the_end_of_its_prompt(name, plain, thought):
+    """Prevents templates whose prompt opens a block of reasoning from refusing plain data, or teaching past it."""
+    assert trained(PLAIN, shape(name)) == [plain]
+    assert trained(THOUGHT, shape(name)) == [thought]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_earlier_turns_shown_without_their_reasoning_carry_no_weight(name):
+    """Prevents a model from learning to answer without thinking, in silence."""
+    assert aside(TWO, shape(name)) == [1]
+    assert len(trained(TWO, shape(name))) == 1 and "doubled" in trained(TWO, shape(name))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "turns"), [*((name, [3]) for name in SHAPES if name != "channels"), ("channels", [1, 3])]
+)
+def test_earlier_turns_without_reasoning_train_where_they_are_shown_as_they_are_made(name, turns):
+    conversation = asked(Message("assistant", "7"), Message("assistant", "14"))
+    assert [i for i in (1, 3) if i not in aside(conversation, shape(name))] == turns
+
+
+@pytest.mark.parametrize("name", ["opens", "opens-or-not"])
+def test_a_variable_of_the_template_takes_the_block_out_of_the_answer(name):
+    quiet = shape(name, variables={"enable_thinking": False})
+    assert trained(PLAIN, quiet) == ["7<|im_end|>"]
+    with pytest.raises(UserError, match="reasoning"):
+        proven(THOUGHT, quiet)
+    assert trained(THOUGHT, dataclasses.replace(quiet, reasoning=Reasoning.DROP)) == ["7<|im_end|>"]
+
+
+def test_policies_of_reasoning_keep_all_show_the_last_or_drop_all():
+    def qwen(policy):
+        return dataclasses.replace(TEMPLATES["qwen3"], reasoning=policy)
+
+    assert trained(TWO, qwen(Reasoning.LAST)) == ["<think>\ndoubled\n</think>\n\n14<|im_end|>"]
+    assert trained(TWO, qwen(Reasoning.DROP)) == ["7<|im_end|>", "<think>\n\n</think>\n\n14<|im_end|>"]
+    with pytest.raises(UserError, match="leaves out the reasoning of message 1.*reasoning=last"):
+        proven(TWO, qwen(Reasoning.KEEP))
+    assert trained(THOUGHT, qwen(Reasoning.KEEP)) == trained(THOUGHT, qwen(Reasoning.LAST))
+    inline = asked(Message("assistant", "<think>\nthree\n</think>\n\n7"), Message("assistant", "14"))
+    assert aside(inline, qwen(Reasoning.LAST)) == [1] and aside(inline, qwen(Reasoning.DROP)) == []
+
+
+def test_reasoning_that_the_template_has_no_place_for_is_named_with_the_remedy():
+    with pytest.raises(UserError, match="chatml.*leaves out the reasoning of message 1.*reasoning=drop"):
+        proven(THOUGHT, TEMPLATES["chatml"])
+    silent = asked(Message("assistant", "7", reasoning="three and four", weight=0))
+    assert trained(silent, TEMPLATES["chatml"]) == []
+
+
+def test_marks_inside_a_template_that_opens_the_block_work_too():
+    """The remedy that the error for unmarked templates names has to work."""
+    bare = "{{- m.content }}"
+    text_alone = (
+        shape("opens")
+        .source.replace(bare, "{% generation %}" + bare)
+        .replace("{{- '<|im_end|>\n' }}{%- else", "{{- '<|im_end|>' }}{% endgeneration %}{{- '\n' }}{%- else")
+    )
+    whole = text_alone.replace("{% generation %}", "").replace(
+        "{{- '<|im_start|>assistant\n' }}{%- if loop", "{{- '<|im_start|>assistant\n' }}{% generation %}{%- if loop"
+    )
+    for source, wanted in ((text_alone, "7<|im_end|>"), (whole, "three and four\n</think>\n\n7<|im_end|>")):
+        marked = dataclasses.replace(shape("opens"), source=source)
+        assert source.count("generation %}") == 2 and trained(THOUGHT, marked) == [wanted]
+        assert aside(TWO, marked) == [1]
+
+
+CALL = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
+CALLING = Conversation(
+    [
+        Message("user", "Weather?"),
+        Message("assistant", None, tool_calls=[CALL], reasoning="I must look."),
+        Message("tool", "12 C", tool_call_id="call00001", name="weather"),
+        Message("assistant", "12 degrees.", reasoning="It says 12."),
+    ]
+)
+
+
+@pytest.mark.parametrize("name", ["opens", "opens-or-not", "channels"])
+def test_turns_with_calls_train_with_their_reasoning_and_their_end(name):
+    texts = trained(CALLING, shape(name))
+    assert len(texts) == 2 and "I must look." in texts[0] and "weather" in texts[0] and "It says 12." in texts[1]
+    assert texts[0].endswith("<|call|>" if name == "channels" else "<|im_end|>")
+
+
+def test_generation_stops_at_the_end_of_calls_and_not_inside_an_answer():
+    stops = {TOKENIZER.piece(token) for token in stop_ids(shape("channels"), TOKENIZER)}
+    assert stops == {"<|return|>", "<|call|>", "<｜end▁of▁sentence｜>"}
+
+
+WORDS = st.text(st.sampled_from("ab7 \n<>{}"), max_size=6).filter(str.strip)
+
+
+@pytest.mark.parametrize("name", [*SHAPES, "qwen3"])
+@settings(max_examples=15, deadline=None)
+@given(turns=st.lists(st.tuples(WORDS, st.none() | WORDS), min_size=1, max_size=3))
+def test_no_turn_teaches_to_leave_out_its_reasoning(name, turns):
+    """Property: what trains of a message with reasoning holds it; prompts are exact prefixes; the proof holds."""
+    template = TEMPLATES[name] if name in TEMPLATES else shape(name)
+    conversation = asked(*(Message("assistant", text, reasoning=thought) for text, thought in turns))
+    result = proven(conversation, template)
+    prompt = render_prompt(conversation, template, TOKENIZER)
+    assert result.example.tokens[: len(prompt)].tolist() == prompt
+    assert check(result.example, conversation, template, TOKENIZER) == []
+    left_out = {response.message for response in result.aside}
+    kept = [i for i in range(1, 2 * len(turns), 2) if i not in left_out]
+    for i, text in zip(kept, trained(conversation, template), strict=True):
+        assert "".join((turns[i // 2][1] or "").split()) in "".join(text.split())
+    assert 2 * len(turns) - 1 in kept
+
+
+@given(st.sampled_from(["<think>", "<think>\n", "[THINK]", "<seed:think>", "<thinking>\n\n"]), st.text(max_size=9))
+def test_what_opens_a_block_is_closed_in_kind(opening, before):
+    assert thinking_part(before + "|" + opening) == opening and is_opened(opening)
+    closing = closing_of(opening)
+    assert ("\n" in closing) == ("\n" in opening) and closing.strip().replace("/", "") == opening.strip()
+    assert thinking_part(before + "|" + opening + closing) == opening + closing and not is_opened(opening + closing)
