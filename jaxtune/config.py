@@ -5,6 +5,7 @@ A config file needs one import for settings: every config class and every choice
 
 import contextlib
 import dataclasses
+import datetime
 import difflib
 import enum
 import importlib.util
@@ -17,7 +18,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 import tyro
 
-from jaxtune.chat import MaskPolicy
+from jaxtune.chat import Bos, MaskPolicy, Reasoning
 from jaxtune.data.fit import LengthPolicy
 from jaxtune.errors import Range, UserError, check_fields
 from jaxtune.evaluate.loss import Aggregate, EvalConfig
@@ -72,6 +73,16 @@ class ModelSource:
     """Folder or file of the tokenizer; by default the model folder."""
     template: str | None = None
     """Name of a built-in chat template, or a Jinja file; by default the one in the tokenizer's folder."""
+    template_variables: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    """What the template may ask for beyond messages and tools, e.g. `{"enable_thinking": False}`. Training, evaluation
+    and generation see them, and the exported template takes them for its defaults."""
+    template_date: str = "2024-07-26"
+    """The date that a template which asks for today's is told, as YYYY-MM-DD: the same data give the same tokens on
+    every day."""
+    exact_marks: bool = False
+    """Train on exactly what the template's `{% generation %}` marks enclose, whatever that is."""
+    bos: Bos = Bos.TEMPLATE
+    """Who writes the token that begins a text: the `template`, or `add` it where the template does not, or `none`."""
     param_dtype: Dtype = Dtype.FLOAT32
     """Format of the parameters. Moments, sums of gradients and the moving average are float32 in either; updates of
     bfloat16 parameters are rounded stochastically, so that small ones add up."""
@@ -85,6 +96,11 @@ class ModelSource:
 
     def __post_init__(self):
         check_fields(self, "model")
+        try:
+            datetime.date.fromisoformat(self.template_date)
+        except ValueError as error:
+            given = f"model.template_date is {self.template_date!r}; write it as YYYY-MM-DD"
+            raise UserError(given) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +111,9 @@ class DataConfig:
     """Tokens in a row; also the longest example."""
     packing: PackPolicy = PackPolicy.BEST_FIT
     mask_policy: MaskPolicy = MaskPolicy.ASSISTANT
+    reasoning: Reasoning = Reasoning.LAST
+    """Reasoning of the assistant: `last` trains on it where the template shows it and gives no weight to turns that are
+    shown without theirs; `keep` refuses such conversations; `drop` takes all of it out."""
     prompt_loss_weight: Annotated[float, Range(0, 1)] = 0.0
     """Loss weight of prompt tokens, in [0, 1]; response tokens weigh 1."""
     length_policy: LengthPolicy = LengthPolicy.DROP

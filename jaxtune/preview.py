@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxtune.batch import Example
+from jaxtune.chat import Reasoning
 from jaxtune.chat import mask_view as masks
 from jaxtune.config import ExperimentConfig, to_json
 from jaxtune.data.subset import length_table
@@ -85,6 +86,14 @@ def gather(inputs: Inputs, examples: int, task: str | None = None) -> Json:
     }
 
 
+REASONING = {
+    Reasoning.LAST: "as the template shows it; turns shown without theirs carry no weight",
+    Reasoning.KEEP: "every turn's",
+    Reasoning.DROP: "taken out",
+}
+"""In words, what is trained of the assistant's reasoning."""
+
+
 def facts(inputs: Inputs) -> dict[str, str]:
     """How records become tokens, and what the plan is."""
     data, plan = inputs.config.data, inputs.plan
@@ -93,7 +102,8 @@ def facts(inputs: Inputs) -> dict[str, str]:
         if inputs.config.model.path == resolution.BUILTIN
         else inputs.config.model.path,
         "Tokenizer": f"{inputs.tokenizer.vocab_size:,} tokens",
-        "Chat template": inputs.template.name,
+        "Chat template": inputs.template.described,
+        "Reasoning": REASONING[inputs.template.reasoning],
         "Trained": f"{data.mask_policy.value.replace('_', ' ')}, prompt loss weight {data.prompt_loss_weight:g}",
         "Too long": data.length_policy.value.replace("_", " "),
         "Rows": f"{plan.rows_per_step:,} of {plan.seq_len:,} tokens a step, {plan.packing.value.replace('_', ' ')}",

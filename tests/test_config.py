@@ -29,6 +29,14 @@ def test_an_override_changes_one_field(tmp_path):
     assert changed.tasks is base.tasks
 
 
+def test_variables_of_a_template_have_a_form_on_the_command_line(tmp_path):
+    options = ["--model.template-variables", "enable_thinking", "False", "effort", "low", "k", "3"]
+    changed = config.override(tiny_config(tmp_path), options)
+    assert changed.model.template_variables == {"enable_thinking": False, "effort": "low", "k": 3}
+    with pytest.raises(UserError, match="model.template_date is 'today'; write it as YYYY-MM-DD"):
+        config.override(tiny_config(tmp_path), ["--model.template-date", "today"])
+
+
 def test_underscores_and_dashes_both_work(tmp_path):
     assert config.override(tiny_config(tmp_path), ["--optim.peak_lr", "3e-5"]).optim.peak_lr == 3e-5
 

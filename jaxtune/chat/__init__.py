@@ -10,6 +10,7 @@ from jaxtune.chat.rendering import render_prompt as render_prompt
 from jaxtune.chat.rendering import render_text as render_text
 from jaxtune.chat.rendering import stop_ids as stop_ids
 from jaxtune.chat.rendering import terminator_id as terminator_id
+from jaxtune.chat.responses import Response as Response
 from jaxtune.chat.supervision import Proven as Proven
 from jaxtune.chat.supervision import Violation as Violation
 from jaxtune.chat.supervision import check as check

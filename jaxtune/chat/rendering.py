@@ -178,7 +178,7 @@ def _require_reasoning(layout: Layout, conversation: Conversation, template: Cha
             raise UserError(
                 f"chat template {template.name!r}: it {found} the reasoning of message {response.message}. Use a "
                 "template that shows it, let this one think (its variables, e.g. `enable_thinking`), or train on "
-                + ("answers alone with reasoning=drop." if last else "what is shown with reasoning=last.")
+                + ("answers alone with --data.reasoning drop." if last else "what is shown with --data.reasoning last.")
             )
 
 

@@ -119,7 +119,7 @@ def _check_bos(tokens: Sequence[int], renderer: Renderer) -> Iterator[Violation]
             f"no BOS begins the example: the template {renderer.template.name!r} writes none, and this tokenizer puts "
             f"{renderer.tokenizer.piece(bos)} before every text"
         )
-        yield Violation("no-bos", found, "set bos to `add`, or to `none` if it is meant")
+        yield Violation("no-bos", found, "set --model.bos to `add`, or to `none` if it is meant")
 
 
 def _check_text(decoded: str, text: str) -> Iterator[Violation]:

@@ -49,6 +49,27 @@ class ChatTemplate:
     def __post_init__(self) -> None:
         pairs = self.variables.items() if isinstance(self.variables, Mapping) else self.variables
         object.__setattr__(self, "variables", tuple(sorted(pairs)))
+        for name, _ in self.variables:
+            if not name.isidentifier() or name.startswith("_"):
+                raise UserError(f"a template variable can't be named {name!r}. Give the name that the template uses.")
+
+    @property
+    def described(self) -> str:
+        """The template's name, with what it is told: its variables, and the date where it asks for one."""
+        told = [f"{name}={value!r}" for name, value in self.variables]
+        told += [f"dated {self.today.isoformat()}"] * ("strftime_now" in self.source)
+        told += ["exact marks"] * self.exact_marks + [f"BOS: {self.bos.value}"] * (self.bos is not Bos.TEMPLATE)
+        return ", ".join([self.name, *told])
+
+    @property
+    def portable(self) -> str:
+        """Source for a model's folder: its variables have the values given here for defaults, and BOS is added if it is
+        here."""
+        defaults = "".join(
+            f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
+            for name, value in self.variables
+        )
+        return defaults + ("{{- bos_token }}" if self.bos is Bos.ADD else "") + self.source
 
     @property
     def fingerprint(self) -> str:
@@ -56,6 +77,13 @@ class ChatTemplate:
         applied = (self.exact_marks, self.reasoning.value, self.bos.value)
         facts = (self.source, self.variables, self.today.isoformat(), *applied)
         return text_fingerprint(repr(facts))
+
+
+def _literal(value: Any) -> str:
+    """A value as Jinja writes it; JSON's notation but for its names of constants."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _built_in(name: str) -> ChatTemplate:

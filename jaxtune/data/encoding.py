@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxtune import chat
 from jaxtune.batch import Example
-from jaxtune.chat import ChatTemplate, Conversation, MaskPolicy, Tokenizer
+from jaxtune.chat import ChatTemplate, Conversation, MaskPolicy, Proven, Response, Tokenizer
 from jaxtune.data.fit import Fitted, LengthPolicy, Outcome, fit_length
 from jaxtune.data.store import Part
 from jaxtune.errors import UserError
@@ -57,7 +57,7 @@ def encode_records(task: Task, split: str, records: Sequence[int], encoding: Enc
     read = [[_read(task, split, i, t) for t in wordings] for i in records]
     rendered = iter(_render([item for row in read for item in row if isinstance(item, Conversation)], encoding))
     for i, row in zip(records, read, strict=True):
-        results = [_fit(next(rendered) if isinstance(item, Conversation) else item, item, encoding) for item in row]
+        results = [_fit(next(rendered) if isinstance(item, Conversation) else item, encoding) for item in row]
         fitted = [result for result in results if isinstance(result, _Measured)]
         if len(fitted) < len(results):
             errors = next(result for result in results if not isinstance(result, _Measured))
@@ -77,16 +77,24 @@ _CUT = {Outcome.PROMPT_TRUNCATED: "prompt-cut", Outcome.RESPONSE_TRUNCATED: "ans
 
 @dataclasses.dataclass(frozen=True)
 class _Measured(Fitted):
-    """A fitted example that remembers how long it was."""
+    """A fitted example that remembers how long it was, and which of its responses carry no weight."""
 
     length: int
+    aside: tuple[Response, ...] = ()
 
     def warnings(self, max_length: int) -> list[Problem]:
-        """That it was cut or dropped, if it was."""
-        if self.outcome is Outcome.KEPT:
-            return []
+        """That it was cut or dropped, if it was, and each response that carries no weight."""
+        found = [
+            Problem(
+                rule="set-aside", message=f"message {response.message} {response.aside.value}; it carries no weight"
+            )
+            for response in self.aside
+            if response.aside
+        ]
+        if self.outcome in (Outcome.KEPT, Outcome.KEPT_IN_PART):
+            return found
         message = f"{self.length:,} tokens, {max_length:,} fit: {self.outcome.value}"
-        return [Problem(rule=_CUT.get(self.outcome, "left-out"), message=message)]
+        return [*found, Problem(rule=_CUT.get(self.outcome, "left-out"), message=message)]
 
 
 def _placed(problems: Sequence[Problem], task: Task, split: str, i: int) -> list[Problem]:
@@ -105,20 +113,25 @@ def _read(task: Task, split: str, i: int, template: int) -> Conversation | Examp
         return list(error.problems)
 
 
-def _render(conversations: Sequence[Conversation], encoding: Encoding) -> list[Example | UserError]:
-    return chat.render_each(
+def _render(conversations: Sequence[Conversation], encoding: Encoding) -> list[Proven | UserError]:
+    return chat.render_proven(
         conversations, encoding.template, encoding.tokenizer, encoding.mask_policy, encoding.prompt_loss_weight
     )
 
 
-def _fit(
-    item: Example | UserError | list[Problem], read: Conversation | Example | list[Problem], encoding: Encoding
-) -> _Measured | list[Problem]:
+def _fit(item: Example | Proven | UserError | list[Problem], encoding: Encoding) -> _Measured | list[Problem]:
     """One rendered wording after the supervision check and the length policy."""
     if isinstance(item, list):
         return item
     if isinstance(item, UserError):
         return [Problem(rule="not-renderable", message=str(item))]
+    aside: tuple[Response, ...] = ()
+    if isinstance(item, Proven):
+        if item.violations:
+            return [
+                Problem(rule="supervision", message=f"{v.rule}: {v.message}", advice=v.remedy) for v in item.violations
+            ]
+        item, aside = item.example, item.aside
     largest = int(item.tokens.max()) if len(item.tokens) else -1
     if largest >= encoding.tokenizer.vocab_size:
         message = f"token {largest}, but the tokenizer has {encoding.tokenizer.vocab_size}"
@@ -128,12 +141,6 @@ def _fit(
         message = f"token {largest} ({piece!r}), but the model's embedding has {encoding.embedding_rows} rows"
         advice = "remove its text, or use the tokenizer that belongs to the model"
         return [Problem(rule="bad-tokens", message=message, advice=advice)]
-    if isinstance(read, Conversation):
-        violations = chat.check(
-            item, read, encoding.template, encoding.tokenizer, encoding.mask_policy, encoding.prompt_loss_weight
-        )
-        if violations:
-            return [Problem(rule="supervision", message=f"{v.rule}: {v.message}", advice=v.remedy) for v in violations]
     try:
         fitted = fit_length(
             item,
@@ -144,7 +151,8 @@ def _fit(
         )
     except UserError as error:
         return [Problem(rule="too-long", message=str(error).partition(". ")[0])]
-    return _Measured(fitted.example, fitted.outcome, len(item.tokens))
+    outcome = Outcome.KEPT_IN_PART if aside and fitted.outcome is Outcome.KEPT else fitted.outcome
+    return _Measured(fitted.example, outcome, len(item.tokens), aside)
 
 
 def _part(

@@ -23,6 +23,7 @@ class Outcome(enum.Enum):
     """What the length policy did to an example; the value is the reason to report."""
 
     KEPT = "kept"
+    KEPT_IN_PART = "kept, but turns shown otherwise than they would be generated carry no weight"
     PROMPT_TRUNCATED = "prompt truncated from the left"
     RESPONSE_TRUNCATED = "truncated from the right"
     TOO_LONG = "dropped: longer than the maximum length"

@@ -89,7 +89,7 @@ def build_manifest(
     """The manifest of a run that starts here and now.
 
     `data`: task -> fingerprint, or any JSON about its source. `tokenizer`, `base_model`: file name -> fingerprint.
-    `template`: source text of the chat template. `plan`: its hash and what derives it. `config`: resolved, complete.
+    `template`: the chat template with its settings. `plan`: its hash and what derives it. `config`: resolved, complete.
     `blocks`: task -> fingerprints of runs of its examples, to find a change. `batches`: step -> fingerprint.
     """
     return {

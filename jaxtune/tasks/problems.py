@@ -93,6 +93,9 @@ RULES: dict[str, Rule] = {
     "not-renderable": _error("choose another chat template, or change the record"),
     "supervision": _error("correct the chat template, or the record"),
     "too-long": _error("raise --data.seq-len, shorten the record, or choose another --data.length-policy"),
+    "set-aside": _warning(
+        "nothing, or take reasoning out of all turns (--data.reasoning drop), or use another template"
+    ),
     "left-out": _warning("raise --data.seq-len, shorten the record, or choose another --data.length-policy"),
     "prompt-cut": _warning("raise --data.seq-len, or shorten the record"),
     "answer-cut": _warning("raise --data.seq-len, shorten the record, or drop it (--data.length-policy)"),

@@ -32,7 +32,7 @@ def identify(inputs: Inputs) -> dict[str, Any]:
     return manifest.build_manifest(
         data=sources,
         tokenizer={path.name: file_fingerprint(path) for path in inputs.tokenizer.files},
-        template=inputs.template.source,
+        template=inputs.template.fingerprint,
         plan={"hash": inputs.plan.hash, "steps": inputs.plan.num_steps, "examples": inputs.plan.num_examples},
         config=to_json(inputs.config),
         seeds={"run": inputs.config.seed},

@@ -1,6 +1,7 @@
 """A config resolved against its files: tokenizer, template, tokenised tasks, mixture, plan. No device is touched."""
 
 import dataclasses
+import datetime
 import pathlib
 from collections.abc import Mapping
 
@@ -201,16 +202,23 @@ def model_folder(config: ExperimentConfig) -> pathlib.Path:
 def load_text(config: ExperimentConfig, folder: pathlib.Path) -> tuple[Tokenizer, ChatTemplate]:
     """Tokenizer and chat template of a config."""
     source = pathlib.Path(config.model.tokenizer) if config.model.tokenizer else folder
-    words = load_tokenizer(source)
-    if config.model.template is None:
-        return words, load_template(source)
-    if config.model.template in TEMPLATES:
-        return words, TEMPLATES[config.model.template]
-    if pathlib.Path(config.model.template).exists():
-        return words, load_template(config.model.template)
-    raise UserError(
-        f"model.template {config.model.template!r} is neither a file nor a built-in template ({', '.join(TEMPLATES)})"
-    )
+    template = dataclasses.replace(
+        _find_template(config.model.template, source), variables=config.model.template_variables,
+        today=datetime.date.fromisoformat(config.model.template_date), exact_marks=config.model.exact_marks,
+        bos=config.model.bos, reasoning=config.data.reasoning,
+    )  # fmt: skip
+    return load_tokenizer(source), template
+
+
+def _find_template(named: str | None, folder: pathlib.Path) -> ChatTemplate:
+    """A built-in template by name, one in a file or folder, or, without a name, the one of the tokenizer's folder."""
+    if named is None:
+        return load_template(folder)
+    if named in TEMPLATES:
+        return TEMPLATES[named]
+    if pathlib.Path(named).exists():
+        return load_template(named)
+    raise UserError(f"model.template {named!r} is neither a file nor a built-in template ({', '.join(TEMPLATES)})")
 
 
 def cache_folder(config: ExperimentConfig) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """The built-in templates against stored renders, and templates that come with a model."""
 
 import dataclasses
+import datetime
 import json
 import os
 import pathlib
@@ -10,7 +11,19 @@ import pytest
 from chats import chats_for, family_tokenizer, picture
 
 import jaxtune
-from jaxtune.chat import TEMPLATES, ChatTemplate, Conversation, Message, load_template, render, render_prompt
+from jaxtune.chat import (
+    TEMPLATES,
+    Bos,
+    ChatTemplate,
+    Conversation,
+    Message,
+    Reasoning,
+    load_template,
+    render,
+    render_prompt,
+    render_text,
+)
+from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "templates"
@@ -127,3 +140,41 @@ def test_marks_and_prefix_rendering_find_the_same_responses(name):
         marked = render(chat, TEMPLATES[name], tokenizer)
         derived = render(chat, ChatTemplate(name="bare", source=bare), tokenizer)
         assert picture(derived, tokenizer) == picture(marked, tokenizer)
+
+
+# Settings of a template
+
+
+@pytest.mark.parametrize("value", [False, True, 3, 0.5, 'it\'s "so"\n{{ x }}'])
+def test_an_exported_template_takes_its_variables_for_defaults(value):
+    """Prevents a model that is asked in another way than it was trained, wherever it is loaded."""
+    source = "{{ mood | tojson }}" + TEMPLATES["chatml"].source
+    told = ChatTemplate(name="told", source=source, variables={"mood": value}, bos=Bos.ADD)
+    tokenizer = ByteTokenizer(eos="<|im_end|>")
+    asked = Conversation([Message("user", "a"), Message("assistant", "b")])
+    alone = ChatTemplate(name="alone", source=told.portable)
+    assert render_text(asked, alone, tokenizer) == render_text(asked, told, tokenizer)
+    assert render_text(asked, told, tokenizer).startswith("<bos>" + json.dumps(value))
+    other = dataclasses.replace(alone, variables={"mood": "other"})
+    assert render_text(asked, other, tokenizer).startswith('<bos>"other"'), "defaults give way to what is asked for"
+    assert told.described == f"told, mood={value!r}, BOS: add"
+
+
+def test_settings_change_the_fingerprint_and_dates_are_said():
+    dated = ChatTemplate(name="dated", source="{{ strftime_now('%d') }}")
+    assert dated.described == "dated, dated 2024-07-26"
+    changes = (
+        {"variables": {"a": 1}},
+        {"today": datetime.date(2025, 1, 1)},
+        {"exact_marks": True},
+        {"bos": Bos.ADD},
+        {"reasoning": Reasoning.DROP},
+    )
+    prints = {dataclasses.replace(dated, **change).fingerprint for change in changes} | {dated.fingerprint}
+    assert len(prints) == len(changes) + 1
+
+
+@pytest.mark.parametrize("name", ["", "a b", "__class__", "x = 1 %}"])
+def test_a_variable_without_a_proper_name_is_refused(name):
+    with pytest.raises(UserError, match="can't be named"):
+        ChatTemplate(name="t", source="", variables={name: 1})

@@ -96,7 +96,7 @@ def test_policies_of_reasoning_keep_all_show_the_last_or_drop_all():
 
     assert trained(TWO, qwen(Reasoning.LAST)) == ["<think>\ndoubled\n</think>\n\n14<|im_end|>"]
     assert trained(TWO, qwen(Reasoning.DROP)) == ["7<|im_end|>", "<think>\n\n</think>\n\n14<|im_end|>"]
-    with pytest.raises(UserError, match="leaves out the reasoning of message 1.*reasoning=last"):
+    with pytest.raises(UserError, match="leaves out the reasoning of message 1.*--data.reasoning last"):
         proven(TWO, qwen(Reasoning.KEEP))
     assert trained(THOUGHT, qwen(Reasoning.KEEP)) == trained(THOUGHT, qwen(Reasoning.LAST))
     inline = asked(Message("assistant", "<think>\nthree\n</think>\n\n7"), Message("assistant", "14"))
@@ -104,7 +104,7 @@ def test_policies_of_reasoning_keep_all_show_the_last_or_drop_all():
 
 
 def test_reasoning_that_the_template_has_no_place_for_is_named_with_the_remedy():
-    with pytest.raises(UserError, match="chatml.*leaves out the reasoning of message 1.*reasoning=drop"):
+    with pytest.raises(UserError, match="chatml.*leaves out the reasoning of message 1.*--data.reasoning drop"):
         proven(THOUGHT, TEMPLATES["chatml"])
     silent = asked(Message("assistant", "7", reasoning="three and four", weight=0))
     assert trained(silent, TEMPLATES["chatml"]) == []

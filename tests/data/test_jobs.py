@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from jaxtune import chat
-from jaxtune.chat import TEMPLATES, Conversation, MaskPolicy, Message
+from jaxtune.chat import TEMPLATES, Conversation, MaskPolicy, Message, supervision
 from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.data import jobs as cache
-from jaxtune.data.encoding import Encoding
-from jaxtune.data.fit import LengthPolicy
+from jaxtune.data.encoding import Encoding, encode_records
+from jaxtune.data.fit import LengthPolicy, Outcome
 from jaxtune.data.jobs import code_fingerprint, tokenize
 from jaxtune.data.store import DamagedStore, allow_open_stores, open_store
 from jaxtune.errors import UserError
@@ -427,16 +427,32 @@ def test_all_problems_of_all_tasks_come_in_one_message_before_anything_is_kept(t
 
 def test_supervision_that_cannot_be_proven_is_refused_with_its_place(tmp_path, encoded, monkeypatch):
     def ends_untrained(*arguments):
-        for example in (examples := honest(*arguments)):
-            assert not isinstance(example, UserError)
-            example.loss_weights[np.flatnonzero(example.loss_weights)[-1]] = 0
-        return examples
+        for one in (encoded := honest(*arguments)):
+            assert not isinstance(one, UserError)
+            one.example.loss_weights[np.flatnonzero(one.example.loss_weights)[-1]] = 0
+        return encoded
 
-    honest = chat.render_each
-    monkeypatch.setattr(chat, "render_each", ends_untrained)
+    honest = supervision.encode_each
+    monkeypatch.setattr(supervision, "encode_each", ends_untrained)
     expected = r"10 problems in the data(.|\n)*list:1: supervision: end-of-turn: message 1 does not end"
     with pytest.raises(UserError, match=expected):
         tokenized([sums()], tmp_path)
+
+
+def test_turns_that_carry_no_weight_are_counted_and_named_by_line(tmp_path):
+    """Prevents a template that leaves reasoning out of earlier turns from untraining them in silence."""
+    answers = [{"role": "assistant", "content": "7", "reasoning": "three and four"}] * 2
+    question = {"role": "user", "content": "3+4?"}
+    records = [
+        {"messages": [question, answers[0], question, answers[1]]},
+        {"messages": [question, answers[0]]},
+    ]
+    task = Task(name="thinks", splits={"train": from_list(records, name="L")})
+    settings = Encoding(template=TEMPLATES["qwen3"], tokenizer=ByteTokenizer(eos="<|im_end|>"), max_length=160)
+    part, problems = encode_records(task, "train", range(2), settings)
+    assert part.outcomes == {Outcome.KEPT_IN_PART.value: 1, "kept": 1}
+    assert [(problem.rule, problem.line) for problem in problems] == [("set-aside", 1)]
+    assert "message 1 is shown without its reasoning" in problems[0].message
 
 
 def test_token_ids_that_the_tokenizer_does_not_have_are_refused(tmp_path):
