@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import enum
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

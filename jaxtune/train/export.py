@@ -43,7 +43,7 @@ def text_files(inputs: Inputs) -> TextFiles:
     words = inputs.tokenizer
     return TextFiles(
         eos_token_id=chat.terminator_id(inputs.template, words), bos_token_id=words.bos_id, pad_token_id=words.pad_id,
-        files=tuple(words.files), chat_template=inputs.template.source, generation=read_generation(inputs.folder),
+        files=tuple(words.files), chat_template=inputs.template.portable, generation=read_generation(inputs.folder),
     )  # fmt: skip
 
 

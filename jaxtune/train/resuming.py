@@ -35,6 +35,7 @@ PINNED = frozenset(
         *("mixture.selection", "mixture.max_repeats", "mixture.weights", "mixture.groups", "mixture.on_cap"),
         *("mixture.allow_underfill", "mixture.unit"),
         *("data.seq_len", "data.packing", "data.mask_policy", "data.prompt_loss_weight", "data.length_policy"),
+        *("data.reasoning", "model.template_variables", "model.template_date", "model.exact_marks", "model.bos"),
         *("batch.rows", "batch.micro_rows"),
         *("model.param_dtype", "model.compute_dtype", "model.remat", "model.attention"),
         "compiler_options",
