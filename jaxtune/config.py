@@ -240,6 +240,7 @@ class ExperimentConfig:
     """Folder of compiled programs, kept between runs; None compiles anew."""
 
     def __post_init__(self):
+        _check_tasks(self.tasks)
         check_fields(self, "")
         names = [task.name for task in self.tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -247,6 +248,18 @@ class ExperimentConfig:
             raise UserError(f"tasks named more than once: {twice}; give each task its own name")
         if not names:
             raise UserError(f"config {self.name!r} has no tasks; put Task objects into `tasks=`")
+
+
+def _check_tasks(tasks: Any) -> None:
+    """Raises UserError unless `tasks` is a tuple (or list) of tasks."""
+    if isinstance(tasks, Task):
+        raise UserError(f"tasks must be a tuple of tasks; got the task {tasks.name!r} alone: write tasks=(task,)")
+    if not isinstance(tasks, tuple | list):
+        raise UserError(f"tasks must be a tuple of tasks, tasks=(Task(...), ...); got {tasks!r}")
+    for task in tasks:
+        if not isinstance(task, Task):
+            hint = "; a tuple of tasks in it is joined with +" if isinstance(task, tuple | list) else ""
+            raise UserError(f"tasks must hold Task(...) objects; got {task!r}{hint}")
 
 
 def load(path: str | pathlib.Path) -> ExperimentConfig:

@@ -30,6 +30,7 @@ from jaxtune.tasks.sources.jsonl import JsonlSource, parse_line, written_keys
 from jaxtune.tasks.task import Task
 from jaxtune.tasks.values import MAX_DEPTH, keys_and_depth
 from jaxtune.validate.duplicates import MESSAGE, RECORD, sketch
+from jaxtune.validate.needles import Needles
 
 CHUNK = 1 << 17
 """Bytes of JSON lines settled together; few enough to stay in a processor's cache."""
@@ -80,30 +81,6 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-class _Needles:
-    """Strings to look for in large blocks: only where the first two bytes of one stand is it compared in full."""
-
-    def __init__(self, strings: Iterable[str]):
-        self._by_start: dict[bytes, list[str]] = {}
-        for string in sorted(filter(None, strings)):
-            self._by_start.setdefault(string.encode()[:2], []).append(string)
-        self._second = {start[0]: np.zeros(256, bool) for start in self._by_start}
-        for start in self._by_start:
-            self._second[start[0]][start[1] if len(start) > 1 else slice(None)] = True
-
-    def found_in(self, block: bytes) -> list[str]:
-        """Those that the block holds."""
-        data = np.frombuffer(block + b"\0", np.uint8)
-        found: dict[str, None] = {}
-        for first, second in self._second.items():
-            places = np.flatnonzero(data[:-1] == first)
-            for place in places[second[data[places + 1]]].tolist():
-                for start in (block[place : place + 2], block[place : place + 1]):
-                    maybe = self._by_start.get(start, ())
-                    found |= {string: None for string in maybe if block.startswith(string.encode(), place)}
-        return list(found)
-
-
 class Scanner:
     """Scans records of one shape of a task."""
 
@@ -112,7 +89,7 @@ class Scanner:
         self.task = task
         self.shape = shape
         self._usual = shape in _USUAL and not task.columns and not task.templates
-        self._controls = _Needles(controls)
+        self._controls = Needles(controls)
         self._blank: list[int] = []
 
     def scan(self, source: RecordSource) -> Iterator[Scanned]:

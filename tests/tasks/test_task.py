@@ -263,17 +263,28 @@ MISTAKEN = {
     "metric": [("max", "metric must be the name of a metric")],
     "split_by": [("3", "split_by must be the name of a field")],
     "name": [("None", "task name None"), ("''", "task name ''")],
+    "tasks": [
+        ("task", "got the task 't' alone: write tasks=(task,)"),
+        ("{'t': task}", "tasks must be a tuple of tasks"),
+        ("(task, 'qa')", "tasks must hold Task(...) objects; got 'qa'"),
+        ("((task,), task)", "joined with +"),
+        ("()", "has no tasks"),
+    ],
 }
 MISTAKES = """
 import json, sys
 from jaxtune.errors import UserError
 from jaxtune.tasks import *
 from jaxtune.tasks import Task, Template, from_list
+from jaxtune.config import ExperimentConfig, ModelSource
 FORWARD = Template(prompt="German for {en}?", response="{de}")
 said = []
 for field, value in json.load(sys.stdin):
     given = {"name": "t", "records": from_list([{"en": "a", "de": "b"}]), "templates": (FORWARD,)}
+    task = Task(**given)
     try:
+        if field == "tasks":
+            ExperimentConfig(name="c", model=ModelSource(path="m"), tasks=eval(value))
         Task(**{**given, field: eval(value)})
         said.append("nothing")
     except UserError as error:
@@ -292,7 +303,7 @@ def test_a_field_of_another_type_is_refused_with_what_it_takes():
 
 
 def test_every_field_of_a_task_was_mistaken_once():
-    assert {field.name for field in dataclasses.fields(Task)} == set(MISTAKEN)
+    assert {field.name for field in dataclasses.fields(Task)} == set(MISTAKEN) - {"tasks"}
 
 
 @pytest.mark.parametrize("name, meant", [("valid", "validation"), ("Dev", "validation"), ("eval", "validation"),

@@ -22,6 +22,7 @@ from jaxtune.tasks.problems import RULES, Severity
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.jsonl import parse_line
 from jaxtune.validate import scan as scan_module
+from jaxtune.validate.needles import Needles
 from jaxtune.validate.scan import Scanner
 from jaxtune.validate.tokens import token_problems
 
@@ -393,5 +394,5 @@ def test_the_shared_bad_inputs_are_found_where_their_manifest_says():
 @given(text=st.text("<|[ab>\x00é", max_size=20), strings=st.lists(st.text("<|[ab>é", max_size=3), max_size=5))
 @settings(max_examples=100, deadline=None)
 def test_the_search_for_control_strings_finds_what_in_finds(text, strings):
-    found = scan_module._Needles(strings).found_in(text.encode())
+    found = Needles(strings).found_in(text.encode())
     assert sorted(found) == sorted({string for string in strings if string and string in text})
