@@ -300,6 +300,8 @@ def run_report(arguments: argparse.Namespace) -> None:
         sweep = read_sweep(folders[0])
         path, rows = write_sweep_report(sweep), sweep_table(sweep)
     else:
+        for line in report.changed_files(folders[0]):
+            print(f"warning: {folders[0]}: not as it was when the run ended: {line}", file=sys.stderr)
         path = report.write_report(folders[0])
         rows = compare.compare_table([read_run(folders[0])])
     if arguments.json:

@@ -16,7 +16,7 @@ from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
 from jaxtune.optim import OptimConfig, Schedule, make_schedule
-from jaxtune.runs import manifest
+from jaxtune.runs import manifest, seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.runs.history import METRICS, read_rows
 from jaxtune.runs.retention import has_checkpoint
@@ -89,6 +89,7 @@ def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, repla
         check_log(run_dir, inputs),
         check_rates(run_dir, recorded, inputs.total_steps),
         check_checkpoints(run_dir, config),
+        check_files(run_dir),
         describe_changes(recorded),
         describe_circumstances(recorded, now),
     ]
@@ -219,8 +220,27 @@ def check_checkpoints(run_dir: pathlib.Path, config: ExperimentConfig) -> Check:
     with Checkpoints(folder, config.checkpoint, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         lines = [f"step {step}: {problem}" for step in steps for problem in checkpoints.problems(step)]
+        bound = {} if lines else {step: checkpoints.extra(step).get("log") for step in steps}
+    if (run_dir / METRICS).is_file():
+        logs = [(step, seal.check_log(run_dir, state)) for step, state in bound.items() if state]
+        lines += [f"step {step}: {problem}" for step, problem in logs if problem]
     text = f"every file of the steps {', '.join(map(str, steps))} is as it was written"
     return Check(name="checkpoints", ok=not lines, lines=tuple(lines) or (text,))
+
+
+def check_files(run_dir: pathlib.Path) -> Check:
+    """Every file of a run that has ended against the seal that was put on it."""
+    if not (run_dir / seal.SEAL).exists():
+        ended = (run_dir / "summary.json").exists()
+        text = "seal.json is missing, though the run has ended" if ended else "the run has not ended; no file is bound"
+        return Check(name="files", ok=not ended, lines=(text,))
+    try:
+        found = seal.differences(run_dir)
+    except UserError as error:
+        return Check(name="files", ok=False, lines=(str(error),))
+    added = [f"{name} came after the end of the run" for name in found.added]
+    text = "every file is as it was at the end of the run"
+    return Check(name="files", ok=not found.problems, lines=(*(found.problems or (text,)), *added))
 
 
 def same_circumstances(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

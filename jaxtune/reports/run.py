@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxtune.errors import UserError
 from jaxtune.reports import charts as figures
 from jaxtune.reports import page
 from jaxtune.reports.mixture import mixture_section
@@ -24,6 +25,7 @@ from jaxtune.reports.page import (
     words,
 )
 from jaxtune.reports.training import training_section
+from jaxtune.runs import seal
 from jaxtune.runs.history import Run, read_run
 from jaxtune.runs.results import TaskResult, macro_mean, measured, overfitting, status, task_results
 from jaxtune.science.intervals import Estimate, mean_of_estimates
@@ -39,13 +41,28 @@ def write_report(run_dir: Path | str) -> Path:
     """Write `report.html` into the run folder; returns its path."""
     run = read_run(run_dir)
     path = run.path / REPORT
-    replace_file(path, render(run).encode())
+    changed = changed_files(run.path)
+    replace_file(path, render(run, changed).encode())
+    if (run.path / seal.SEAL).exists() and not any(line.startswith(seal.SEAL) for line in changed):
+        seal.rebind(run.path, REPORT)
     return path
 
 
-def render(run: Run) -> str:
-    """The page of a run."""
+def changed_files(run_dir: Path) -> list[str]:
+    """Files that are drawn from and are not as they were at the end of the run; empty for one that has not ended."""
+    if not (run_dir / seal.SEAL).exists():
+        return []
+    try:
+        found = seal.differences(run_dir, leave_out=(REPORT,), skip=(f"{seal.MODEL}/", f"{seal.CHECKPOINTS}/"))
+    except UserError as error:
+        return [str(error).removeprefix(f"{run_dir}/")]
+    return list(found.problems)
+
+
+def render(run: Run, changed: Sequence[str] = ()) -> str:
+    """The page of a run; `changed` are its files that are not as they were at its end."""
     sections = [
+        changed_section(changed) if changed else None,
         results_section(run),
         training_section(run),
         mixture_section(run.tasks, run.mixture, run.config.get("mixture", {})) if run.tasks else None,
@@ -285,6 +302,14 @@ def answer_cell(row: Json | None) -> Html:
 
 
 # Facts
+
+
+def changed_section(changed: Sequence[str]) -> Section:
+    """A warning that what is drawn is not what the run wrote."""
+    lead = (
+        "These files are not as they were when the run ended: the page draws what they say now, not what was measured."
+    )
+    return Section("changed", "Changed after the run", lead, [tag("ul", *(tag("li", line) for line in changed))])
 
 
 def facts_section(run: Run) -> Section:

@@ -22,13 +22,12 @@ from jax.experimental import multihost_utils
 from jaxtune.errors import UserError
 from jaxtune.parallel.job import barrier
 from jaxtune.runs.bucket import StoreError
-from jaxtune.runs.retention import DOCUMENT, CheckpointConfig, Keep, is_step, open_folder, ranked
+from jaxtune.runs.retention import COMMITTED, DOCUMENT, CheckpointConfig, Keep, is_step, open_folder, ranked
 from jaxtune.storage.documents import Json, UnreadableDocument, number, plain, read_sealed, write_sealed
 from jaxtune.storage.fingerprints import file_digests, files_below
 
 ITEMS = ("params", "rest")
 SET_ASIDE = "set-aside"
-_UNDIGESTED = (DOCUMENT, "_CHECKPOINT_METADATA", "commit_success.txt")  # the last two are written at the commit
 _MESSAGE_BYTES = 4096
 _SAVE_SECONDS = 3600  # how long the processes of a job wait for one another's arrays, the digests and the copies
 
@@ -215,7 +214,7 @@ class Checkpoints:
         if isinstance(document, str):
             return _agree([document])
         folder = self._folder(step)
-        found = files_below(folder, _UNDIGESTED)
+        found = files_below(folder, COMMITTED)
         recorded = document["files"]
         listed = [f"{name}: missing" for name in sorted(set(recorded) - set(found))]
         listed += [f"{name}: not part of the checkpoint" for name in sorted(set(found) - set(recorded))]
@@ -228,7 +227,10 @@ class Checkpoints:
                 listed.append(
                     f"{name}: content changed (SHA-256 {digest[:12]}, {recorded[name]['sha256'][:12]} was written)"
                 )
-        return _agree(listed)
+        agreed = _agree(listed)
+        if not agreed:
+            self._verified.add(step)
+        return agreed
 
     def set_aside_after(self, step: int) -> list[int]:
         """Move the checkpoints newer than `step` into `set-aside/`, so that a run can go on from it; returns them."""
@@ -261,13 +263,10 @@ class Checkpoints:
         return {item: restored[item] for item in parts}
 
     def _good_document(self, step: int) -> Json:
-        if step not in self._verified:
-            problems = self.problems(step)
-            if problems:
-                earlier = [s for s in reversed(self.steps()) if s < step]
-                good = next((s for s in earlier if not self.problems(s)), None)
-                raise DamagedCheckpoint(step, str(self._folder(step)), problems, good)
-            self._verified.add(step)
+        if step not in self._verified and (problems := self.problems(step)):
+            earlier = [s for s in reversed(self.steps()) if s < step]
+            good = next((s for s in earlier if not self.problems(s)), None)
+            raise DamagedCheckpoint(step, str(self._folder(step)), problems, good)
         document = self._document(step)
         assert isinstance(document, dict), document
         return document
@@ -285,7 +284,7 @@ class Checkpoints:
         step, document = self._saving
         name = self._folder(step).name
         folder = next(path for path in self.directory.iterdir() if path.name.startswith(name))
-        names = files_below(folder, _UNDIGESTED)
+        names = files_below(folder, COMMITTED)
         digests = zip(names, file_digests(folder, names), strict=True)
         document = document | {"files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests}}
         write_sealed(folder / DOCUMENT, document)

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxtune.errors import UserError
 from jaxtune.parallel.job import from_main, is_main
-from jaxtune.runs import manifest
+from jaxtune.runs import manifest, seal
 from jaxtune.runs.history import read_rows
 from jaxtune.storage import locks
 from jaxtune.storage.documents import read_object, read_sealed, write_json, write_sealed
@@ -77,7 +77,8 @@ def prepare(run_dir: pathlib.Path, *, overwrite: bool) -> None:
 
 
 def reopen(run_dir: pathlib.Path) -> None:
-    """Remove the summary, which says how a run ended: it is going on."""
+    """Remove seal and summary, which say how a run ended: it is going on."""
+    seal.break_seal(run_dir)
     (run_dir / "summary.json").unlink(missing_ok=True)
 
 
@@ -151,8 +152,9 @@ def read_command(run_dir: pathlib.Path) -> tuple[str, list[str]]:
 
 def resolve_model_folder(path: pathlib.Path) -> pathlib.Path:
     """A Hugging Face folder: the path itself, or the exported model of a run folder."""
-    if (path / MARK).is_file() and (path / "model" / "config.json").is_file():
-        return path / "model"
+    if (path / MARK).is_file() and (path / seal.MODEL / "config.json").is_file():
+        path = path / seal.MODEL
+    seal.check_model(path.resolve())
     if (path / "metrics.jsonl").is_file():
         raise UserError(
             f"{path} is a run without an exported model (it did not finish); export one with jaxtune export-hf"

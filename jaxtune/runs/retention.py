@@ -99,6 +99,10 @@ def is_step(folder: epath.Path) -> bool:
     return re.fullmatch(r"\d{8,}", folder.name) is not None
 
 
+COMMITTED = (DOCUMENT, "_CHECKPOINT_METADATA", "commit_success.txt")
+"""Files of a checkpoint that its document does not digest: itself, and what Orbax writes at the commit."""
+
+
 class Keep:
     """Orbax preservation policy: the newest `keep_latest` and the best `keep_best` checkpoints stay."""
 

@@ -1,5 +1,6 @@
 """The tracker of a run: appends rows to metrics.jsonl, or passes them on to several trackers."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtune.errors import UserError
 from jaxtune.runs.history import METRICS, read_rows
+from jaxtune.runs.seal import LogState
 from jaxtune.storage.documents import json_line, replace_file
 
 
@@ -34,7 +36,20 @@ class JsonlTracker:
             self._keep_up_to(resume_step)
         elif self.path.exists() and self.path.stat().st_size:
             raise UserError(f"{self.path} already holds a run; resume it, or choose another run folder")
+        self._sha, self._rows = hashlib.sha256(), 0
+        if self.path.exists():
+            self._count(self.path.read_bytes())
         self._file = self.path.open("ab")
+
+    def _count(self, lines: bytes) -> None:
+        self._sha.update(lines)
+        self._rows += lines.count(b"\n")
+
+    def state(self) -> LogState:
+        """Number and digest of the rows so far, which are on the disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return LogState(rows=self._rows, sha256=self._sha.hexdigest())
 
     def _keep_up_to(self, step: int) -> None:
         if self.path.exists():
@@ -48,8 +63,10 @@ class JsonlTracker:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row."""
         assert "kind" in row and "step" in row, f"a row needs kind and step: {row}"
-        self._file.write(json_line(row))
+        line = json_line(row)
+        self._file.write(line)
         self._file.flush()
+        self._count(line)
 
     def close(self) -> None:
         """Flush to the disk and close; a second call does nothing."""

@@ -12,6 +12,7 @@ from jaxtune.evaluate.loss import LossResult
 from jaxtune.parallel.job import from_main, is_main
 from jaxtune.reports import run as report
 from jaxtune.runs import folder as runfolder
+from jaxtune.runs import seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.runs.mirrors import make_mirror
 from jaxtune.runs.tracker import JsonlTracker, Tracker, Trackers
@@ -38,6 +39,8 @@ class Record:
     run: Planned
     checkpoints: Checkpoints
     tracker: Tracker
+    rows: JsonlTracker | None
+    """The tracker of metrics.jsonl, one of those in `tracker`; None on processes that write nothing."""
     trained_with: tuple[str, ...] = ()
     """Names of runs that are computed in the same program; times and rates are then shared with them."""
 
@@ -160,7 +163,8 @@ class Arm:
     def save(self, state: TrainState, watched: float | None) -> None:
         """Checkpoint after the last update."""
         extra = {
-            "progress": self.counters.to_json(), "plan_hash": self.inputs.plan.hash, "seed": self.config.seed
+            "progress": self.counters.to_json(), "plan_hash": self.inputs.plan.hash, "seed": self.config.seed,
+            "log": self.record.rows and self.record.rows.state(),
         }  # fmt: skip
         metrics = {} if watched is None else {self.config.checkpoint.metric: watched}
         self.record.checkpoints.save(self.done, state, extra, metrics)
@@ -196,9 +200,11 @@ class Arm:
             self.session, self.counters, status, self.done, exported,
             before=before, seconds=self.seconds, trained_with=list(self.record.trained_with),
         )  # fmt: skip
+        self.record.checkpoints.wait()
         if is_main():
             write_json(self.run_dir / "summary.json", self.summary)
             report.write_report(self.run_dir)
+            seal.write_seal(self.run_dir)
 
 
 def open_arm(
@@ -216,9 +222,9 @@ def open_arm(
         done = int(state.step)
         if is_main():
             resuming.record(run.run_dir, run.identity, run.changes, done, dict(run.command))
-    tracker = open_tracker(run, done if run.resume else None)
+    tracker, rows = open_tracker(run, done if run.resume else None)
     stack.callback(tracker.close)
-    record = Record(run=run, checkpoints=checkpoints, tracker=tracker, trained_with=trained_with)
+    record = Record(run=run, checkpoints=checkpoints, tracker=tracker, rows=rows, trained_with=trained_with)
     return Arm(number, session, record, counters, done)
 
 
@@ -238,13 +244,14 @@ def restore(checkpoints: Checkpoints, state: TrainState, run: Planned) -> tuple[
     return restored, Counters.from_json(extra["progress"])
 
 
-def open_tracker(run: Planned, resume_step: int | None) -> Tracker:
-    """metrics.jsonl and the mirrors, on the main process; nothing on the others."""
+def open_tracker(run: Planned, resume_step: int | None) -> tuple[Tracker, JsonlTracker | None]:
+    """All trackers as one, and that of metrics.jsonl: on the main process; nothing on the others."""
     if not is_main():
-        return Trackers([])
+        return Trackers([]), None
     config = run.inputs.config
     mirrors = [
         make_mirror(kind, run.run_dir, config=to_json(config), project=config.name, resume_step=resume_step)
         for kind in config.mirrors
     ]
-    return Trackers([JsonlTracker(run.run_dir, resume_step=resume_step), *mirrors])
+    rows = JsonlTracker(run.run_dir, resume_step=resume_step)
+    return Trackers([rows, *mirrors]), rows

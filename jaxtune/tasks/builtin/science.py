@@ -13,10 +13,11 @@ Sizes go from 6,000 to 60 (100 : 1); validation and test have 300 examples each,
 
 import functools
 
+from jaxtune.storage.fingerprints import hash64
 from jaxtune.tasks.builtin.arithmetic import STORIES
 from jaxtune.tasks.builtin.collection import Family, GeneratedSource, phrase
 from jaxtune.tasks.builtin.exercise import Exercise, Split
-from jaxtune.tasks.builtin.stream import Stream, hash64
+from jaxtune.tasks.builtin.stream import Stream
 from jaxtune.tasks.builtin.words import CITIES, DAYS, FOODS, JOBS, NAMES, PETS, THINGS
 from jaxtune.tasks.task import Task
 
@@ -63,7 +64,7 @@ def pseudoword(stream: Stream, syllables: int) -> str:
 def noisy(stream: Stream) -> Exercise:
     """Which of 64 answers belongs to a made-up name: decided by a hash of the name."""
     name = pseudoword(stream, 3)
-    answer = NOISY_ANSWERS[hash64(f"noisy/{name}") % len(NOISY_ANSWERS)]
+    answer = NOISY_ANSWERS[hash64(f"noisy/{name}".encode()) % len(NOISY_ANSWERS)]
     return Exercise(group=name, fields={"question": f"What belongs to {name}?"}, answer=answer)
 
 

@@ -1,0 +1,146 @@
+"""The seal of a run folder: at the end of a run, size and SHA-256 of every file in it, and where its metrics stood.
+
+A run that goes on loses its seal and gets another at its next end. Until then its checkpoints bind what was logged:
+each one's document holds the number of rows of `metrics.jsonl` at that moment and their SHA-256.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from jaxtune.errors import UserError
+from jaxtune.runs.history import METRICS
+from jaxtune.runs.retention import COMMITTED
+from jaxtune.storage import locks
+from jaxtune.storage.documents import Json, UnreadableDocument, read_sealed, write_sealed
+from jaxtune.storage.fingerprints import file_digests, files_below
+
+SEAL = "seal.json"
+MODEL, CHECKPOINTS = "model", "checkpoints"
+MIRRORED = ("tensorboard", "wandb", "mlflow", "mlflow.db", "mlflow.db-journal")
+"""What other tools keep in a run folder and change after its end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogState:
+    """How far a run's metrics went at a moment."""
+
+    rows: int
+    sha256: str
+    """Of the bytes of these rows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Differences:
+    """How a run folder differs from what its seal says."""
+
+    problems: tuple[str, ...] = ()
+    """Files that are missing or have other content, and strangers beside the weights of the model."""
+    added: tuple[str, ...] = ()
+    """Other files that came after the end of the run; nothing of the run reads them."""
+
+
+def write_seal(run_dir: pathlib.Path) -> None:
+    """Bind every file of a run that has ended."""
+    folder = epath.Path(run_dir)
+    names = _bound(folder)
+    write_sealed(run_dir / SEAL, {"format": 1, "files": _entries(folder, names)})
+
+
+def break_seal(run_dir: pathlib.Path) -> None:
+    """Remove the seal: the run goes on."""
+    (run_dir / SEAL).unlink(missing_ok=True)
+
+
+def rebind(run_dir: pathlib.Path, name: str) -> None:
+    """Bind a file again that was made anew from the others, as the report; does nothing for a run without a seal.
+
+    Raises UserError where the seal itself was damaged.
+    """
+    if (run_dir / SEAL).exists():
+        sealed = read_sealed(run_dir / SEAL)
+        files = {**_files(run_dir, sealed), **_entries(epath.Path(run_dir), [name])}
+        write_sealed(run_dir / SEAL, {**sealed, "files": files})
+
+
+def differences(
+    run_dir: pathlib.Path, *, below: str = "", leave_out: Sequence[str] = (), skip: tuple[str, ...] = ()
+) -> Differences:
+    """Compare the files of a sealed run with the seal: those whose names begin with `below`, and with none of `skip`.
+
+    Raises UserError where there is no seal, or one that was damaged.
+    """
+    folder = epath.Path(run_dir)
+    recorded = _files(run_dir, read_sealed(run_dir / SEAL))
+    compared = lambda name: name.startswith(below) and not name.startswith(skip) and name not in leave_out
+    wanted, found = set(filter(compared, recorded)), set(filter(compared, _bound(folder)))
+    lines = [f"{name}: missing" for name in sorted(wanted - found)]
+    both = sorted(wanted & found)
+    for name, (size, digest) in zip(both, file_digests(folder, both), strict=True):
+        if size != recorded[name]["bytes"]:
+            lines.append(f"{name}: {size} bytes, {recorded[name]['bytes']} were written")
+        elif digest != recorded[name]["sha256"]:
+            lines.append(f"{name}: content changed after the run wrote it")
+    strangers = sorted(found - wanted)
+    lines += [f"{name}: not part of the exported model" for name in strangers if name.startswith(f"{MODEL}/")]
+    return Differences(
+        problems=tuple(lines), added=tuple(name for name in strangers if not name.startswith(f"{MODEL}/"))
+    )
+
+
+def check_model(model: pathlib.Path) -> None:
+    """Refuse the exported model of a run whose files are not those that the run wrote.
+
+    Does nothing for a folder that is no sealed run's: nothing says what it should hold.
+    """
+    run_dir = model.parent
+    if model.name != MODEL or not (run_dir / SEAL).exists():
+        return
+    found = differences(run_dir, below=f"{MODEL}/").problems
+    if found:
+        listed = "".join(f"\n  - {line}" for line in found[:10])
+        raise UserError(
+            f"the exported model of {run_dir} is not the one that the run wrote:{listed}\n"
+            "Export it again from a checkpoint with jaxtune export-hf, or put back a copy of the folder."
+        )
+
+
+def check_log(run_dir: pathlib.Path, state: Mapping[str, Any]) -> str | None:
+    """How the rows of `metrics.jsonl` that a checkpoint bound differ from what they were; None where they do not."""
+    sha, rows = hashlib.sha256(), 0
+    with (run_dir / METRICS).open("rb") as file:
+        while rows < state["rows"] and (line := file.readline()).endswith(b"\n"):
+            sha.update(line)
+            rows += 1
+    if rows < state["rows"]:
+        return f"{METRICS} ends after {rows} rows, it had {state['rows']}"
+    return None if sha.hexdigest() == state["sha256"] else f"the first {rows} rows of {METRICS} are not as they were"
+
+
+def _bound(folder: epath.Path) -> list[str]:
+    """Names of the files that a seal binds; of checkpoints those that their own documents do not."""
+
+    def binds(name: str) -> bool:
+        top, _, _ = name.partition("/")
+        hidden = any(part.startswith(".") for part in name.split("/"))  # files in the making, a writer's lock
+        if hidden or top in MIRRORED or top.endswith("_run_id"):
+            return False
+        return top != CHECKPOINTS or name.rpartition("/")[2] in COMMITTED
+
+    return [name for name in files_below(folder, (SEAL, locks.NAME)) if binds(name)]
+
+
+def _entries(folder: epath.Path, names: Sequence[str]) -> Json:
+    digests = zip(names, file_digests(folder, names), strict=True)
+    return {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests}
+
+
+def _files(run_dir: pathlib.Path, sealed: Json) -> dict[str, Json]:
+    files = sealed.get("files")
+    if not isinstance(files, dict):
+        raise UnreadableDocument(f"{run_dir / SEAL}: it lists no files; put back a copy of the file")
+    return files
