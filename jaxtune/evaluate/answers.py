@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from jaxtune import chat
@@ -31,7 +31,7 @@ class ScoreResult:
     task_score: Mapping[str, Mapping[str, float]]
     """Task -> {metric: mean over questions, "n": questions}."""
     macro_exact_match: float
-    """Mean over tasks of the share of exactly matching answers."""
+    """Mean over trained tasks of the share of exactly matching answers."""
     answers: Mapping[str, Sequence[Mapping[str, Any]]]
     """Task -> {id, prompt, prediction, reference, correct} of every question."""
 
@@ -62,8 +62,12 @@ def generation_scores(
     metric_of: Mapping[str, str],
     *,
     stop_ids: frozenset[int] | set[int],
+    held_out: Collection[str] = (),
 ) -> ScoreResult:
-    """Generate all answers and score each with exact match and with its task's own metric."""
+    """Generate all answers and score each with exact match and with its task's own metric.
+
+    `held_out`: tasks whose scores stand beside the mean.
+    """
     generated = answer([q.prompt for q in asked])
     rows: dict[str, list[dict[str, Any]]] = {}
     values: dict[str, dict[str, list[float]]] = {}
@@ -82,7 +86,7 @@ def generation_scores(
         task: {metric: math.fsum(v) / len(v) for metric, v in by_metric.items()} | {"n": len(rows[task])}
         for task, by_metric in values.items()
     }
-    exact = [scores["exact_match"] for scores in task_score.values()]
+    exact = [scores["exact_match"] for task, scores in task_score.items() if task not in held_out]
     return ScoreResult(
         task_score=task_score, macro_exact_match=math.fsum(exact) / len(exact) if exact else math.nan, answers=rows
     )

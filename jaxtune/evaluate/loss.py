@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Annotated, TypeVar
 
 import jax
@@ -49,33 +49,45 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossResult:
-    """Validation loss in nats per token. Mappings are by task name and hold only tasks that have trained tokens."""
+    """Validation loss in nats per token. Mappings are by task name and hold only tasks that have response tokens.
+
+    Held-out tasks stand in the mappings alone: no mean, and so no decision of a run, depends on them.
+    """
 
     loss: float
-    """Mean over all tokens."""
+    """Mean over all tokens of trained tasks; NaN where none of them was measured."""
     macro_loss: float
-    """Mean of the tasks' means."""
+    """Mean of the trained tasks' means; NaN where none of them was measured."""
     task_loss: Mapping[str, float]
     task_tokens: Mapping[str, int]
     task_accuracy: Mapping[str, float]
     """Share of tokens whose target has the highest logit."""
+    held_out: frozenset[str] = frozenset()
+    """Tasks of the mappings that the run does not train on."""
 
     def watched(self, aggregate: Aggregate, task: str | None = None) -> float:
-        """The one number that early stopping compares."""
+        """The one number that early stopping compares; of trained tasks only."""
+        trained = {name: loss for name, loss in self.task_loss.items() if name not in self.held_out}
         match aggregate:
             case Aggregate.TOKEN_MEAN:
                 return self.loss
             case Aggregate.MACRO_MEAN:
                 return self.macro_loss
             case Aggregate.WORST_TASK:
-                return float(np.max(list(self.task_loss.values())))  # NaN where one is: `max` would pass over it
+                return float(np.max(list(trained.values()) or [np.nan]))  # NaN where one is, which `max` passes over
             case Aggregate.TASK:
                 assert task is not None
-                return self.task_loss[task]
+                return trained[task]
 
 
-def per_task_loss(eval_step: Callable[[Data], LossSums], batches: Iterable[Data], tasks: Sequence[str]) -> LossResult:
-    """Sums over all batches, divided once: the result depends on neither batch size, padding nor devices."""
+def per_task_loss(
+    eval_step: Callable[[Data], LossSums], batches: Iterable[Data], tasks: Sequence[str],
+    held_out: Collection[str] = (),
+) -> LossResult:  # fmt: skip
+    """Sums over all batches, divided once: the result depends on neither batch size, padding nor devices.
+
+    `held_out`: those of `tasks` that stand beside the means.
+    """
     totals = {name: np.zeros(len(tasks)) for name in ("nll", "weight", "tokens", "correct")}
     pending: list[LossSums] = []
     for batch in batches:
@@ -88,12 +100,15 @@ def per_task_loss(eval_step: Callable[[Data], LossSums], batches: Iterable[Data]
         raise UserError("no validation token carries loss weight; check the validation files and the mask policy")
     held = [i for i in range(len(tasks)) if totals["weight"][i] > 0]
     task_loss = {tasks[i]: float(totals["nll"][i] / totals["weight"][i]) for i in held}
+    trained = [i for i in held if tasks[i] not in held_out]
+    means = [task_loss[tasks[i]] for i in trained]
     return LossResult(
-        loss=float(totals["nll"].sum() / totals["weight"].sum()),
-        macro_loss=math.fsum(task_loss.values()) / len(task_loss),
+        loss=float(totals["nll"][trained].sum() / totals["weight"][trained].sum()) if trained else math.nan,
+        macro_loss=math.fsum(means) / len(means) if means else math.nan,
         task_loss=task_loss,
         task_tokens={tasks[i]: int(totals["tokens"][i]) for i in held},
         task_accuracy={tasks[i]: float(totals["correct"][i] / totals["tokens"][i]) for i in held},
+        held_out=frozenset(held_out),
     )
 
 

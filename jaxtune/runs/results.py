@@ -111,12 +111,12 @@ def status(run: Run) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run reached: macro means over tasks and the tasks' own numbers; NaN where not measured."""
+    """What a run reached: macro means over trained tasks and the tasks' own numbers; NaN where not measured."""
 
     loss: float
-    """Validation loss, mean over tasks, nats per token."""
+    """Validation loss, mean over trained tasks, nats per token."""
     exact_match: float
-    """Exact match on the test questions, mean over tasks."""
+    """Exact match on the test questions, mean over trained tasks."""
     task_loss: Mapping[str, float]
     task_exact_match: Mapping[str, float]
 
@@ -130,9 +130,10 @@ def reached(run: Run, when: str = "after") -> Outcome:
         for task, score in numbers.get("task_score", {}).items()
         if "exact_match" in score
     }
+    held = set(run.mixture.get("held_out", []))
     return Outcome(
-        loss=macro_mean(list(task_loss.values())),
-        exact_match=macro_mean(list(scores.values())),
+        loss=macro_mean([value for task, value in task_loss.items() if task not in held]),
+        exact_match=macro_mean([value for task, value in scores.items() if task not in held]),
         task_loss=task_loss,
         task_exact_match=scores,
     )

@@ -121,7 +121,8 @@ class Stacked:
             return dict.fromkeys(numbers)
         with contextlib.closing(self.session.evaluation_batches(plan, inputs.validation)) as batches:
             sums = list(self._sums(batches, numbers))
-        return {k: per_task_loss(lambda s, k=k: trial(s, k), sums, list(plan.tasks)) for k in numbers}
+        tasks, held = list(plan.tasks), inputs.held
+        return {k: per_task_loss(lambda s, k=k: trial(s, k), sums, tasks, held) for k in numbers}
 
     def _sums(self, batches: Iterable[Batch], numbers: Collection[int]) -> Iterator[LossSums]:
         """Each validation batch's loss sums of all trials, fetched one batch late, so that host and device overlap."""

@@ -38,7 +38,7 @@ def loss_of(session: Session, params: Params, plan: Plan, chosen: Mapping[str, S
     """Per-task loss of an evaluation plan's examples, nats per token."""
     step = functools.partial(session.program.eval_step, params, session.base.frozen)
     with contextlib.closing(session.evaluation_batches(plan, chosen)) as batches:
-        return per_task_loss(step, batches, list(plan.tasks))
+        return per_task_loss(step, batches, list(plan.tasks), session.inputs.held)
 
 
 def score(session: Session, params: Params) -> ScoreResult:
@@ -54,7 +54,9 @@ def score(session: Session, params: Params) -> ScoreResult:
         )  # fmt: skip
 
     metric_of = {task.name: task.metric for task in (*inputs.tasks.values(), *inputs.held.values())}
-    return generation_scores(answer, inputs.questions, inputs.tokenizer, metric_of, stop_ids=inputs.stop_ids)
+    return generation_scores(
+        answer, inputs.questions, inputs.tokenizer, metric_of, stop_ids=inputs.stop_ids, held_out=inputs.held
+    )
 
 
 def score_key(session: Session, identity: Mapping[str, Any]) -> str:
