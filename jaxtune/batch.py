@@ -76,6 +76,13 @@ def utilisation(batch: Batch) -> float:
     return float((np.asarray(batch.segment_ids) > 0).mean())
 
 
+def on_prompts(batch: Batch) -> Batch:
+    """The host batch with weight 1 on every target that had none, and 0 on the others."""
+    target = (np.asarray(batch.segment_ids) > 0) & (np.asarray(batch.positions) > 0)
+    weights = (target & (np.asarray(batch.loss_weights) == 0)).astype(np.float32)
+    return dataclasses.replace(batch, loss_weights=weights)
+
+
 def count_batch(
     batch: Batch, num_tasks: int, prompt_loss_weight: float = 0.0
 ) -> dict[str, Int[np.ndarray, " num_tasks"]]:

@@ -62,6 +62,8 @@ class LossResult:
     task_tokens: Mapping[str, int]
     task_accuracy: Mapping[str, float]
     """Share of tokens whose target has the highest logit."""
+    prompt_loss: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Loss of the prompts by task, where the run trains on them."""
     held_out: frozenset[str] = frozenset()
     """Tasks of the mappings that the run does not train on."""
 

@@ -28,6 +28,7 @@ def shape(inputs: Inputs) -> Json:
             "mesh": config.mesh,
             "batch": {"rows": config.batch.rows, "passes": config.batch.micro_batches, "seq_len": config.data.seq_len},
             "base": {"folder": inputs.folder, "dtype": config.model.param_dtype},
+            "prompts": inputs.trains_prompts,
             "validation": {"plan": None if inputs.eval_plan is None else inputs.eval_plan.hash, **chosen},
             "profile_steps": config.health.profile_steps,
         }

@@ -4,6 +4,7 @@ The bits of a run do not depend on its lane: it may go on alone, or in another g
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtune.batch import Batch
 from jaxtune.evaluate.loss import LossResult, per_task_loss
 from jaxtune.parallel import sharding
+from jaxtune.plan.planning import Plan
 from jaxtune.step import trials
 from jaxtune.step.losses import LossSums
 from jaxtune.step.programs import Programs
@@ -119,7 +121,17 @@ class Stacked:
         plan = inputs.eval_plan
         if plan is None or not numbers:
             return dict.fromkeys(numbers)
-        with contextlib.closing(self.session.evaluation_batches(plan, inputs.validation)) as batches:
+        results = self._losses(plan, numbers)
+        if inputs.trains_prompts:
+            prompts = self._losses(plan, numbers, prompts=True)
+            replace = dataclasses.replace
+            results = {k: replace(found, prompt_loss=prompts[k].task_loss) for k, found in results.items()}
+        return dict(results)
+
+    def _losses(self, plan: Plan, numbers: Collection[int], *, prompts: bool = False) -> dict[int, LossResult]:
+        """Losses of the plan's responses, or prompts, by run."""
+        inputs = self.session.inputs
+        with contextlib.closing(self.session.evaluation_batches(plan, inputs.validation, prompts=prompts)) as batches:
             sums = list(self._sums(batches, numbers))
         tasks, held = list(plan.tasks), inputs.held
         return {k: per_task_loss(lambda s, k=k: trial(s, k), sums, tasks, held) for k in numbers}

@@ -1,13 +1,14 @@
 """Held-out numbers of a session's parameters: losses of unseen and seen examples, scores of answers."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxtune.data.subset import Subset
+from jaxtune.data.subset import Encoded, Subset, encode_again
 from jaxtune.evaluate.answers import ScoreResult, generation_scores
 from jaxtune.evaluate.decoding import SamplingConfig, generate
 from jaxtune.evaluate.loss import LossResult, per_task_loss
@@ -16,28 +17,41 @@ from jaxtune.step.update import Params
 from jaxtune.storage.documents import plain
 from jaxtune.storage.fingerprints import json_fingerprint
 from jaxtune.train.plans import make_validation_plan, seen_examples
+from jaxtune.train.resolution import TRAIN
 from jaxtune.train.session import Session, compute_dtype
 
 
 def validation_loss(session: Session, params: Params) -> LossResult | None:
     """Per-task loss of the validation examples, nats per token; None where there are none."""
-    plan = session.inputs.eval_plan
-    return None if plan is None else loss_of(session, params, plan, session.inputs.validation)
+    inputs, plan = session.inputs, session.inputs.eval_plan
+    if plan is None:
+        return None
+    result = loss_of(session, params, plan, inputs.validation)
+    if not inputs.trains_prompts:
+        return result
+    prompts = loss_of(session, params, plan, inputs.validation, prompts=True)
+    return dataclasses.replace(result, prompt_loss=prompts.task_loss)
 
 
 def seen_loss(session: Session, params: Params, steps: int) -> LossResult | None:
     """Per-task loss of training examples that the first `steps` steps met; None where nothing is validated."""
     inputs = session.inputs
-    chosen = seen_examples(inputs.plan, inputs.train, inputs.validation, steps)
+    chosen: Mapping[str, Subset | Encoded] = seen_examples(inputs.plan, inputs.train, inputs.validation, steps)
+    if not inputs.measures_as_it_trains:
+        again = lambda name, part: encode_again(inputs.tasks[name], TRAIN, part, inputs.yardstick)
+        encoded = {name: again(name, part) for name, part in chosen.items()}
+        chosen = {name: part for name, part in encoded.items() if part.examples}
     like = inputs.eval_plan  # a batch of its shape needs no other program
     plan = make_validation_plan(session.config, chosen, None if like is None else like.rows_per_step)
     return None if plan is None else loss_of(session, params, plan, chosen)
 
 
-def loss_of(session: Session, params: Params, plan: Plan, chosen: Mapping[str, Subset]) -> LossResult:
-    """Per-task loss of an evaluation plan's examples, nats per token."""
+def loss_of(
+    session: Session, params: Params, plan: Plan, chosen: Mapping[str, Subset | Encoded], *, prompts: bool = False
+) -> LossResult:
+    """Per-task loss of an evaluation plan's examples, nats per token; of their `prompts` instead of the responses."""
     step = functools.partial(session.program.eval_step, params, session.base.frozen)
-    with contextlib.closing(session.evaluation_batches(plan, chosen)) as batches:
+    with contextlib.closing(session.evaluation_batches(plan, chosen, prompts=prompts)) as batches:
         return per_task_loss(step, batches, list(plan.tasks), session.inputs.held)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxtune.config import ExperimentConfig
 from jaxtune.data.store import TaskTokens
-from jaxtune.data.subset import Subset, length_table
+from jaxtune.data.subset import Encoded, Subset, length_table
 from jaxtune.mixture.settings import MixtureConfig
 from jaxtune.plan import order
 from jaxtune.plan.packing import RowLayout
@@ -49,7 +49,7 @@ def make_training_plan(config: ExperimentConfig, stores: Mapping[str, TaskTokens
 
 
 def make_validation_plan(
-    config: ExperimentConfig, chosen: Mapping[str, Subset], rows: int | None = None
+    config: ExperimentConfig, chosen: Mapping[str, Subset | Encoded], rows: int | None = None
 ) -> Plan | None:
     """Every chosen validation example once, in batches of `rows`, by default those of the config."""
     if not chosen:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 
 from jaxtune import chat
-from jaxtune.chat import TEMPLATES, ChatTemplate, Tokenizer, load_template, load_tokenizer
+from jaxtune.chat import TEMPLATES, ChatTemplate, MaskPolicy, Tokenizer, load_template, load_tokenizer
 from jaxtune.config import ExperimentConfig
 from jaxtune.data.encoding import Encoding
 from jaxtune.data.jobs import tokenize
@@ -49,6 +49,8 @@ class Inputs:
     """None where no task has validation data."""
     questions: tuple[Question, ...]
     """Test questions for generation."""
+    yardstick: Encoding
+    """How examples are encoded where their loss is measured."""
 
     @property
     def task_names(self) -> list[str]:
@@ -59,6 +61,16 @@ class Inputs:
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
         return self.plan.num_steps
+
+    @property
+    def measures_as_it_trains(self) -> bool:
+        """Whether the tokens of training carry the weights with which losses are measured."""
+        return self.config.data.mask_policy is MaskPolicy.ASSISTANT and not self.trains_prompts
+
+    @property
+    def trains_prompts(self) -> bool:
+        """Whether prompts carry loss weight in training; their validation loss then stands beside the responses'."""
+        return self.config.data.prompt_loss_weight > 0
 
     @property
     def micro_rows(self) -> int:
@@ -109,6 +121,18 @@ class Prepared:
     def everyone(self) -> list[Task]:
         """Trained tasks, then held-out ones."""
         return [*self.kept.values(), *self.held.values()]
+
+    @property
+    def yardstick(self) -> Encoding:
+        """How records are encoded where their loss is measured: responses weigh 1, whatever the run trains with.
+
+        So the validation losses of two objectives, of another mask or prompt weight, are of the same tokens.
+        """
+        return dataclasses.replace(self.encoding, mask_policy=MaskPolicy.ASSISTANT, prompt_loss_weight=0.0)
+
+    def encoding_of(self, split: str) -> Encoding:
+        """How the records of a split become tokens."""
+        return self.encoding if split == TRAIN else self.yardstick
 
     @property
     def tokenised(self) -> dict[str, list[Task]]:
@@ -174,7 +198,7 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
     prepared = prepare(config)
     tokens = {
         split: tokenize(
-            tasks, split, prepared.encoding, cache_folder(config) / "tokens",
+            tasks, split, prepared.encoding_of(split), cache_folder(config) / "tokens",
             processes=config.data.processes, show_progress=show_progress,
         )
         for split, tasks in prepared.tokenised.items()
@@ -188,7 +212,7 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
         config=config, folder=prepared.folder, model=prepared.model, tokenizer=prepared.tokenizer,
         template=prepared.template, tasks=prepared.kept, held=prepared.held, train=tokens[TRAIN],
         validation=validation, plan=plan, eval_plan=plans.make_validation_plan(config, validation),
-        questions=tuple(asked),
+        questions=tuple(asked), yardstick=prepared.yardstick,
     )  # fmt: skip
 
 

@@ -49,7 +49,8 @@ def train_row(
 def eval_row(step: int, result: LossResult) -> Row:
     """The row of a validation."""
     return {"kind": "eval", "step": step, "split": "validation", **losses_of(result),
-            "task_tokens": result.task_tokens, "task_accuracy": result.task_accuracy}  # fmt: skip
+            "task_tokens": result.task_tokens, "task_accuracy": result.task_accuracy,
+            **({"task_prompt_loss": result.prompt_loss} if result.prompt_loss else {})}  # fmt: skip
 
 
 def score_row(step: int, result: ScoreResult) -> Row:

@@ -8,11 +8,11 @@ from collections.abc import Generator, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxtune.batch import Batch
+from jaxtune.batch import Batch, on_prompts
 from jaxtune.config import ExperimentConfig
 from jaxtune.data import batches as data
 from jaxtune.data.batches import StepBatches
-from jaxtune.data.subset import Subset
+from jaxtune.data.subset import Encoded, Subset
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
 from jaxtune.model import lora
@@ -75,13 +75,15 @@ class Session:
         """A host batch on the devices."""
         return sharding.put_batch(self.mesh, batch, self.inputs.micro_rows)
 
-    def evaluation_batches(self, plan: Plan, chosen: Mapping[str, Subset]) -> Generator[Batch, None, None]:
-        """Device batches [rows, seq] of an evaluation plan; close it when done."""
+    def evaluation_batches(
+        self, plan: Plan, chosen: Mapping[str, Subset | Encoded], *, prompts: bool = False
+    ) -> Generator[Batch, None, None]:
+        """Device batches [rows, seq] of an evaluation plan; close it. `prompts`: they weigh, responses do not."""
         rows = plan.rows_per_step
         source = StepBatches(plan, chosen, local_rows=sharding.local_rows(self.mesh, rows))  # pyright: ignore[reportArgumentType]
         with contextlib.closing(data.batches(source)) as stream:
             for batch in stream:
-                yield sharding.put_batch(self.mesh, batch, rows)
+                yield sharding.put_batch(self.mesh, on_prompts(batch) if prompts else batch, rows)
 
     def full_params(self, params: Params) -> Params:
         """Model parameters, adapters merged in."""

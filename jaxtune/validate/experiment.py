@@ -34,7 +34,7 @@ def validate_config(config: ExperimentConfig) -> Report:
         unsaid = _unsaid(report)
         for split, tasks in prepared.tokenised.items():
             for task in tasks:
-                add = functools.partial(_add_tokens, report, unsaid, task, split, prepared.encoding)
+                add = functools.partial(_add_tokens, report, unsaid, task, split, prepared.encoding_of(split))
                 _attempt(add, config, refused)
         log = ProblemLog(KEPT)
         _attempt(lambda: prepared.questions(log), config, refused)
