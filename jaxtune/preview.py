@@ -108,6 +108,7 @@ def facts(inputs: Inputs) -> dict[str, str]:
         "Too long": data.length_policy.value.replace("_", " "),
         "Rows": f"{plan.rows_per_step:,} of {plan.seq_len:,} tokens a step, {plan.packing.value.replace('_', ' ')}",
         "Held out": ", ".join(inputs.held) or "nothing",
+        "Without validation": ", ".join(inputs.unwatched) or "no task",
         "Plan hash": plan.hash,
     }
 

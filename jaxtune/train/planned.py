@@ -1,7 +1,9 @@
 """A run before it starts: checked, resolved, planned. Nothing of it is on a device or written."""
 
 import dataclasses
+import functools
 import pathlib
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -54,6 +56,13 @@ class Planned:
         )  # fmt: skip
 
 
+@functools.cache
+def _say_unwatched(names: tuple[str, ...]) -> None:
+    """Says, once for all runs of a sweep, which tasks nothing will be measured of while they train."""
+    text = f"no split named 'validation': nothing is measured of {', '.join(names)} while training"
+    print(text, file=sys.stderr, flush=True)
+
+
 def plan_run(
     config: ExperimentConfig, run_dir: pathlib.Path, *, command: Mapping[str, Any] | None = None, resume: bool = False,
     resume_step: int | None = None, overwrite: bool = False, accept_change: bool = False,
@@ -65,6 +74,8 @@ def plan_run(
     started = time.monotonic()
     runfolder.check(run_dir, resume=resume, overwrite=overwrite)
     inputs = resolve(config)
+    if inputs.unwatched and is_main():
+        _say_unwatched(tuple(inputs.unwatched))
     identity = identify(inputs)
     changes: list[resuming.Change] = []
     if resume:

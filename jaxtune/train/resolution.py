@@ -58,6 +58,11 @@ class Inputs:
         return [*self.tasks, *self.held]
 
     @property
+    def unwatched(self) -> list[str]:
+        """Trained tasks of which nothing is measured while training: they have no validation split."""
+        return [name for name in self.tasks if name not in self.validation]
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
         return self.plan.num_steps
