@@ -1,4 +1,4 @@
-"""What happens to a gradient: the update direction, the shape of the learning rate, and which parameters take part.
+"""Optimizers, learning-rate schedules and parameter groups: from a gradient to the update of the parameters.
 
 The learning rate and the weight decay themselves are left out, so that a compiled step can take them as traced numbers
 and serve every arm of an ablation:

@@ -1,4 +1,4 @@
-"""Model families of Hugging Face checkpoints: what config.json says, and which tensor holds which parameter."""
+"""The table of model families: how the config.json and the tensor names of each `model_type` differ from Llama's."""
 
 import dataclasses
 import math

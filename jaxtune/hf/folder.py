@@ -252,7 +252,9 @@ def _gather(outgoing: Outgoing, params: Params) -> np.ndarray:
 
 
 def put_in_place(aside: Path, folder: Path):
-    """Rename; an older folder makes way first, and is removed when the new one stands."""
+    """Move `aside` to `folder`. An existing folder is renamed first and deleted only after the move, so that a crash
+    never leaves neither.
+    """
     if not folder.exists():
         aside.rename(folder)
         return

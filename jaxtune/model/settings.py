@@ -23,7 +23,7 @@ class Activation(enum.Enum):
 
 
 class LayerKind(enum.Enum):
-    """What a layer attends to: the whole segment, or its last `sliding_window` tokens."""
+    """Reach of a layer's attention: the whole segment, or its last `sliding_window` tokens."""
 
     GLOBAL = "global"
     LOCAL = "local"

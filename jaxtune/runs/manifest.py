@@ -20,7 +20,7 @@ from jaxtune.storage.fingerprints import file_fingerprint, json_fingerprint, tex
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy", "ml-dtypes", "array-record",
-    "tensorflow-datasets", "pyarrow", "sentencepiece", "tokenizers", "safetensors", "jinja2", "tyro",
+    "tensorflow-datasets", "pyarrow", "sentencepiece", "tokenizers", "jinja2", "tyro",
 )  # fmt: skip
 """Libraries whose version can change what a run computes."""
 

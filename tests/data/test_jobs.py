@@ -498,3 +498,17 @@ def test_records_of_tokens_are_kept_as_they_are(tmp_path):
     assert example.tokens.tolist() == [5, 6, 7, 8]
     assert example.loss_weights.tolist() == [0, 0, 1, 0.5]
     assert np.asarray(store.loss_lengths).tolist() == [[2]]
+
+
+def test_a_token_without_a_row_in_the_embedding_is_refused_and_a_spare_entry_is_not(tmp_path):
+    words = ByteTokenizer()
+    task = sums(3)
+    used = max(int(store.tokens.max()) for store in content_arrays(tokenized([task], tmp_path / "all")[task.name]))
+    fits = tokenized([task], tmp_path / "fits", embedding_rows=used + 1)[task.name]
+    assert content(fits) == content(tokenized([task], tmp_path / "all")[task.name]) and used < words.vocab_size
+    with pytest.raises(UserError, match=rf"token {used} .*, but the model's embedding has {used} rows"):
+        tokenized([task], tmp_path / "short", embedding_rows=used)
+
+
+def content_arrays(store):
+    return [store.example(number) for number in range(len(store))]
