@@ -45,8 +45,7 @@ class Family:
 
 def family_of(name: Any, origin: str) -> Family:
     if not isinstance(name, str) or name not in FAMILIES:
-        hint = " The text model alone, 'gemma3_text', is supported." if name == "gemma3" else ""
-        raise UserError(f"{origin}: model_type {name!r:.80} is not supported; known: {', '.join(FAMILIES)}.{hint}")
+        raise UserError(f"{origin}: model_type {name!r:.80} is not supported; known: {', '.join(FAMILIES)}.")
     return FAMILIES[name]
 
 

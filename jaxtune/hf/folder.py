@@ -19,8 +19,10 @@ from jaxtune.errors import UserError
 from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.configs import read_config, write_config
 from jaxtune.hf.layout import FLOATS, Params, Piece, from_stored, leaf_at, match_tensors, stored_layout, to_stored
+from jaxtune.hf.safetensors import Entry
 from jaxtune.hf.tensors import Tensor, tensors
 from jaxtune.hf.text_files import GENERATION, TextFiles
+from jaxtune.hf.wrapped import is_wrapped, text_fields, text_tensors
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
 from jaxtune.storage.documents import read_object, write_json
@@ -68,7 +70,13 @@ def hub_name(source: str | Path) -> str | None:
 def load_config(source: str | Path) -> ModelConfig:
     """The ModelConfig of a model folder or Hub name."""
     file = resolve(source) / "config.json"
-    return read_config(read_object(file), str(file))
+    return read_config(text_fields(read_object(file), str(file)), str(file))
+
+
+def model_tensors(folder: Path) -> dict[str, Entry]:
+    """The tensors of a model folder by name; of a model of images and text, those of its text model."""
+    entries = safetensors_io.find_tensors(folder)
+    return text_tensors(entries) if is_wrapped(read_object(folder / "config.json")) else entries
 
 
 def import_model(
@@ -82,7 +90,7 @@ def import_model(
     """
     folder = resolve(source)
     config = load_config(folder)
-    entries = safetensors_io.find_tensors(folder)
+    entries = model_tensors(folder)
     shapes = abstract_params(config, dtype)[1]
     pieces = match_tensors(folder, config, shapes, entries)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)

@@ -11,7 +11,7 @@ from jaxtune.chat import ChatTemplate, Conversation, Message, Tokenizer, load_te
 from jaxtune.chat.template import NoTemplate
 from jaxtune.errors import UserError
 from jaxtune.hf import safetensors as safetensors_io
-from jaxtune.hf.folder import load_config, resolve
+from jaxtune.hf.folder import load_config, model_tensors, resolve
 from jaxtune.hf.layout import match_tensors
 from jaxtune.hf.text_files import read_generation, tokenizer_files
 from jaxtune.model.settings import ModelConfig
@@ -30,7 +30,7 @@ def inspect(source: str | Path) -> dict[str, Any]:
     folder = resolve(source)
     config = load_config(folder)
     shapes = abstract_params(config)[1]
-    entries = safetensors_io.find_tensors(folder)
+    entries = model_tensors(folder)
     for pieces in match_tensors(folder, config, shapes, entries).values():
         for piece in pieces:
             safetensors_io.check_finite(piece.entry, safetensors_io.read_tensor(piece.entry, piece.rows))

@@ -358,7 +358,7 @@ def test_a_stored_head_must_equal_the_embedding_it_is_tied_to(tmp_path):
         ({"hidden_size": 10**400}, "d_model is"),
         ({"num_experts_used": 3}, "unknown for this model_type: num_experts_used = 3"),
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported; known: llama, mistral"),
-        ({"model_type": "gemma3"}, "The text model alone, 'gemma3_text', is supported"),
+        ({"model_type": "gemma3"}, "text_config is None; a gemma3 model needs an object there"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures = .* is not supported"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported; known: silu"),
         ({"attention_dropout": 0.1}, "attention_dropout = 0.1 is not supported; only 0 is"),

@@ -7,6 +7,7 @@ import pytest
 
 from jaxtune.errors import UserError
 from jaxtune.hf.configs import read_config, write_config
+from jaxtune.hf.wrapped import text_fields
 from jaxtune.model.rope import RopeScaling
 from jaxtune.model.settings import LayerKind
 from jaxtune.model.transformer import abstract_params
@@ -68,6 +69,20 @@ PUBLISHED: dict[str, tuple[int, dict]] = {
         | sizes(100352, 4096, 11008, 32, 32, 32, 4096)
         | {"attention_bias": False, "pad_token_id": 100277, "rms_norm_eps": 1e-6, "rope_scaling": None,
            "rope_theta": 500000, "tie_word_embeddings": False}),
+    "gemma-3-4b-it, its text": (3_880_263_168, {"architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 255999, "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144,
+        "initializer_range": 0.02, "mm_tokens_per_image": 256, "model_type": "gemma3", "torch_dtype": "bfloat16",
+        "transformers_version": "4.50.0.dev0", "vision_config": {"model_type": "siglip_vision_model"},
+        "text_config": {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+                        "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                        "sliding_window": 1024}}),
+    "Mistral-Small-3.1-24B, its text": (23_572_403_200, {"architectures": ["Mistral3ForConditionalGeneration"],
+        "image_token_index": 10, "model_type": "mistral3", "multimodal_projector_bias": False,
+        "projector_hidden_act": "gelu", "spatial_merge_size": 2, "torch_dtype": "bfloat16",
+        "transformers_version": "4.50.0.dev0", "vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1,
+        "text_config": {"attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "initializer_range": 0.02,
+                        "model_type": "mistral", "rms_norm_eps": 1e-5, "rope_theta": 1e9, "sliding_window": None,
+                        "use_cache": True} | sizes(131072, 5120, 32768, 40, 32, 8, 131072)}),
     "Qwen2-0.5B": (494_032_768, QWEN | named("qwen2", "Qwen2ForCausalLM")
         | sizes(151936, 896, 4864, 24, 14, 2, 131072)
         | {"sliding_window": 131072, "tie_word_embeddings": True}),
@@ -118,7 +133,7 @@ PUBLISHED: dict[str, tuple[int, dict]] = {
 @pytest.mark.parametrize("name", list(PUBLISHED))
 def test_every_field_is_read_and_the_size_is_the_published_one(name):
     count, fields = PUBLISHED[name]
-    config = read_config(fields, "config.json")
+    config = read_config(text_fields(fields, "config.json"), "config.json")
     shapes = abstract_params(config)[1]
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
     again = read_config(write_config(config), "config.json")
