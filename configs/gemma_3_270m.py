@@ -10,7 +10,6 @@ from jaxtune.config import (
     BatchConfig,
     Budget,
     DataConfig,
-    Dtype,
     EvalConfig,
     ExperimentConfig,
     MixtureConfig,
@@ -50,9 +49,7 @@ def config() -> ExperimentConfig:
     """The vocabulary of 262,144 is three fifths of the model: few rows a forward pass."""
     return ExperimentConfig(
         name="gemma-3-270m",
-        model=ModelSource(
-            path="google/gemma-3-270m", template="gemma3", compute_dtype=Dtype.BFLOAT16, remat=Remat.DOTS
-        ),
+        model=ModelSource(path="google/gemma-3-270m", template="gemma3", remat=Remat.DOTS),
         tasks=tasks(),
         duration=Budget(epochs=2),
         mixture=MixtureConfig(temperature=2, max_repeats=3),

@@ -11,7 +11,6 @@ from jaxtune.config import (
     BatchConfig,
     Budget,
     DataConfig,
-    Dtype,
     EvalConfig,
     ExperimentConfig,
     MixtureConfig,
@@ -50,9 +49,7 @@ def tasks() -> tuple[Task, ...]:
 def config() -> ExperimentConfig:
     return ExperimentConfig(
         name="llama-3.2-1b",
-        model=ModelSource(
-            path="meta-llama/Llama-3.2-1B", template="llama3", compute_dtype=Dtype.BFLOAT16, remat=Remat.DOTS
-        ),
+        model=ModelSource(path="meta-llama/Llama-3.2-1B", template="llama3", remat=Remat.DOTS),
         tasks=tasks(),
         duration=Budget(epochs=2),
         mixture=MixtureConfig(temperature=2, max_repeats=3),

@@ -11,7 +11,6 @@ from jaxtune.config import (
     BatchConfig,
     Budget,
     DataConfig,
-    Dtype,
     EvalConfig,
     ExperimentConfig,
     LoraConfig,
@@ -52,7 +51,7 @@ def tasks() -> tuple[Task, ...]:
 def config() -> ExperimentConfig:
     return ExperimentConfig(
         name="pod-sweep",
-        model=ModelSource(path="Qwen/Qwen3-0.6B", compute_dtype=Dtype.BFLOAT16, remat=Remat.DOTS),
+        model=ModelSource(path="Qwen/Qwen3-0.6B", remat=Remat.DOTS),
         tasks=tasks(),
         duration=Budget(steps=1000),
         mixture=MixtureConfig(temperature=1, max_repeats=4),

@@ -9,7 +9,6 @@ from jaxtune.config import (
     BatchConfig,
     Budget,
     DataConfig,
-    Dtype,
     EvalConfig,
     ExperimentConfig,
     LoraConfig,
@@ -49,7 +48,7 @@ def tasks() -> tuple[Task, ...]:
 def config() -> ExperimentConfig:
     return ExperimentConfig(
         name="qwen3-0.6b-lora",
-        model=ModelSource(path="Qwen/Qwen3-0.6B", compute_dtype=Dtype.BFLOAT16, remat=Remat.DOTS),
+        model=ModelSource(path="Qwen/Qwen3-0.6B", remat=Remat.DOTS),
         tasks=tasks(),
         duration=Budget(epochs=2),
         mixture=MixtureConfig(temperature=2, max_repeats=3),
