@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from jaxtune.errors import UserError
-from jaxtune.reports import charts as figures
 from jaxtune.reports import page
-from jaxtune.reports.charts import Series
+from jaxtune.reports.bars import Whisker, whiskers
+from jaxtune.reports.charts import Series, line_chart
+from jaxtune.reports.drawing import XAxis, shorten
 from jaxtune.reports.heatmap import INK_TURNS, Grid, heat_table
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, decimals, plain_text, share, signed, tag
 from jaxtune.runs.history import Run, read_run
@@ -182,7 +183,7 @@ def curves_section(runs: Sequence[Run]) -> Section | None:
         return None
     overall = [
         Series(
-            name=figures.shorten(run.name, 24),
+            name=shorten(run.name, 24),
             x=[row.step for row in run.evals],
             y=[row.macro_loss if math.isfinite(row.macro_loss) else row.loss for row in run.evals],
             colour=page.colour(index),
@@ -197,9 +198,9 @@ def curves_section(runs: Sequence[Run]) -> Section | None:
             rows = [row for row in run.evals if task in row.task_loss]
             losses = [row.task_loss[task] for row in rows]
             series.append(Series(name=run.name, x=[row.step for row in rows], y=losses, colour=page.colour(index)))
-        panels.append(page.figure(Html(figures.line_chart(series, width=250, height=150, x_named=False)), caption=task))
+        panels.append(page.figure(Html(line_chart(series, width=250, height=150, x=XAxis(named=False))), caption=task))
     entries = [("stroke", page.colour(index), run.name) for index, run in drawn]
-    chart = Html(figures.line_chart(overall, width=1040, height=280))
+    chart = Html(line_chart(overall, width=1040, height=280))
     parts = [page.legend(entries), page.figure(chart, caption="Mean of tasks", note="nats per token", wide=True)]
     parts += [tag("h3", "By task"), tag("div", *panels, class_="grid4")]
     return Section(
@@ -215,10 +216,10 @@ def against_first_section(runs: Sequence[Run]) -> Section | None:
         if estimates:
             mean = mean_of_estimates(list(estimates.values()))
             note = f"{signed(mean.mean, 1, 100)} points, {mean.n:,} questions"
-            rows.append(figures.Whisker(name=run.name, mean=mean.mean, low=mean.low, high=mean.high, note=note))
+            rows.append(Whisker(name=run.name, mean=mean.mean, low=mean.low, high=mean.high, note=note))
     if not rows:
         return None
-    drawing = figures.whiskers(rows, width=1040, form=lambda value: f"{100 * value:g}", x_label="points")
+    drawing = whiskers(rows, width=1040, form=lambda value: f"{100 * value:g}", x_label="points")
     lead = (
         f"Exact match against {runs[0].name}, mean of tasks, paired by question (Agresti and Min 2005, 95%). "
         "The interval holds for these two models; it does not tell how another seed would do."

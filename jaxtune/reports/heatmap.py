@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from jaxtune.reports.charts import Format
+from jaxtune.reports.drawing import Format
 from jaxtune.reports.page import Html, join, tag
 
 INK_TURNS = 0.68

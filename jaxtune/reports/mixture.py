@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from jaxtune.mixture.allocation import Allocation
 from jaxtune.mixture.variants import Alternative
-from jaxtune.reports import charts as figures
 from jaxtune.reports import page
-from jaxtune.reports.charts import PairedBar, Series, Style
+from jaxtune.reports.bars import PairedBar, paired_bars
+from jaxtune.reports.charts import Series, Style, line_chart
+from jaxtune.reports.drawing import XAxis, YAxis, percent, shorten
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, join, share, tag
 from jaxtune.runs.history import TaskShare
 from jaxtune.storage.documents import Json, number
@@ -21,7 +22,7 @@ def mixture_section(tasks: Sequence[TaskShare], mixed: Json, config: Json) -> Se
         ("fill", "--c:var(--natural)", "natural share: the task's part of all usable examples"),
         ("fill", page.colour(0), "sampled share: its part of the examples trained on"),
     ]
-    bars = figures.paired_bars(share_bars(tasks), width=1040)
+    bars = paired_bars(share_bars(tasks), width=1040)
     parts: list[object] = [page.legend(entries), page.figure(Html(bars), wide=True)]
     if len(tasks) > TASKS_DRAWN:
         parts.append(tag("p", f"{len(tasks) - TASKS_DRAWN:,} more tasks are in the table.", class_="note"))
@@ -144,14 +145,14 @@ def alternatives_section(option: str, found: Sequence[Alternative]) -> Section:
         tasks = list(kept[0][1].sizes)
         ticks = [(float(index), one.value) for index, (one, _) in enumerate(kept)]
         charts = [
-            ("Sampled share", lambda a, t: a.realised[t], figures.percent),
+            ("Sampled share", lambda a, t: a.realised[t], percent),
             ("Epochs", lambda a, t: a.epochs[t], None),
         ]
         drawn = []
         for caption, pick, form in charts:
             series = [
                 Series(
-                    name=figures.shorten(task, 14),
+                    name=shorten(task, 14),
                     x=[place for place, _ in ticks],
                     y=[pick(allocation, task) for _, allocation in kept],
                     colour=page.colour(index),
@@ -159,14 +160,12 @@ def alternatives_section(option: str, found: Sequence[Alternative]) -> Section:
                 )
                 for index, task in enumerate(tasks[:TASKS_DRAWN])
             ]
-            chart = figures.line_chart(
+            chart = line_chart(
                 series,
                 width=500,
                 height=270,
-                x_label=option,
-                x_ticks=ticks,
-                y_format=form,
-                from_zero=True,
+                x=XAxis(label=option, ticks=ticks),
+                y=YAxis(form=form, from_zero=True),
                 end_labels=True,
             )
             note = f"by {page.words(option)}"

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune.mixture import Alternative
-from jaxtune.reports import charts as figures
 from jaxtune.reports import page
+from jaxtune.reports.bars import histogram
+from jaxtune.reports.drawing import XAxis
 from jaxtune.reports.mixture import alternatives_section, mixture_section
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, Stat, share, tag
 from jaxtune.runs.history import task_shares
@@ -56,15 +57,14 @@ def lengths_section(lengths: Json, order: Mapping[str, int]) -> Section:
         panels = []
         for task, spread in list(lengths["tasks"].items())[:TASKS_DRAWN]:
             marks = [(float(lengths["seq_len"]), "row")] if key == "tokens" else []
-            drawing = figures.histogram(
+            drawing = histogram(
                 spread[key]["counts"],
                 lengths["edges"][key],
                 width=250,
                 height=130,
                 colour=page.colour(order[task]),
-                x_label="tokens",
+                x=XAxis(label="tokens", named=False),
                 marks=[mark for mark in marks if mark[0] <= lengths["edges"][key][-1]],
-                x_named=False,
             )
             panels.append(page.figure(Html(drawing), caption=page.swatch(order[task], task)))
         parts += [tag("h3", title), tag("div", *panels, class_="grid4")]

@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from jaxtune.errors import UserError
-from jaxtune.reports import charts, page
-from jaxtune.reports.charts import Series, Style
+from jaxtune.reports import page
+from jaxtune.reports.charts import Series, Style, line_chart
+from jaxtune.reports.drawing import XAxis, YAxis
 from jaxtune.reports.page import Html, Section, share, signed, tag
 from jaxtune.runs.recommendation import Recommendation, recommend
 from jaxtune.runs.sweeps import MEASURES, Measure, Sweep, option_name
@@ -91,8 +92,12 @@ def curve_picture(found: Recommendation) -> Html:
     middle = [shown_value(found, float(value)) for value in (low + high) / 2]
     series = Series(name="expected", x=x, y=middle, style=Style.LINE, spread=[float(v) for v in (high - low) / 2])
     ticks = [(place, f"{axis.value(place):g}") for place in (-1.0, 0.0, 1.0)]
-    drawing = charts.line_chart(
-        [series], width=520, height=280, x_label=option_name(axis.name), x_ticks=ticks, y_format=found.measure.form
+    drawing = line_chart(
+        [series],
+        width=520,
+        height=280,
+        x=XAxis(label=option_name(axis.name), ticks=ticks),
+        y=YAxis(form=found.measure.form),
     )
     return Html(drawing)
 

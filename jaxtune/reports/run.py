@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtune.errors import UserError
-from jaxtune.reports import charts as figures
 from jaxtune.reports import page
+from jaxtune.reports.bars import change_bar
+from jaxtune.reports.drawing import shorten
 from jaxtune.reports.mixture import mixture_section
 from jaxtune.reports.page import (
     TASKS_DRAWN,
@@ -194,7 +195,7 @@ def result_row(
 
 def score_cells(before: float, after: float, difference: Estimate | None, colour: str) -> list[object]:
     clear = difference is not None and (difference.clear or not math.isfinite(difference.low))
-    bar = Html(figures.change_bar(before, after, colour=colour))
+    bar = Html(change_bar(before, after, colour=colour))
     step = change(after - before, 1, better=1, scale=100, clear=clear)
     return [share(before), share(after), step, points_interval(difference), bar]
 
@@ -290,14 +291,14 @@ def answer_table(rows: Sequence[Sequence[object]]) -> Html:
 def answer_row(before: Json | None, after: Json | None) -> list[object]:
     known = after or before or {}
     texts = [str(known.get("prompt", "")), str(known.get("reference", ""))]
-    return [*(figures.shorten(text, 400) for text in texts), answer_cell(before), answer_cell(after)]
+    return [*(shorten(text, 400) for text in texts), answer_cell(before), answer_cell(after)]
 
 
 def answer_cell(row: Json | None) -> Html:
     if row is None:
         return Html("–")
     word, sign, kind = ("right", "✓", "good") if row["correct"] else ("wrong", "✗", "bad")
-    text = figures.shorten(str(row["prediction"]), 300) or tag("span", "(empty)", class_="dim")
+    text = shorten(str(row["prediction"]), 300) or tag("span", "(empty)", class_="dim")
     return tag("div", tag("span", sign, class_=f"mark {kind}", title=word), tag("div", text), class_="answer")
 
 

@@ -3,8 +3,8 @@
 import math
 from pathlib import Path
 
-from jaxtune.reports import charts, page
-from jaxtune.reports.charts import Series
+from jaxtune.reports import page
+from jaxtune.reports.charts import Series, line_chart
 from jaxtune.reports.comparison import transfer_section
 from jaxtune.reports.heatmap import heatmap_png
 from jaxtune.reports.page import Column, Html, Section, Stat, decimals, share, tag
@@ -89,7 +89,7 @@ def curves_section(sweep: Sweep) -> Section | None:
     if not series:
         return None
     legend = [("stroke", page.colour(i), f"{option_name(axis)} {value}") for i, value in enumerate(values) if axis]
-    drawing = charts.line_chart(series, width=980, height=300)
+    drawing = line_chart(series, width=980, height=300)
     part = f" (the first {CURVES})" if len(sweep.arms) > CURVES else ""
     lead = f"Validation loss, mean of tasks, of every run{part}."
     return Section("curves", "Curves", lead, [page.legend(legend), page.figure(Html(drawing), wide=True)])

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from jaxtune.reports import charts, page
+from jaxtune.reports import page
+from jaxtune.reports.bars import Whisker, whiskers
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, change, signed, tag
 from jaxtune.runs.sweep_contrasts import Answer, answers, task_answers
 from jaxtune.runs.sweeps import Measure, Sweep, option_name
@@ -39,7 +40,7 @@ def lead_text(sweep: Sweep, family: Sequence[Answer]) -> str:
 def chart(members: Sequence[Answer], measure: Measure) -> Html:
     """The contrasts of one option by one measure."""
     rows = [
-        charts.Whisker(
+        Whisker(
             name=one.question.value,
             mean=one.contrast.mean,
             low=one.contrast.low,
@@ -50,7 +51,7 @@ def chart(members: Sequence[Answer], measure: Measure) -> Html:
         for one in members
         if one.measure.name == measure.name
     ]
-    drawing = charts.whiskers(rows, width=500, form=lambda value: f"{measure.scale * value:g}", x_label="")
+    drawing = whiskers(rows, width=500, form=lambda value: f"{measure.scale * value:g}", x_label="")
     return tag("div", page.figure(Html(drawing), caption=measure.title))
 
 

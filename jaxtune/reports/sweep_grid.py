@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxtune.reports import charts, page
-from jaxtune.reports.charts import Series, Style
+from jaxtune.reports import page
+from jaxtune.reports.charts import Series, Style, line_chart
+from jaxtune.reports.drawing import XAxis, YAxis, percent
 from jaxtune.reports.heatmap import Grid, heat_table
 from jaxtune.reports.page import TASKS_DRAWN, Html, Section, tag
 from jaxtune.runs.sweeps import MATCH, Measure, Setting, Sweep, option_name, task_measure
@@ -120,13 +121,12 @@ def task_panel(sweep: Sweep, measure: Measure, axes: Sequence[str], lines: Seque
         series.append(
             Series(name=name, x=places, y=means, colour=page.colour(index), style=Style.POINTS, spread=spreads)
         )
-    drawing = charts.line_chart(
+    drawing = line_chart(
         series,
         width=250,
         height=150,
-        x_label=option_name(axes[0]),
-        x_ticks=list(zip(places, values, strict=True)),
-        y_format=charts.percent if measure.scale == MATCH.scale else None,
+        x=XAxis(label=option_name(axes[0]), ticks=list(zip(places, values, strict=True))),
+        y=YAxis(form=percent, within=(0.0, 1.0)) if measure.scale == MATCH.scale else YAxis(),
     )
     return page.figure(Html(drawing), caption=measure.title)
 

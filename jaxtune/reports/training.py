@@ -4,9 +4,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from jaxtune.reports import charts as figures
 from jaxtune.reports import page
-from jaxtune.reports.charts import Series, Style
+from jaxtune.reports.charts import Series, Style, condensed, line_chart, smooth
+from jaxtune.reports.drawing import Format, XAxis, YAxis, percent, shorten
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, decimals, tag, words
 from jaxtune.runs.history import Run, TrainRow
 from jaxtune.storage.documents import number
@@ -25,7 +25,7 @@ def training_section(run: Run) -> Section | None:
         ("stroke", "--c:var(--accent)", "training, smoothed"),
         ("ring", "--c:var(--ink)", "validation"),
     ]
-    overall = figures.line_chart(
+    overall = line_chart(
         loss_series([row.step for row in run.train], [row.loss for row in run.train], [1.0] * len(run.train))
         + [validation_series(run, None)],
         width=1040,
@@ -60,8 +60,8 @@ def loss_series(
     steps: Sequence[int], losses: Sequence[float], weights: Sequence[float], colour: str = "--c:var(--accent)"
 ) -> list[Series]:
     """A raw curve and its smoothed one."""
-    x, y, mass = figures.condensed(steps, losses, weights, SMOOTHED)
-    smoothed = figures.smooth(y, mass, max(1.0, len(x) / 40))
+    x, y, mass = condensed(steps, losses, weights, SMOOTHED)
+    smoothed = smooth(y, mass, max(1.0, len(x) / 40))
     at = x.tolist()
     return [
         Series(name="training, raw", x=at, y=y.tolist(), colour=colour, style=Style.RAW),
@@ -85,13 +85,12 @@ def task_panel(run: Run, task: str, index: int, marks: Sequence[tuple[float, str
         losses = [row.task_loss[task] for row in rows]
         series = loss_series([row.step for row in rows], losses, weights, page.colour(index)) + series
     bare = [(step, "") for step, _ in marks]
-    drawing = figures.line_chart(series, width=250, height=150, marks=bare, x_named=False)
+    drawing = line_chart(series, width=250, height=150, marks=bare, x=XAxis(named=False))
     return page.figure(Html(drawing), caption=page.swatch(index, task))
 
 
 def machine_panels(run: Run) -> list[Html]:
     """Learning rate, gradient norm, speed, padding and whatever else was logged of the machine."""
-    percent = figures.percent
     later = dataclasses.replace(run, train=run.train[1:])  # the first step compiles
     speed: list[Curve] = [("all", lambda row: row.tokens_per_s), ("trained", lambda row: row.loss_tokens_per_s)]
     panels = [
@@ -126,7 +125,7 @@ def panel(
     curves: Sequence[Curve],
     *,
     smoothed: bool = True,
-    form: figures.Format | None = None,
+    form: Format | None = None,
     note: str = "",
     labels: bool = False,
 ) -> Html | None:
@@ -142,8 +141,8 @@ def panel(
         series += [dataclasses.replace(one, name=one.name.replace("training", name)) for one in drawn]
     if not series:
         return None
-    drawing = figures.line_chart(
-        series, width=336, height=150, from_zero=True, y_format=form, x_named=False, end_labels=labels
+    drawing = line_chart(
+        series, width=336, height=150, x=XAxis(named=False), y=YAxis(form=form, from_zero=True), end_labels=labels
     )
     return page.figure(Html(drawing), caption=caption, note=note)
 
@@ -170,7 +169,7 @@ def trouble(run: Run) -> list[object]:
                 f"{event['step']:,}",
                 words(event["kind"]),
                 decimals(number(event.get("loss"))),
-                figures.shorten(", ".join(map(str, event.get("examples", []))), 120),
+                shorten(", ".join(map(str, event.get("examples", []))), 120),
             ]
             for event in run.events[:20]
         ]

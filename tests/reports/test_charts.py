@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtune.reports import charts as figures
-from jaxtune.reports.charts import PairedBar, Series, Style, Whisker
+from jaxtune.reports.bars import PairedBar, Whisker, histogram, paired_bars, whiskers
+from jaxtune.reports.charts import Series, Style, condensed, line_chart, smooth, spaced, thinned
+from jaxtune.reports.drawing import XAxis, YAxis, percent, ticks
 from jaxtune.reports.page import PALETTE, STYLE_SHEET
 
 
 @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-6, 1e6), count=st.integers(2, 8))
 def test_ticks_are_evenly_spaced_round_numbers_inside_the_range(low, span, count):
     high = low + span
-    values = figures.ticks(low, high, count)
+    values = ticks(low, high, count)
     slack = 1e-6 * max(abs(low), abs(high), span)
     assert all(low - slack <= value <= high + slack for value in values)
     assert len(values) <= 2 * count + 1
@@ -25,33 +26,33 @@ def test_ticks_are_evenly_spaced_round_numbers_inside_the_range(low, span, count
 
 
 def test_a_tick_step_is_one_two_or_five_times_a_power_of_ten():
-    assert figures.ticks(0.0, 3.4, 4) == [0.0, 1.0, 2.0, 3.0]
-    assert figures.ticks(0.0, 0.00105, 3) == [0.0, 0.0005, 0.001]
-    assert figures.ticks(2.0, 2.0) == [2.0]
+    assert ticks(0.0, 3.4, 4) == [0.0, 1.0, 2.0, 3.0]
+    assert ticks(0.0, 0.00105, 3) == [0.0, 0.0005, 0.001]
+    assert ticks(2.0, 2.0) == [2.0]
 
 
 def test_smoothing_leaves_a_straight_line_as_it_is_even_at_its_ends():
     line = np.linspace(4.0, 1.0, 50)
-    assert np.allclose(figures.smooth(line, np.ones(50), 5.0), line, atol=1e-6)
+    assert np.allclose(smooth(line, np.ones(50), 5.0), line, atol=1e-6)
 
 
 def test_smoothing_ignores_what_is_not_finite_and_what_weighs_nothing():
     values = np.full(20, 2.0)
     weights = np.ones(20)
     values[3], values[7], weights[7] = math.nan, 1000.0, 0.0
-    assert np.allclose(figures.smooth(values, weights, 3.0), 2.0)
+    assert np.allclose(smooth(values, weights, 3.0), 2.0)
 
 
 def test_smoothing_reduces_noise():
     noise = np.random.default_rng(0).normal(size=400)
-    assert np.std(figures.smooth(noise, np.ones(400), 10.0)) < 0.35
+    assert np.std(smooth(noise, np.ones(400), 10.0)) < 0.35
 
 
 def test_a_long_curve_is_thinned_without_losing_its_end_or_its_mean():
     y = np.random.default_rng(0).normal(size=10_000)
     y[5] = math.nan
     long = Series(name="a", x=list(range(10_000)), y=y.tolist(), style=Style.RAW)
-    short = figures.thinned(long, 200)
+    short = thinned(long, 200)
     assert len(short.x) == len(short.y) == 200
     assert (short.x[-1], short.y[-1]) == (9999, y[-1])
     assert abs(np.mean(short.y[:-1]) - np.nanmean(y)) < 0.01
@@ -61,12 +62,12 @@ def test_condensing_keeps_weighted_sums_and_leaves_short_curves_alone():
     rng = np.random.default_rng(0)
     y, weights = rng.normal(size=1003), rng.random(1003)
     y[10] = math.nan
-    x, means, mass = figures.condensed(list(range(1003)), y.tolist(), weights, 50)
+    x, means, mass = condensed(list(range(1003)), y.tolist(), weights, 50)
     assert len(x) == len(means) == len(mass) == 50 and np.all(np.diff(x) > 0)
     kept = np.isfinite(y)
     assert np.isclose(np.sum(means * mass), np.sum(y[kept] * weights[kept]))
     assert np.isclose(np.sum(mass), np.sum(weights[kept]))
-    assert figures.condensed([1, 2], [3.0, 4.0], [1, 1], 50)[1].tolist() == [3.0, 4.0]
+    assert condensed([1, 2], [3.0, 4.0], [1, 1], 50)[1].tolist() == [3.0, 4.0]
 
 
 def points(svg):
@@ -77,7 +78,7 @@ def points(svg):
 
 def test_curves_stay_inside_their_frame_and_a_gap_breaks_the_line():
     y = [3.0, 2.0, math.nan, 1.0, 50.0, 1.0, 0.9]
-    chart = figures.line_chart([Series(name="loss", x=list(range(7)), y=y)], width=300, height=150)
+    chart = line_chart([Series(name="loss", x=list(range(7)), y=y)], width=300, height=150)
     assert chart.count("<polyline") == 2
     assert all(46 <= x <= 286 and 8 <= y <= 126 for x, y in points(chart))
 
@@ -85,14 +86,14 @@ def test_curves_stay_inside_their_frame_and_a_gap_breaks_the_line():
 def test_one_spike_of_a_raw_curve_does_not_flatten_the_rest():
     y = [2.0 - 0.01 * step for step in range(100)]
     y[50] = 1000.0
-    chart = figures.line_chart([Series(name="raw", x=list(range(100)), y=y, style=Style.RAW)], width=300, height=150)
+    chart = line_chart([Series(name="raw", x=list(range(100)), y=y, style=Style.RAW)], width=300, height=150)
     heights = [at for _, at in points(chart)]
     assert max(heights[:40]) - min(heights[:40]) > 25
 
 
 def test_hover_titles_name_each_value_and_are_escaped():
     series = [Series(name="a<b", x=[0, 10], y=[1.0, 0.5]), Series(name="held", x=[10], y=[0.25], style=Style.DOTS)]
-    chart = figures.line_chart(series, width=300, height=150)
+    chart = line_chart(series, width=300, height=150)
     assert "<title>step 10\na&lt;b: 0.5\nheld: 0.25</title>" in chart
     assert "<title>step 0\na&lt;b: 1</title>" in chart
     assert "a<b" not in chart
@@ -100,7 +101,7 @@ def test_hover_titles_name_each_value_and_are_escaped():
 
 def test_end_labels_do_not_overlap():
     series = [Series(name=f"s{i}", x=[0, 1], y=[1.0, 1.0 + 0.001 * (i // 2)]) for i in range(4)]
-    chart = figures.line_chart(series, width=300, height=150, end_labels=True)
+    chart = line_chart(series, width=300, height=150, end_labels=True)
     heights = [float(at) for at in re.findall(r'y="([\d.]+)" text-anchor="start">s\d<', chart)]
     assert len(heights) == 4 and min(np.diff(sorted(heights))) >= 13.9
 
@@ -110,13 +111,13 @@ def test_paired_bars_are_as_long_as_the_shares_they_show():
         PairedBar(name="qa", first=0.8, second=0.6, colour="--c:red"),
         PairedBar(name="math", first=0.2, second=0.4, colour="--c:blue"),
     ]
-    drawn = figures.paired_bars(bars, width=1000)
+    drawn = paired_bars(bars, width=1000)
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="(?:7|13)"', drawn)]
     assert [width / widths[0] for width in widths] == pytest.approx([1.0, 0.75, 0.25, 0.5], abs=1e-3)
 
 
 def test_a_histogram_has_one_bar_per_bin_with_its_count_on_hover():
-    drawn = figures.histogram([5, 0, 2], [0, 10, 20, 30], width=300, height=150, colour="--c:red", x_label="tokens")
+    drawn = histogram([5, 0, 2], [0, 10, 20, 30], width=300, height=150, colour="--c:red", x=XAxis(label="tokens"))
     assert "<title>0 to 10 tokens: 5</title>" in drawn and "<title>20 to 30 tokens: 2</title>" in drawn
     heights = [float(height) for height in re.findall(r'class="bar"[^>]*height="([\d.]+)"', drawn)]
     assert heights[1] == 0 and heights[0] / heights[2] == pytest.approx(2.5, abs=0.02)
@@ -127,14 +128,14 @@ def test_whiskers_show_zero_and_survive_a_missing_interval():
         Whisker(name="2", mean=1.0, low=0.5, high=1.5),
         Whisker(name="4", mean=2.0, low=math.nan, high=math.nan),
     ]
-    drawn = figures.whiskers(rows, width=500, form=str, x_label="points")
+    drawn = whiskers(rows, width=500, form=str, x_label="points")
     assert drawn.count('class="whisker"') == 1 and drawn.count("<circle") == 2 and 'class="rule"' in drawn
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
 def test_labels_are_spaced_with_as_little_movement_as_possible(places):
     places = sorted(places)
-    moved = figures.spaced(places, 10)
+    moved = spaced(places, 10)
     assert min(np.diff(moved), default=10) >= 10 - 1e-6
     assert np.mean(moved) == pytest.approx(np.mean(places), abs=1e-6)
     if min(np.diff(places), default=10) >= 10:
@@ -201,3 +202,11 @@ def test_task_colours_can_be_told_apart_with_every_kind_of_vision(theme, vision)
     seen = [lab(np.clip(VISION[vision] @ linear(themes()[theme][f"task-{i}"]), 1e-6, 1)) for i in range(PALETTE)]
     distances = [np.linalg.norm(seen[i] - seen[j]) for i in range(PALETTE) for j in range(i)]
     assert min(distances) > 10
+
+
+def test_shares_that_are_all_alike_stay_on_the_scale_of_shares():
+    for value in (0.0, 0.0167, 1.0):
+        flat = Series(name="exact match", x=[0, 1, 2], y=[value] * 3)
+        chart = line_chart([flat], width=300, height=150, y=YAxis(form=percent, within=(0, 1)))
+        shown = [float(text) for text in re.findall(r">([-\d.]+)%?</text>", chart)]
+        assert all(0 <= number <= 100 for number in shown), chart
