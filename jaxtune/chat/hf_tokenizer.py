@@ -21,9 +21,10 @@ class HfTokenizer(TextEncoder):
         self.path = Path(path)
         raw = self.path.read_bytes()
         spec = read_object(self.path)
-        if not isinstance(spec.get("added_tokens"), list) or not isinstance(spec.get("model"), dict):
+        if not _is_well_formed(spec):
             raise UserError(
-                f"{self.path}: not a tokenizer.json of the `tokenizers` library (no `model` or `added_tokens`). "
+                f"{self.path}: not a tokenizer.json of the `tokenizers` library (`model` is no object with a "
+                "vocabulary, or `added_tokens` no list of tokens). "
                 "Save it again with `tokenizer.save_pretrained(folder)`."
             )
         names = special_names(self.path.parent)
@@ -80,6 +81,25 @@ class HfTokenizer(TextEncoder):
         return self._backend.token_to_id(piece)
 
 
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _is_well_formed(spec: dict[str, Any]) -> bool:
+    """Whether the parts of a tokenizer.json that are read here have the types that they should have."""
+    added, model = spec.get("added_tokens"), spec.get("model")
+    if not isinstance(added, list) or not isinstance(model, dict):
+        return False
+    vocab = model.get("vocab", {})
+    pairs = isinstance(vocab, list) and all(isinstance(e, list) and e and isinstance(e[0], str) for e in vocab)
+    return (isinstance(vocab, dict) or pairs) and all(
+        isinstance(token, dict)
+        and isinstance(token.get("content"), str)
+        and type(token.get("id")) is int
+        and all(isinstance(token.get(flag), bool) for flag in _FLAGS)
+        for token in added
+    )
+
+
 def _flag_controls(spec: dict[str, Any], named: set[str]) -> bool:
     """Flag as special each added token that is one in effect: named by the configuration, or shaped like a turn marker.
 
@@ -102,7 +122,7 @@ def _flag_controls(spec: dict[str, Any], named: set[str]) -> bool:
 def _make_backend(spec: dict[str, Any] | bytes, path: Path) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_buffer(spec if isinstance(spec, bytes) else json.dumps(spec).encode())
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path}: the `tokenizers` library can't read it ({error}). Copy the file again.") from error
     backend.no_truncation()
     backend.no_padding()

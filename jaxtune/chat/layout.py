@@ -5,6 +5,7 @@ Knows messages as plain dicts; `conversation` gives them their types.
 
 import functools
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,10 @@ from jaxtune.errors import UserError
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
+SLOW_SECONDS, SLOW_RENDER = 60.0, 0.05
+"""Processor seconds that all renders of a process may take: so many, and so many more for each."""
+
+
 class Layout(NamedTuple):
     """A rendered chat, taken apart."""
 
@@ -57,6 +62,7 @@ class Renderer:
         self.marked = _MARKS.search(template.source) is not None
         self.exact = template.exact_marks and self.marked
         self._encoder = SegmentEncoder(tokenizer)
+        self._seconds, self._renders = 0.0, 0
         self._calls_as_text = False
         self._calls_as_text = takes_text(self)
         self.learned = learn(self)
@@ -125,13 +131,27 @@ class Renderer:
         return [calls_as_text(message) for message in chat.messages] if self._calls_as_text else chat.messages
 
     def _run(self, variables: Mapping[str, Any], chat: PlainChat, generation_prompt: bool) -> sandbox.Rendered:
-        given = sum(len(message["content"]) for message in chat.messages)
+        self._require_time()
+        started = time.thread_time()
+        given = sum(len(message["content"]) + len(message.get("reasoning_content") or "") for message in chat.messages)
         seen = {**variables, "documents": None, "add_generation_prompt": generation_prompt}
         name, today = self.template.name, self.template.today
-        rendered = sandbox.render(self._compiled, name, seen, today=today, given_chars=given)
+        try:
+            rendered = sandbox.render(self._compiled, name, seen, today=today, given_chars=given)
+        finally:
+            self._seconds += time.thread_time() - started
+            self._renders += 1
         if not self._prefix or rendered.text.startswith(self._prefix):
             return rendered
         return sandbox.Rendered(self._prefix + rendered.text, ((self._prefix, None, 0), *rendered.pieces))
+
+    def _require_time(self) -> None:
+        """Refuse to go on with a template that is so slow that a data set would take hours."""
+        if self._seconds > SLOW_SECONDS + SLOW_RENDER * self._renders:
+            raise self.error(
+                f"stopped: {self._renders:,} renders took {self._seconds:,.0f} seconds, where {SLOW_RENDER:g} seconds "
+                "each would be many. Use another template."
+            )
 
     def _after_prompt(self, rendered: sandbox.Rendered, chat: PlainChat) -> sandbox.Rendered:
         """The chat with its last message put after the generation prompt, whose block of reasoning it does not repeat.

@@ -10,9 +10,6 @@ import dataclasses
 import datetime
 import functools
 import json
-import re
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,20 +23,12 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
+from jaxtune.chat.meter import guard_arguments, guard_operator, measure, meter, metered, size_of, stopped
 from jaxtune.chat.traced import Piece, Traced, in_block, join, pieces_of, source_of, trace
 from jaxtune.errors import UserError
 
-MAX_STEPS = 200_000
-"""Loop iterations and macro calls that one render may take."""
-MAX_SECONDS = 10.0
-"""Processor seconds of one render, as a second bound."""
-MAX_CHARS = 4_000_000
-"""Size of any string a render builds, on top of eight times the characters it was given."""
-MAX_INT_ARG = 1_000_000
-"""Largest integer that a method or filter may be given: widths, counts and the like."""
-
-_LARGE = 10_000
-"""Characters or items from which a sum is measured against the bound."""
+MAX_SOURCE = 1_000_000
+"""Characters of a template."""
 
 _TEMPLATE_ERRORS = (
     jinja2.TemplateError,
@@ -62,48 +51,22 @@ class Rendered:
     pieces: tuple[Piece, ...]
 
 
-@dataclasses.dataclass
-class _Meter:
-    """What one render has used so far."""
-
-    max_chars: int
-    deadline: float
-    today: datetime.date
-    steps: int = 0
-    blocks: int = 0
-
-    def step(self) -> None:
-        self.steps += 1
-        if self.steps > MAX_STEPS:
-            raise jinja2.exceptions.SecurityError(
-                f"the template took more than {MAX_STEPS:,} steps; it may loop for ever"
-            )
-        if self.steps % 32 == 0 and time.thread_time() > self.deadline:
-            raise jinja2.exceptions.SecurityError(f"the template ran for more than {MAX_SECONDS:g} seconds")
-
-    def allow(self, chars: int) -> None:
-        if chars > self.max_chars:
-            raise jinja2.exceptions.SecurityError(f"the template builds a value of {chars:,} characters or items")
-
-
-_local = threading.local()
-
-
-def _meter() -> _Meter:
-    meter = getattr(_local, "meter", None)
-    if meter is None:
-        raise jinja2.nodes.Impossible  # at compile time: leave the expression for the render
-    return meter
-
-
 def compile_template(source: str, name: str) -> jinja2.Template:
     """Compile a chat template once per process. Raises `UserError` naming the template and the line."""
+    if len(source) > MAX_SOURCE:
+        raise UserError(f"chat template {name!r}: {len(source):,} characters; at most {MAX_SOURCE:,}. Use another.")
     try:
         return _compile(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(
             f"chat template {name!r}, line {error.lineno}: {error.message}. Correct the template."
         ) from error
+    except (RecursionError, SyntaxError, MemoryError) as error:
+        raise UserError(
+            f"chat template {name!r}: its expressions or blocks are nested too deeply. Use another."
+        ) from error
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"chat template {name!r}: {error}. Correct the template.") from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -124,15 +87,25 @@ def render(
     `today` is what `strftime_now` tells; `given_chars` is the size of the user's text, which the bound on built strings
     grows with. Raises `UserError` with the template's name and line for anything that goes wrong inside it.
     """
-    outer = getattr(_local, "meter", None)
-    _local.meter = _Meter(MAX_CHARS + 8 * given_chars, time.thread_time() + MAX_SECONDS, today)
     try:
-        text = join(template.root_render_func(_context(template, variables)))
+        with metered(given_chars, today):
+            text = _concat(template.root_render_func(_context(template, variables)))
     except _TEMPLATE_ERRORS as error:
         raise UserError(_explain(error, template, name)) from error
-    finally:
-        _local.meter = outer
     return Rendered(str.__str__(text), pieces_of(text))
+
+
+def _concat(parts: Iterable[str]) -> str:
+    """`join`, which stops while the parts come where they are too many characters."""
+    kept: list[str] = []
+    size, limit = 0, meter()
+    for part in parts:
+        size += len(part)
+        if size > limit.max_chars:
+            limit.allow(size)
+        kept.append(part)
+    limit.spend(size)
+    return join(kept)
 
 
 def _context(template: jinja2.Template, variables: Mapping[str, Any]) -> jinja2.runtime.Context:
@@ -152,6 +125,8 @@ def _explain(error: BaseException, template: jinja2.Template, name: str) -> str:
         return f"{where}: stopped: {str(error).rstrip('.')}. Use a template you trust, or a built-in one."
     if isinstance(error, RecursionError):
         return f"{where}: stopped: its macros call each other without end. Use another template."
+    if isinstance(error, MemoryError):
+        return f"{where}: stopped: the machine has no memory left for what it builds. Use another template."
     return f"{where}: {error or type(error).__name__}. Correct the conversation or use a template that accepts it."
 
 
@@ -176,9 +151,9 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
     def _mark(self, caller: Callable[[], str]) -> str:
-        meter = _meter()
-        meter.blocks += 1
-        block = meter.blocks
+        limit = meter()
+        limit.blocks += 1
+        block = limit.blocks
         return in_block(caller(), block)
 
 
@@ -204,7 +179,7 @@ def _require_public(name: Any) -> None:
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = _CodeGenerator
-    concat = staticmethod(join)
+    concat = staticmethod(_concat)
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
@@ -219,7 +194,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     @property
     def tick(self) -> None:
         """Evaluated at the start of every loop body and macro body."""
-        _meter().step()
+        meter().step()
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -230,15 +205,14 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def tilde(self, values: Iterable[Any]) -> str:
         """The `~` operator."""
         parts = [_to_text(value) for value in values]
-        _meter().allow(sum(map(len, parts)))
+        meter().spend(sum(map(len, parts)))
         return join(parts)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "+":
-            if _is_large(left) or _is_large(right):
-                _meter().allow(len(left) + len(right))
+            meter().spend(size_of(left) + size_of(right))
             return left + right
-        _guard_operator(operator, left, right)
+        guard_operator(operator, left, right)
         return self.binop_table[operator](left, right)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -250,7 +224,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         assert plain is not None
 
         def run(*args: Any, **kwargs: Any) -> str:
-            _guard_arguments("format", owner, args, kwargs)
+            guard_arguments("format", owner, args, kwargs)
             text, source = plain(*args, **kwargs), source_of([owner, args, kwargs])
             return text if source is None else trace(text, source)
 
@@ -259,10 +233,11 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as in Jinja
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
-            _guard_arguments(__obj.__name__, owner, args, kwargs)
+            guard_arguments(__obj.__name__, owner, args, kwargs)
             if __obj.__name__ == "join":
                 return _join_texts(owner, *args)
         result = super().call(__context, __obj, *args, **kwargs)
+        meter().spend(size_of(result))
         if type(owner) is str and type(result) is str:
             source = source_of(args)
             return result if source is None else trace(result, source)
@@ -290,7 +265,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:
-    return datetime.datetime.combine(_meter().today, datetime.time()).strftime(format)
+    return datetime.datetime.combine(meter().today, datetime.time()).strftime(format)
 
 
 def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
@@ -303,7 +278,7 @@ def _to_text(value: Any) -> str:
         return value if type(value) in (str, Traced) else str.__str__(value)
     if isinstance(value, jinja2.Undefined) and value._undefined_exception is jinja2.exceptions.SecurityError:
         value._fail_with_undefined_error()
-    _measure(value)
+    meter().spend(measure(value))
     source = source_of(value)
     return str(value) if source is None else trace(str(value), source)
 
@@ -312,8 +287,11 @@ def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """JSON without the HTML escapes of Jinja's own filter."""
-    _guard_arguments("tojson", "", (indent,), {})
-    _measure(value)
+    guard_arguments("tojson", "", (indent,), {})
+    if any(size_of(text) > 16 for text in separators or ()):
+        raise stopped("separators of more than 16 characters are not allowed")
+    width = len(indent) if isinstance(indent, str) else indent if isinstance(indent, int) else 0
+    meter().spend(measure(value, width))
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     source = source_of(value)
     return text if source is None else trace(text, source)
@@ -334,7 +312,8 @@ def _join_texts(separator: str, values: Iterable[Any]) -> str:
     for value in values:
         texts += ([separator] if texts and separator else []) + [_to_text(value)]
         size += len(separator) + len(texts[-1])
-        _meter().allow(size)
+        meter().allow(size)
+    meter().spend(size)
     return join(texts)
 
 
@@ -350,69 +329,12 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         given = args[1:] if hasattr(function, "jinja_pass_arg") else args
         text = given[0] if given and isinstance(given[0], str) else ""
-        _guard_arguments(name, text, given[1:] if text else given, kwargs)
+        guard_arguments(name, text, given[1:] if text else given, kwargs)
         result = function(*args, **kwargs)
+        meter().spend(size_of(result))
         if name in _TEXT_FILTERS and isinstance(result, str) and type(result) is not Traced:
             source = source_of([*given, kwargs])
             result = str.__str__(result) if source is None else trace(result, source)
         return result
 
     return run
-
-
-def _is_large(value: Any) -> bool:
-    return isinstance(value, str | list | tuple) and len(value) > _LARGE
-
-
-def _guard_operator(operator: str, left: Any, right: Any) -> None:
-    """Refuse `*`, `**` and `%` where the result would be huge."""
-    if operator == "%" and isinstance(left, str):
-        _guard_format(left)
-    if operator == "**" and isinstance(right, int | float) and abs(right) > 1000:
-        raise jinja2.exceptions.SecurityError(f"an exponent of {right} is too large")
-    if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
-        _meter().allow(left.bit_length() * (right if operator == "**" else 1) + right.bit_length())
-    for sized, count in ((left, right), (right, left)):
-        if operator == "*" and isinstance(sized, str | list | tuple) and isinstance(count, int):
-            _meter().allow(len(sized) * max(count, 0))
-
-
-def _guard_arguments(name: str, text: str, args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse calls of string methods and filters whose result would be huge."""
-    args = [*args, *kwargs.values()]
-    for arg in args:
-        if isinstance(arg, int) and abs(arg) > MAX_INT_ARG:
-            raise jinja2.exceptions.SecurityError(f"the argument {arg} of {name!r} is too large")
-    if name in ("format", "format_map"):
-        _guard_format(text)
-    strings = [arg for arg in args if isinstance(arg, str)]
-    if name == "replace" and len(strings) >= 2:
-        _meter().allow(len(text) + (text.count(strings[0]) + 1) * len(strings[1]))
-    elif name in ("indent", "expandtabs"):
-        width = max(
-            [4, *(len(arg) if isinstance(arg, str) else int(arg) for arg in args if isinstance(arg, str | int))]
-        )
-        _meter().allow(len(text) + (text.count("\n") + text.count("\t") + 1) * width)
-
-
-def _guard_format(pattern: str) -> None:
-    if re.search(r"\{[^}]*__", pattern):
-        raise jinja2.exceptions.SecurityError("a format can't name private attributes")
-    if re.search(r"\d{6}|\*|\{[^{}]*\{", pattern):
-        raise jinja2.exceptions.SecurityError("a format with widths this large or computed is not allowed")
-
-
-def _measure(value: Any) -> None:
-    """Refuse to print a value that shares parts of itself until its text would be huge."""
-    if isinstance(value, int | float | None):
-        return
-    meter, seen, pending = _meter(), 0, [value]
-    while pending:
-        item = pending.pop()
-        seen += len(item) if isinstance(item, str) else 8
-        if seen > meter.max_chars:
-            meter.allow(seen)
-        if isinstance(item, Mapping):
-            pending += [*item.keys(), *item.values()]
-        elif isinstance(item, list | tuple):
-            pending += item

@@ -147,7 +147,9 @@ def _variants(path: Path) -> dict[str, str]:
         return {}
     if isinstance(value, str):
         return {"default": value}
-    if isinstance(value, list) and all(isinstance(t, dict) and {"name", "template"} <= t.keys() for t in value):
+    if isinstance(value, list) and all(
+        isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("template"), str) for t in value
+    ):
         return {t["name"]: t["template"] for t in value}
     if isinstance(value, dict) and all(isinstance(t, str) for t in value.values()):
         return value

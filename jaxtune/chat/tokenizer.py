@@ -6,6 +6,7 @@ characters inside a user's text into ordinary tokens. Whoever builds a prompt in
 """
 
 import enum
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,10 @@ from jaxtune.storage.fingerprints import bytes_fingerprint, text_fingerprint
 TURN_MARKER = re.compile(r"<\|[^\s]*\|>|<｜[^\s]*｜>")
 """Shape of pieces that count as control tokens even when a tokenizer file forgot to flag them as special."""
 """Shape of pieces that count as control tokens even when a tokenizer file forgot to flag them as special."""
+
+
+BLANK = "▁"
+"""The character (U+2581, lower block) that SentencePiece vocabularies spell blanks with."""
 
 
 class After(enum.IntEnum):
@@ -125,10 +130,38 @@ class TextEncoder:
             return [self._encode_with_controls(text, after) for text in texts]
         for text in texts:
             require_encodable(text)
-        return self._encode_texts(texts, after)
+        if not any(BLANK in text for text in texts) or not self._blank_bytes:
+            return self._encode_texts(texts, after)
+        return [self._encode_blanks(text, after) for text in texts]
 
     def is_control(self, token: int) -> bool:
         return token in self.controls
+
+    @functools.cached_property
+    def _blank_bytes(self) -> list[int]:
+        """Byte tokens of `▁`, where the vocabulary spells blanks with that character and has bytes; else nothing.
+
+        Such a tokenizer reads the character itself as a blank: only its bytes say what it is.
+        """
+        ids = [self.id_of(f"<0x{byte:02X}>") for byte in BLANK.encode()]
+        folds = BLANK not in self.decode(self._encode_texts([f"a{BLANK}b"], After.NOTHING)[0])
+        return [token for token in ids if token is not None] if folds and None not in ids else []
+
+    def _encode_blanks(self, text: str, after: After) -> list[int]:
+        """Ids of a text with `▁` in it, each as its bytes."""
+        ids: list[int] = []
+        for k, part in enumerate(text.split(BLANK)):
+            ids += self._blank_bytes if k else []
+            ids += self._encode_texts([part], After.TEXT if k else after)[0] if part else []
+        return ids
+
+    def decode(self, ids: Sequence[int], *, controls: bool = True) -> str:
+        """Text of `ids`."""
+        raise NotImplementedError
+
+    def id_of(self, piece: str) -> int | None:
+        """Id of a vocabulary entry."""
+        raise NotImplementedError
 
     def _encode_texts(self, texts: Sequence[str], after: After) -> list[list[int]]:
         """Ids of texts in which control strings are ordinary text."""

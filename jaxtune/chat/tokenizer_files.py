@@ -46,10 +46,31 @@ def special_names(folder: Path) -> dict[str, str]:
 
 def flagged_special(folder: Path) -> set[str]:
     """Pieces that `tokenizer_config.json` flags as special."""
-    config = _read_companion(folder, "tokenizer_config.json")
-    flagged = {t["content"] for t in config.get("added_tokens_decoder", {}).values() if t.get("special")}
-    listed = config.get("additional_special_tokens") or []
-    return flagged | {t["content"] if isinstance(t, dict) else t for t in listed}
+    path = folder / "tokenizer_config.json"
+    listed = _read_companion(folder, path.name).get("additional_special_tokens") or []
+    if not isinstance(listed, list):
+        raise _malformed(path, "additional_special_tokens", "a list")
+    pieces = [item.get("content") if isinstance(item, dict) else item for item in listed]
+    named = {piece for piece in pieces if isinstance(piece, str)}
+    if len(named) < len({*map(repr, pieces)}):
+        raise _malformed(path, "additional_special_tokens", "a list of texts")
+    return named | set(_declared_special(folder))
+
+
+def _declared_special(folder: Path) -> dict[str, int]:
+    """Special tokens in the `added_tokens_decoder` of `tokenizer_config.json`, with their ids."""
+    path = folder / "tokenizer_config.json"
+    decoder = _read_companion(folder, path.name).get("added_tokens_decoder", {})
+    if not isinstance(decoder, dict) or not all(
+        number.isdecimal() and number.isascii() and isinstance(token, dict) and isinstance(token.get("content"), str)
+        for number, token in decoder.items()
+    ):
+        raise _malformed(path, "added_tokens_decoder", "an object of ids with tokens")
+    return {token["content"]: int(number) for number, token in decoder.items() if token.get("special")}
+
+
+def _malformed(path: Path, key: str, wanted: str) -> UserError:
+    return UserError(f"{path}: `{key}` is not {wanted}. The file is damaged; copy it again.")
 
 
 def adds_bos(folder: Path) -> bool | None:
@@ -62,9 +83,10 @@ def adds_bos(folder: Path) -> bool | None:
 
 def added_tokens(folder: Path) -> dict[str, int]:
     """Tokens that the configuration adds on top of a SentencePiece model."""
-    added = {piece: int(i) for piece, i in _read_companion(folder, "added_tokens.json").items()}
-    decoder = _read_companion(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
-    return added | {token["content"]: int(i) for i, token in decoder.items() if token.get("special")}
+    added = _read_companion(folder, "added_tokens.json")
+    if not all(type(number) is int and number >= 0 for number in added.values()):
+        raise _malformed(folder / "added_tokens.json", "id", "a whole number everywhere")
+    return added | _declared_special(folder)
 
 
 def resolve_special_ids(
@@ -83,5 +105,5 @@ def resolve_special_ids(
                     f"{path.parent}: the tokenizer's configuration names {names[kind]!r} as {kind}_token, "
                     f"but {path.name} has no such piece. Use files that belong together."
                 )
-        resolved.append(token if isinstance(token, int) and token >= 0 else None)
+        resolved.append(token if type(token) is int and token >= 0 else None)
     return resolved[0], resolved[1], resolved[2]

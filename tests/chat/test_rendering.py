@@ -17,7 +17,9 @@ from jaxtune.chat import (
     MaskPolicy,
     Message,
     check,
+    layout,
     load_tokenizer,
+    meter,
     render,
     render_batch,
     render_each,
@@ -25,7 +27,6 @@ from jaxtune.chat import (
     render_text,
     terminator_id,
 )
-from jaxtune.chat import sandbox as jinja
 from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.errors import UserError
 
@@ -412,7 +413,7 @@ def test_what_a_template_leaves_out_is_an_error():
 
 
 def test_a_template_that_reaches_for_python_or_loops_is_stopped_while_rendering(monkeypatch):
-    monkeypatch.setattr(jinja, "MAX_STEPS", 500)
+    monkeypatch.setattr(meter, "MAX_STEPS", 500)
     for source, message in (
         ("{{ messages[0].content.__class__.__mro__ }}" + OLD_CHATML, "stopped: .*__class__"),
         (
@@ -422,6 +423,17 @@ def test_a_template_that_reaches_for_python_or_loops_is_stopped_while_rendering(
     ):
         with pytest.raises(UserError, match=message):
             render(SINGLE, template(source), BYTES)
+
+
+def test_a_template_that_would_take_hours_is_stopped_for_the_whole_data_set(monkeypatch):
+    """Prevents seconds for each of many conversations, each of them within the bound of one render."""
+    slow = template(OLD_CHATML + "{% for i in range(9) %}{% endfor %}")
+    tokenizer = ByteTokenizer(eos="<|im_end|>")
+    assert len(render(SINGLE, slow, tokenizer).tokens)
+    monkeypatch.setattr(layout, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(layout, "SLOW_RENDER", 1e-9)
+    results = render_each([SINGLE] * 3, slow, tokenizer)
+    assert all(isinstance(r, UserError) and "renders took" in str(r) for r in results)
 
 
 # Conversations

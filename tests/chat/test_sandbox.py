@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxtune.chat import meter
 from jaxtune.chat import sandbox as jinja
 from jaxtune.chat.traced import trace
 from jaxtune.errors import UserError
@@ -96,6 +97,7 @@ def test_private_attributes_of_traced_strings_are_out_of_reach():
 
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 DOUBLING = "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = "
+HELD = "{% set ns = namespace(x=[]) %}{% for i in range(1999) %}{% set ns.x = "
 LISTS = "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = "
 
 
@@ -134,26 +136,77 @@ LISTS = "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = "
         ("{{ '%*d' % (999999999, 1) }}", "format"),
         ("{{ '%999999999d' | format(1) }}", "format"),
         ("{{ [1] | tojson(indent=10 ** 9) }}", "too large"),
+        ("{{ " + "[" * 60 + "]" * 60 + " | tojson(indent=10 ** 6) | length }}", "value of"),
+        ("{{ [1, 2] | tojson(separators=('a' * 99999, ':')) }}", "separators"),
+        ("{{ ('a b ' * 9000) | wordwrap(1, wrapstring='x' * 9000) }}", "value of"),
+        ("{{ ('a\\r' * 9000) | indent(9000) }}", "value of"),
+        ("{% set x = 'a' * 9999 %}{% for i in range(999) %}{{ x }}{% endfor %}", "value of"),
+        ("{% for i in range(1999) %}" + "a" * 999 + "{% endfor %}", "value of"),
+        (
+            "{% macro m() %}{% for i in range(999) %}" + "a" * 999 + "{% endfor %}{% endmacro %}{{ m() | length }}",
+            "value of",
+        ),
+        (HELD + "ns.x + ['a' * 99999] %}{% endfor %}", "in all"),
+        (HELD + "[ns.x, range(99999) | list] %}{% endfor %}", "in all"),
+        (HELD + "[ns.x, ('a ' * 40000).split()] %}{% endfor %}", "in all"),
+        (HELD + "[ns.x, '{:>90000}'.format(1)] %}{% endfor %}", "in all"),
     ],
 )
 def test_a_template_without_end_or_measure_is_stopped(monkeypatch, source, reason):
-    monkeypatch.setattr(jinja, "MAX_STEPS", 2000)  # the suite's shape checks make a step slow
-    monkeypatch.setattr(jinja, "MAX_CHARS", 100_000)
+    monkeypatch.setattr(meter, "MAX_STEPS", 2000)  # the suite's shape checks make a step slow
+    monkeypatch.setattr(meter, "MAX_CHARS", 100_000)
     started = time.process_time()
     with pytest.raises(UserError, match=reason):
         run(source)
-    assert time.process_time() - started < jinja.MAX_SECONDS
+    assert time.process_time() - started < meter.MAX_SECONDS
+
+
+def test_growth_of_the_process_is_the_net_below(monkeypatch):
+    monkeypatch.setattr(meter, "MAX_GROWTH", -1)
+    with pytest.raises(UserError, match="MiB of memory"):
+        run("{% for i in range(99) %}{% endfor %}")
+
+
+def test_a_template_that_meets_the_end_of_memory_says_so(monkeypatch):
+    def none_left(value, indent=0):
+        raise MemoryError
+
+    monkeypatch.setattr(jinja, "measure", none_left)
+    with pytest.raises(UserError, match="'toy', line 1: stopped: the machine has no memory left"):
+        run("{{ [1] | tojson }}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{{ " + "[" * 220 + "]" * 220 + " }}",
+        "{% for i in [1] %}" * 25 + "{% endfor %}" * 25,
+        "{% if a %}" + "{% elif b %}" * 3000 + "{% endif %}",
+        "{{ " + "not " * 5000 + "1 }}",
+        "{{ " + "+".join(["'a'"] * 8000) + " }}",
+        "{{ " + "9" * 5000 + " }}",
+        "{# " + "a" * 1_000_001 + " #}",
+    ],
+    ids=lambda source: source[:12],
+)
+def test_a_template_too_deep_or_too_long_to_compile_is_refused_by_name(source):
+    """Prevents tracebacks of the parser, the compiler and Python itself."""
+    try:
+        run(source)
+    except UserError as error:
+        assert "'toy'" in str(error)
 
 
 def test_slow_work_inside_few_steps_is_stopped_by_the_clock(monkeypatch):
-    monkeypatch.setattr(jinja, "MAX_SECONDS", 0.02)
+    monkeypatch.setattr(meter, "MAX_SECONDS", 0.02)
     with pytest.raises(UserError, match="ran for more than 0.02 seconds"):
         run("{% for i in range(99999) %}{% set x = range(20000) | list %}{% endfor %}")
 
 
 def test_threads_have_their_own_bounds(monkeypatch):
     """Prevents one render from using up, or lifting, the bound of another."""
-    monkeypatch.setattr(jinja, "MAX_STEPS", 1000)
+    monkeypatch.setattr(meter, "MAX_STEPS", 1000)
     ok = "{% for i in range(900) %}{% endfor %}ok"
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         results = [pool.submit(run, source) for source in [ok, NESTED] * 4]
