@@ -8,6 +8,7 @@ import difflib
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -15,24 +16,29 @@ import jaxtune
 from jaxtune import commands
 from jaxtune.errors import UserError
 from jaxtune.mixture import OnCap, Strategy
+from jaxtune.storage.userfiles import blame
 
 EPILOG = (
     "Options after the config change it: `jaxtune train configs/quickstart.py --run-dir runs/a --optim.peak-lr 1e-3`. "
-    "`jaxtune options CONFIG` lists them."
+    "`jaxtune options CONFIG` lists them. `--debug` shows the traceback of an error."
 )
 Subparsers = argparse._SubParsersAction
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in given
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args([text for text in given if text != "--debug"])
     if rest and not getattr(arguments, "overrides", False):
         arguments.parser.error(f"unknown argument {rest[0]!r}" + arguments.parser.meant(rest[0]))
     arguments.rest = rest
     try:
         return arguments.run(arguments) or 0
     except UserError as error:
+        if debug:
+            traceback.print_exception(error)
         print(f"error: {error}{misplaced(arguments)}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `jaxtune ... | head`: the reader has seen enough
@@ -41,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        message = None if debug else blame(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
 
 
 def misplaced(arguments: argparse.Namespace) -> str:

@@ -130,7 +130,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         outcome = train(
             config,
             arguments.run_dir,
-            command={"config": arguments.config, "overrides": arguments.rest},
+            command={"config": os.path.abspath(arguments.config), "overrides": arguments.rest, "folder": os.getcwd()},
             resume=resume,
             resume_step=arguments.resume_step,
             overwrite=overwrite,

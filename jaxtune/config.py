@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import difflib
 import enum
-import importlib.util
 import io
 import pathlib
 import re
@@ -34,6 +33,7 @@ from jaxtune.runs import folder as runfolder
 from jaxtune.runs.mirrors import MirrorKind
 from jaxtune.runs.retention import CheckpointConfig, Direction
 from jaxtune.step.update import LossConfig, Normalization
+from jaxtune.storage import userfiles
 from jaxtune.storage.documents import dotted, json_bytes, plain
 from jaxtune.tasks import Task
 
@@ -272,27 +272,18 @@ def load(path: str | pathlib.Path) -> ExperimentConfig:
         raise UserError(
             f"no config file at {path}" + (f"; in that folder there are: {', '.join(near)}{more}" if near else "")
         )
-    spec = importlib.util.spec_from_file_location(f"jaxtune_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file; a config defines `config() -> ExperimentConfig`")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError, TypeError, AttributeError) as error:
-        raise UserError(f"config file {path} does not run: {type(error).__name__}: {error}") from error
-    factory = getattr(module, "config", None)
+    with userfiles.told(f"config file {path}"):
+        factory = getattr(userfiles.load_module(path), "config", None)
     if not callable(factory):
         raise UserError(f"{path} defines no function `config() -> ExperimentConfig`")
-    try:
+    with userfiles.told(f"config() of {path}", hint=_nearest), userfiles.importable(path.resolve().parent):
         config = factory()
-    except (TypeError, NameError, AttributeError) as error:
-        raise UserError(f"config() of {path} does not run: {type(error).__name__}: {error}{_nearest(error)}") from error
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"config() of {path} returned {type(config).__name__}, not ExperimentConfig")
     return config
 
 
-def _nearest(error: Exception) -> str:
+def _nearest(error: BaseException) -> str:
     """The field that an unknown keyword of a config class probably means."""
     found = re.search(r"(\w+)?.*unexpected keyword argument '(\w+)'", str(error))
     if found is None:
@@ -331,6 +322,7 @@ def override(config: ExperimentConfig, arguments: Sequence[str]) -> ExperimentCo
 def of_run(run_dir: pathlib.Path) -> ExperimentConfig:
     """The config that a run was started with, from its config file as that is now."""
     path, overrides = runfolder.read_command(run_dir)
+    userfiles.started_in(runfolder.read_working_folder(run_dir))
     return override(load(path), overrides)
 
 
@@ -352,6 +344,7 @@ def _parse(config: ExperimentConfig, arguments: Sequence[str]) -> tuple[Experime
     elif config.lora is None and any(argument.split(".")[0] == "--lora" for argument in arguments):
         config = dataclasses.replace(config, lora=LoraConfig())
     arguments = [argument for argument in arguments if argument not in ("--lora", "--no-lora")]
+    config = _with_alternatives(config, arguments)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
@@ -359,6 +352,18 @@ def _parse(config: ExperimentConfig, arguments: Sequence[str]) -> tuple[Experime
     except SystemExit:
         return None, printed.getvalue()
     return changed, printed.getvalue()
+
+
+def _with_alternatives(config: ExperimentConfig, arguments: Sequence[str]) -> ExperimentConfig:
+    """The config without what an option on the command line stands for: `--duration.steps` replaces epochs."""
+    given = {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
+    lengths = [name for name in ("examples", "epochs", "steps", "tokens") if f"duration.{name}" in given]
+    if lengths and getattr(config.duration, lengths[0]) is None:
+        config = dataclasses.replace(config, duration=Budget(**{lengths[0]: 1}))
+    if "mixture.strategy" in given and "mixture.weights" not in given and config.mixture.weights is not None:
+        mixture = dataclasses.replace(config.mixture, weights=None, strategy=Strategy.TEMPERATURE)
+        config = dataclasses.replace(config, mixture=mixture)
+    return config
 
 
 def to_json(value: Any) -> Any:

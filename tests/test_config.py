@@ -14,7 +14,7 @@ from helpers import tiny_config
 
 from jaxtune import config
 from jaxtune.errors import UserError
-from jaxtune.mixture.settings import Budget
+from jaxtune.mixture.settings import Budget, MixtureConfig, Strategy
 from jaxtune.model.lora import LoraConfig, Variant
 from jaxtune.storage.documents import dotted
 
@@ -135,6 +135,17 @@ def test_two_tasks_of_one_name_are_refused(tmp_path):
     base = tiny_config(tmp_path)
     with pytest.raises(UserError, match="more than once"):
         dataclasses.replace(base, tasks=(base.tasks[0], base.tasks[0]))
+
+
+def test_an_option_replaces_its_alternatives(tmp_path):
+    epochs = dataclasses.replace(tiny_config(tmp_path), duration=Budget(epochs=2))
+    assert config.override(epochs, ["--duration.steps", "10"]).duration == Budget(steps=10)
+    assert config.override(epochs, ["--duration.epochs=3"]).duration == Budget(epochs=3)
+    with pytest.raises(UserError, match="exactly one"):
+        config.override(epochs, ["--duration.steps", "10", "--duration.tokens", "99"])
+    weighed = MixtureConfig(strategy=Strategy.WEIGHTS, weights={"large": 1, "small": 1})
+    mixed = config.override(dataclasses.replace(epochs, mixture=weighed), ["--mixture.strategy", "equal"]).mixture
+    assert (mixed.strategy, mixed.weights) == (Strategy.EQUAL, None)
 
 
 def test_exactly_one_duration():

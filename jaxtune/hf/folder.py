@@ -26,6 +26,7 @@ from jaxtune.hf.wrapped import is_wrapped, text_fields, text_tensors
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
 from jaxtune.storage.documents import read_object, write_json
+from jaxtune.storage.userfiles import locate, places
 
 ShardingRule = Callable[[str], jax.sharding.Sharding]
 """Dotted parameter path, for instance layers.attn.q.kernel -> where the array lives."""
@@ -38,17 +39,20 @@ WEIGHT_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"
 
 def resolve(source: str | Path) -> Path:
     """The local folder of a model: itself, or where a Hub name such as `owner/model` was downloaded to."""
-    folder = Path(source).expanduser()
+    folder = locate(source)
     if folder.is_dir():
         return folder
     if folder.exists() or not _is_hub_name(str(source)):
-        raise UserError(f"{source}: not a folder. Give the folder of a Hugging Face checkpoint, or a name owner/model.")
+        raise UserError(
+            f"{source}: not a folder{places(source)}. Give the folder of a Hugging Face checkpoint, or a name "
+            "owner/model."
+        )
     try:
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
         raise UserError(
-            f"{source}: no such folder, and huggingface_hub is not installed to download it. "
+            f"{source}: no such folder{places(source)}, and huggingface_hub is not installed to download it. "
             "Install the extra with `pip install jaxtune[hub]`, or give a folder."
         ) from error
     failures = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, OSError)
@@ -56,7 +60,9 @@ def resolve(source: str | Path) -> Path:
         return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=list(WEIGHT_FILES)))
     except failures as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source}: no such folder, and the Hub could not provide it: {reason}") from error
+        raise UserError(
+            f"{source}: no such folder{places(source)}, and the Hub could not provide it: {reason}"
+        ) from error
 
 
 def hub_name(source: str | Path) -> str | None:

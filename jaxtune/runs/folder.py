@@ -11,7 +11,7 @@ from jaxtune.errors import UserError
 from jaxtune.parallel.job import from_main, is_main
 from jaxtune.runs import manifest, seal
 from jaxtune.runs.history import read_rows
-from jaxtune.storage import locks
+from jaxtune.storage import locks, userfiles
 from jaxtune.storage.documents import read_object, read_sealed, write_json, write_sealed
 
 MARK = "config.json"
@@ -148,6 +148,22 @@ def read_command(run_dir: pathlib.Path) -> tuple[str, list[str]]:
             f"{path}: `config` is a file name and `overrides` a list of options; put back a whole copy of it"
         )
     return config, overrides
+
+
+def keep_sources(run_dir: pathlib.Path, config: pathlib.Path) -> None:
+    """Copy the config file, and the modules of its folder that it imported, into `sources/`, for people to read."""
+    if not config.is_file():
+        return
+    for file in userfiles.sources(config):
+        copy = run_dir / "sources" / file.relative_to(config.resolve().parent)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def read_working_folder(run_dir: pathlib.Path) -> pathlib.Path | None:
+    """The working folder of the command that started the run; None where the record does not say."""
+    folder = read_object(run_dir / "command.json").get("folder")
+    return pathlib.Path(folder) if isinstance(folder, str) else None
 
 
 def resolve_model_folder(path: pathlib.Path) -> pathlib.Path:

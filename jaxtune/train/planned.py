@@ -54,6 +54,8 @@ class Planned:
             self.run_dir, config=to_json(self.inputs.config), identity=self.identity,
             mixture=mixture_json(self.inputs), samples=samples(self.inputs), command=dict(self.command),
         )  # fmt: skip
+        if self.command.get("config"):
+            runfolder.keep_sources(self.run_dir, pathlib.Path(self.command["config"]))
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
 from jaxtune.model.settings import ModelConfig
 from jaxtune.plan.planning import Plan
+from jaxtune.storage.userfiles import locate, places
 from jaxtune.tasks import ProblemLog, Task, hold_out
 from jaxtune.tasks.sources.compressed import default_cache
 from jaxtune.tasks.splits import TRAIN, VALIDATION
@@ -230,7 +231,7 @@ def model_folder(config: ExperimentConfig) -> pathlib.Path:
 
 def load_text(config: ExperimentConfig, folder: pathlib.Path) -> tuple[Tokenizer, ChatTemplate]:
     """Tokenizer and chat template of a config."""
-    source = pathlib.Path(config.model.tokenizer) if config.model.tokenizer else folder
+    source = locate(config.model.tokenizer) if config.model.tokenizer else folder
     template = dataclasses.replace(
         _find_template(config.model.template, source), variables=config.model.template_variables,
         today=datetime.date.fromisoformat(config.model.template_date), exact_marks=config.model.exact_marks,
@@ -245,9 +246,11 @@ def _find_template(named: str | None, folder: pathlib.Path) -> ChatTemplate:
         return load_template(folder)
     if named in TEMPLATES:
         return TEMPLATES[named]
-    if pathlib.Path(named).exists():
-        return load_template(named)
-    raise UserError(f"model.template {named!r} is neither a file nor a built-in template ({', '.join(TEMPLATES)})")
+    if locate(named).exists():
+        return load_template(locate(named))
+    raise UserError(
+        f"model.template {named!r} is neither a file{places(named)} nor a built-in template ({', '.join(TEMPLATES)})"
+    )
 
 
 def cache_folder(config: ExperimentConfig) -> pathlib.Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex
 
+from jaxtune.storage.userfiles import locate
 from jaxtune.tasks.problems import Problem, RecordError
 from jaxtune.tasks.sources.pinned import PinnedFile
 
@@ -101,7 +102,7 @@ class FileSource(PinnedSource):
     """Records of one file."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+        self.path = locate(path)
         self.name = str(path)
 
     @functools.cached_property

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxtune.storage.userfiles import locate
 from jaxtune.tasks.sources.array_record import ArrayRecordSource
 from jaxtune.tasks.sources.arrow import ArrowFolderSource
 from jaxtune.tasks.sources.base import RecordSource
@@ -72,7 +73,7 @@ def from_hub(
 
 def from_file(path: str | os.PathLike[str]) -> RecordSource:
     """The source of a file or folder, by its name: JSON lines, Parquet, ArrayRecord, saved Hugging Face data set."""
-    path = Path(path)
+    path = locate(path)
     if os.path.isdir(path):
         return from_hf_folder(path)
     opener = {".parquet": from_parquet, ".array_record": from_array_record, ".arrayrecord": from_array_record}

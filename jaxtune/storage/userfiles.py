@@ -1,0 +1,132 @@
+"""Python files of users: run with their folder importable; a fault in them is one message with the user's own line."""
+
+import contextlib
+import importlib.util
+import linecache
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+from jaxtune.errors import UserError
+
+_folders: list[Path] = []
+"""Folders of the files that were run, the last one first: there modules and relative paths are looked up."""
+_started_in: list[Path] = []
+"""The working folder of the command that started the run which is looked at, if one is."""
+_LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "purelib", "platlib"))
+_PACKAGE = os.path.realpath(Path(__file__).parent.parent) + os.sep
+
+
+def load_module(path: Path) -> ModuleType:
+    """Run a Python file. Modules beside it can be imported, then and later; those of another file's folder no longer.
+
+    Raises UserError for what is no Python file; whatever the file itself raises is not caught (see `told`).
+    """
+    spec = importlib.util.spec_from_file_location(f"jaxtune_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    with importable(path.resolve().parent):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Modules of the folder go before all others inside, as for a script in it, and behind all others from then on."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        elsewhere = file is not None and Path(file).parent in _folders and Path(file).parent != folder
+        if elsewhere and (folder / Path(str(file)).name).exists():
+            del sys.modules[name]
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry not in (str(folder), *map(str, _folders)))]
+    _folders[:] = [folder, *(other for other in _folders if other != folder)]
+    try:
+        yield
+    finally:
+        sys.path[:] = [*(entry for entry in sys.path if entry != str(folder)), str(folder)]
+
+
+@contextlib.contextmanager
+def told(doing: str, *, hint: Callable[[BaseException], str] = lambda _: "") -> Iterator[None]:
+    """Whatever is raised inside, `sys.exit` too, becomes a UserError: `doing`, the error, and the user's own line."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}{_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{doing} does not run: {_in_words(error)}{hint(error)}{_line(error)}") from error
+
+
+def blame(error: BaseException) -> str | None:
+    """The message for an error that a function of a user's file raised when it was called later; None for any other."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [i for i, frame in enumerate(frames) if os.path.realpath(frame.filename).startswith(_PACKAGE)]
+    theirs = [i for i, frame in enumerate(frames) if _is_users(frame.filename)]
+    if not theirs or (ours and ours[-1] > theirs[-1]):
+        return None
+    return f"{frames[theirs[-1]].name}() of {frames[theirs[-1]].filename}: {_in_words(error)}{_line(error)}"
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """A relative path beside the config file that was run last, if it is there; else as it is."""
+    asked = Path(path).expanduser()
+    if asked.is_absolute():
+        return asked
+    folders = [*_folders[:1], Path(), *_started_in]
+    return next((folder / asked for folder in folders if (folder / asked).exists()), asked)
+
+
+def started_in(folder: Path | None) -> None:
+    """From now on, paths that are in neither place are looked up in `folder`, where a run was started, as well."""
+    _started_in[:] = [] if folder is None else [folder]
+
+
+def places(path: str | os.PathLike[str]) -> str:
+    """Where `locate` looks for a relative path, for a message that it is in none of them."""
+    asked = Path(path).expanduser()
+    if asked.is_absolute() or not _folders or _folders[0] == Path.cwd():
+        return ""
+    return f" (looked in {_folders[0]}, beside the config, and in the working folder {Path.cwd()})"
+
+
+def sources(path: Path) -> list[Path]:
+    """The file and the modules of its folder that are imported: what a config is made of."""
+    folder = path.resolve().parent
+    files = {Path(file).resolve() for m in list(sys.modules.values()) if (file := getattr(m, "__file__", None))}
+    beside = sorted(file for file in files if file.is_relative_to(folder) and _is_users(str(file)))
+    return [path.resolve(), *(file for file in beside if file != path.resolve())]
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a source file lies in the folder of a file that was run, and is no library's."""
+    real = os.path.realpath(filename)
+    if real.startswith(_LIBRARIES) or "site-packages" in real:
+        return False
+    return any(Path(real).is_relative_to(folder) for folder in _folders) and os.path.exists(real)
+
+
+def _line(error: BaseException) -> str:
+    """The last line of the user's that an error passed through, with its file and number, to stand below a message."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"\n  {error.filename}, line {error.lineno}: {(error.text or '').strip()}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    if not frames:
+        return ""
+    frame = frames[-1]
+    text = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+    return f"\n  {frame.filename}, line {frame.lineno}, in {frame.name}: {text}"
+
+
+def _in_words(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, KeyError) and frames and frames[-1].filename in (os.__file__, "<frozen os>"):
+        return f"KeyError: the environment variable {error.args[0]} is not set"
+    if isinstance(error, SystemExit):
+        return f"it left with sys.exit({error.code!r})"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
