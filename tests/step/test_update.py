@@ -239,3 +239,39 @@ def test_sums_over_micro_batches_of_bfloat16_parameters_are_float32():
     for name in ("embed", "bias"):
         off = {m: float(jnp.linalg.norm(gradient(narrow, m)[name] - exact[name])) for m in (1, 64)}
         assert off[64] <= 1.5 * off[1] <= 0.02 * float(jnp.linalg.norm(exact[name]))
+
+
+def test_small_steps_of_bfloat16_parameters_reach_the_loss_of_float32():
+    """At this rate every update is below half a unit in the last place: rounded to the nearest, nothing would move."""
+    tokens = np.random.default_rng(0).integers(0, 8, (1, 8, 16)).astype(np.int32)
+    ones = np.ones_like(tokens)
+    batch = Batch(
+        tokens=tokens, loss_weights=ones.astype(np.float32), segment_ids=ones, positions=ones, task_ids=0 * ones
+    )
+    draw = lambda seed, *shape: jnp.asarray(np.random.default_rng(seed).uniform(1, 2, shape), jnp.bfloat16)
+    narrow = {"embed": draw(1, 8, 6), "kernel": draw(2, 6, 6)}
+    head = jnp.asarray(np.random.default_rng(3).standard_normal((8, 6)), jnp.float32)
+
+    def toy(params, frozen, batch, key=None):
+        hidden = lookup(params["embed"], jnp.asarray(batch.tokens)).astype(jnp.float32)
+        return product("bsd,de->bse", hidden, params["kernel"]), head
+
+    config = optim.OptimConfig(peak_lr=1e-3, warmup_frac=0.0, schedule=optim.Schedule.CONSTANT)
+
+    def losses_of(params):
+        optimizer, groups = optim.make_optimizer(config, params), optim.make_groups(config, params)
+        schedule = optim.make_schedule(config, 200)
+        update = step.make_train_step(toy, optimizer, schedule, groups, step.StepSpec(num_tasks=1))
+        numbers = step.hparams(config.peak_lr, 0.0)
+
+        def once(state, _):
+            state, metrics = update(state, None, batch, numbers)
+            return state, metrics.loss
+
+        run = jax.jit(lambda state: jax.lax.scan(once, state, None, length=200)[1])
+        return np.asarray(run(step.init_state(params, optimizer)))
+
+    exact = losses_of(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow))
+    found = losses_of(narrow)
+    assert exact[0] - exact[-1] > 0.5
+    assert abs(found[-1] - exact[-1]) < 0.1 * (exact[0] - exact[-1])
