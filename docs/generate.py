@@ -8,12 +8,13 @@ import dataclasses
 import enum
 import inspect
 import pathlib
-import re
 import textwrap
 import types
 import typing
 from collections.abc import Iterator
 from typing import Any
+
+from jaxtune.errors import describe
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "jaxtune"
 TOP = "jaxtune"
@@ -86,6 +87,7 @@ the command line it replaces the config's. `jaxtune options CONFIG` prints the s
 def parts(kind: type, prefix: str = "") -> Iterator[tuple[str, list[Option]]]:
     """(part, its options) of a config class and the classes inside."""
     hints, meanings = typing.get_type_hints(kind), meanings_of(kind)
+    ranged = typing.get_type_hints(kind, include_extras=True)
     leaves, inside = [], []
     for field in dataclasses.fields(kind):
         name = prefix + field.name
@@ -95,7 +97,9 @@ def parts(kind: type, prefix: str = "") -> Iterator[tuple[str, list[Option]]]:
         elif field.name != "tasks":  # objects: these have no form on the command line
             option = f"--{name.replace('_', '-')}"
             meaning = meanings.get(field.name) or meaning_of_choice(hints[field.name])
-            leaves.append(Option(name=option, kind=spell(hints[field.name]), default=value_of(field), meaning=meaning))
+            leaves.append(
+                Option(name=option, kind=kind_of(option, ranged[field.name]), default=value_of(field), meaning=meaning)
+            )
     yield prefix.rstrip("."), leaves
     for name, nested_kind in inside:
         yield from parts(nested_kind, f"{name}.")
@@ -130,18 +134,12 @@ def meanings_of(kind: type) -> dict[str, str]:
     return found
 
 
-def spell(hint: Any) -> str:
-    """A type in the words of the command line."""
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return ", ".join(f"`{member.value}`" for member in hint)
-    several = alternatives(hint)
-    if len(several) > 1:
-        return " or ".join(spell(each) for each in several)
-    if hint is type(None):
-        return "`None`"
-    if typing.get_args(hint):
-        return re.sub(r"(\w+\.)+(?=\w)", "", str(hint))
-    return getattr(hint, "__name__", str(hint))
+def kind_of(option: str, hint: Any) -> str:
+    """What an option takes; of one that is on or off, how it is turned off."""
+    if hint is bool:
+        part, dot, name = option.rpartition(".")
+        return f"nothing; `{part}{dot}no-{name}` turns it off" if dot else f"nothing; `--no-{name[2:]}` turns it off"
+    return describe(hint)
 
 
 def value_of(field: dataclasses.Field) -> str:

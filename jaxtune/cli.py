@@ -4,17 +4,16 @@ Exit codes: 0 success, 1 the user's input, 2 usage; a traceback is a bug.
 """
 
 import argparse
-import difflib
 import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jaxtune
 from jaxtune import commands
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, did_you_mean
 from jaxtune.mixture import OnCap, Strategy
 from jaxtune.storage.userfiles import blame
 
@@ -88,7 +87,7 @@ class Parser(argparse.ArgumentParser):
     def meant(self, text: str) -> str:
         """`; did you mean --run-dir?` for an option that is none of this parser's, where one is near."""
         option = text.split("=")[0]
-        return "" if option in self.options() else nearest(option, self.options())
+        return "" if option in self.options() else did_you_mean(option, self.options())
 
     def error(self, message: str) -> NoReturn:
         """Usage and message, and what a misspelt option probably means; exit code 2."""
@@ -101,13 +100,9 @@ class Parser(argparse.ArgumentParser):
         """Refuse a value that is not among an action's choices, with the nearest one."""
         if action.choices is not None and value not in action.choices:
             known = ", ".join(map(str, action.choices))
-            raise argparse.ArgumentError(action, f"{value!r} is none of: {known}{nearest(str(value), action.choices)}")
-
-
-def nearest(word: str, known: Iterable[Any]) -> str:
-    """`; did you mean ...?`, or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, [str(each) for each in known], n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentError(
+                action, f"{value!r} is none of: {known}{did_you_mean(str(value), action.choices)}"
+            )
 
 
 def build_parser() -> Parser:
@@ -198,6 +193,9 @@ def add_preview(rows: Subparsers) -> None:
     parser.add_argument("--compare", help="several values side by side, e.g. temperature=1,2,4,inf")
     parser.add_argument("--task", help="show examples of this task only")
     parser.add_argument("--examples", type=int, default=2, help="examples shown per task")
+    parser.add_argument("--id", help="show the example whose record has this id, or stands at this FILE:LINE")
+    parser.add_argument("--index", type=int, metavar="N", help="show the example of record N of a task, from 0")
+    parser.add_argument("--search", metavar="TEXT", help="show examples whose text holds this")
     add_json(parser)
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, did_you_mean
 from jaxtune.mixture.allocation import allocate
 from jaxtune.mixture.settings import MixtureConfig, OnCap, Strategy
 from jaxtune.storage.documents import json_bytes
@@ -170,6 +170,7 @@ def run_validate(arguments: argparse.Namespace) -> int:
     else:
         if arguments.rest:
             raise UserError(f"unknown argument {arguments.rest[0]!r} of jaxtune validate; see jaxtune validate --help")
+        refuse_missing(arguments.paths)
         report = validate.validate_files(arguments.paths)
     if arguments.json:
         print_json(report.to_json(limit=arguments.limit))
@@ -178,13 +179,23 @@ def run_validate(arguments: argparse.Namespace) -> int:
     return 1 if report.num_errors else 0
 
 
+def refuse_missing(paths: Sequence[str]) -> None:
+    """Raise UserError where none of the files is there; a missing one among others is a problem in their report."""
+    if any(pathlib.Path(path).exists() for path in paths):
+        return
+    first = pathlib.Path(paths[0])
+    beside = os.listdir(first.parent) if first.parent.is_dir() else []
+    raise UserError(f"no file at {', '.join(paths)}{did_you_mean(first.name, beside)}")
+
+
 def run_preview(arguments: argparse.Namespace) -> None:
     from jaxtune import preview
 
-    preview.run(
-        load_config(arguments), html=arguments.html, compare=arguments.compare, task=arguments.task,
-        examples=arguments.examples, as_json=arguments.json,
+    shown = preview.Shown(
+        examples=arguments.examples, task=arguments.task, id=arguments.id, index=arguments.index,
+        search=arguments.search,
     )  # fmt: skip
+    preview.run(load_config(arguments), shown, html=arguments.html, compare=arguments.compare, as_json=arguments.json)
 
 
 def run_plan_memory(arguments: argparse.Namespace) -> None:

@@ -316,7 +316,25 @@ def override(config: ExperimentConfig, arguments: Sequence[str]) -> ExperimentCo
         return changed
     lines = [line.strip() for line in printed.splitlines()]  # the first that is not blank is a heading
     said = [f"  {line}" for line in lines if line.strip(" -") and not line.startswith(_BESIDE_THE_POINT)]
+    said += [f"  {hint}" for hint in map(_without_its_part, arguments) if hint]
     raise UserError("\n".join(["options after the config:", *said[1:], "`jaxtune options CONFIG` lists them all"]))
+
+
+def _without_its_part(argument: str) -> str:
+    """The whole names of options whose last word is meant: `--temperature` for `--mixture.temperature`."""
+    word = argument.split("=")[0].removeprefix("--").replace("-", "_")
+    if not argument.startswith("--") or "." in word:
+        return ""
+    fields = [(part.name, field.name) for part in dataclasses.fields(ExperimentConfig) for field in _fields_of(part)]
+    near = difflib.get_close_matches(word, [name for _, name in fields], n=1, cutoff=0.8)
+    whole = [f"--{part}.{name}".replace("_", "-") for part, name in fields if name in near]
+    return f"{argument.split('=')[0]}: did you mean {' or '.join(whole)}?" if whole else ""
+
+
+def _fields_of(part: dataclasses.Field) -> tuple[dataclasses.Field, ...]:
+    """The fields of a part of the config; none for a value."""
+    kinds = [kind for kind in (part.type, *get_args(part.type)) if dataclasses.is_dataclass(kind)]
+    return dataclasses.fields(kinds[0]) if kinds and part.name != "tasks" else ()
 
 
 def of_run(run_dir: pathlib.Path) -> ExperimentConfig:

@@ -1,12 +1,13 @@
 """The user's error, as opposed to a bug; and the check of a config's fields against their types and ranges."""
 
 import dataclasses
+import difflib
 import enum
 import functools
 import math
 import numbers
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
@@ -16,6 +17,12 @@ class UserError(ValueError):
     The command line prints the message alone and exits with code 1; any other exception is a bug
     and keeps its traceback.
     """
+
+
+def did_you_mean(word: str, known: Iterable[object]) -> str:
+    """`; did you mean ...?` with the nearest of the known words, or nothing where none is near."""
+    near = difflib.get_close_matches(word, [str(each) for each in known], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """What a config will train on: mixture, lengths, masks. In the terminal, as JSON, or as a page."""
 
 import dataclasses
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,51 @@ TASKS_SHOWN = 24
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Which training examples a preview shows: the first of the order, or those that are asked for."""
+
+    examples: int = 2
+    """At most so many of each task."""
+    task: str | None = None
+    """Those of this task only."""
+    id: str | None = None
+    """The one whose record has this id, or stands at this FILE:LINE."""
+    index: int | None = None
+    """The one of this record, counted from 0 in the task's training split."""
+    search: str | None = None
+    """Those whose text holds this, whatever the case."""
+
+    def __post_init__(self):
+        if self.examples < 0:
+            raise UserError(f"--examples must be at least 0, got {self.examples}")
+        asked = [name for name in ("id", "index", "search") if getattr(self, name) is not None]
+        if len(asked) > 1:
+            raise UserError(f"give one of --{' and --'.join(asked)}")
+
+    @property
+    def asks(self) -> str:
+        """The request in words; empty where any example will do."""
+        asked = [(name, getattr(self, name)) for name in ("id", "index", "search")]
+        return " ".join(f"--{name} {value}" for name, value in asked if value is not None)
+
+
 def run(
     config: ExperimentConfig,
+    shown: Shown | None = None,
     *,
     html: Path | None = None,
     compare: str | None = None,
-    task: str | None = None,
-    examples: int = 2,
     as_json: bool = False,
 ) -> None:
     """Print the preview of a config, or its JSON; with `html`, write the page too."""
-    if examples < 0:
-        raise UserError(f"--examples must be at least 0, got {examples}")
+    shown = shown or Shown()
     compared = parse_alternatives(compare) if compare is not None else None
     inputs = resolution.resolve(config, questions=False, show_progress=not as_json)
-    if task is not None and task not in inputs.tasks:
-        raise UserError(f"no task {task!r} in the mixture; it has {', '.join(inputs.tasks)}")
-    data = gather(inputs, examples, task)
+    if shown.task is not None and shown.task not in inputs.tasks:
+        raise UserError(f"no task {shown.task!r} in the mixture; it has {', '.join(inputs.tasks)}")
+    numbers = chosen(inputs, shown)
+    data = gather(inputs, numbers)
     other = (compared[0], compare_values(inputs, *compared)) if compared is not None else None
     if html is not None:
         replace_file(html, render(data, other).encode())
@@ -58,11 +87,41 @@ def run(
         sys.stdout.write(json_bytes(data).decode())
         return
     out = terminal.console()
-    print_preview(out, inputs, data, examples, task)
+    if not shown.asks:
+        print_plan(out, data)
+    print_chosen(out, inputs, numbers)
     if other is not None:
         print_alternatives(out, *other)
     if html is not None:
         out.print(f"\n{html}", markup=False)
+
+
+def chosen(inputs: Inputs, shown: Shown) -> dict[str, list[int]]:
+    """Numbers of the examples to show, by task; raises UserError where an example is asked for that is not there."""
+    names = [name for name in inputs.tasks if shown.task in (None, name)]
+    found = {name: list(itertools.islice(matching(inputs, name, shown), shown.examples)) for name in names}
+    if shown.asks and not any(found.values()):
+        raise UserError(
+            f"no training example of {', '.join(names)} fits {shown.asks}; an example that was dropped is not there: "
+            "`jaxtune validate` names those, and the preview without this option counts them"
+        )
+    return {name: numbers for name, numbers in found.items() if numbers or not shown.asks}
+
+
+def matching(inputs: Inputs, task: str, shown: Shown) -> Iterator[int]:
+    """Numbers of a task's examples that fit the request, in the order of the first epoch."""
+    store, source = inputs.train[task], inputs.tasks[task].source(TRAIN)
+    for number in map(int, order.permutation(inputs.config.seed, task, 0, len(store))):
+        record = store.record(number) if shown.asks else 0
+        if shown.index is not None and record != shown.index:
+            continue
+        if shown.id is not None and shown.id not in (str(source[record].get("id")), source.where(record)):
+            continue
+        if shown.search is not None:
+            text = inputs.tokenizer.decode(store.example(number).tokens.tolist())
+            if shown.search.casefold() not in text.casefold():
+                continue
+        yield number
 
 
 def mixture_of(config: ExperimentConfig, budget: int | None = None) -> list[Json]:
@@ -73,16 +132,15 @@ def mixture_of(config: ExperimentConfig, budget: int | None = None) -> list[Json
     return inputs.plan.to_json()["tasks"]
 
 
-def gather(inputs: Inputs, examples: int, task: str | None = None) -> Json:
-    """Everything that the preview shows, as plain data."""
-    samples = documents.samples(inputs, examples) if examples else {}
+def gather(inputs: Inputs, numbers: Mapping[str, Sequence[int]]) -> Json:
+    """Everything that the preview shows, as plain data; `numbers` are the examples by task."""
     return {
         "config": plain(to_json(inputs.config)),
         "facts": facts(inputs),
         "mixture": plain(documents.mixture_json(inputs)),
         "lengths": lengths(inputs),
         "sources": sources(inputs),
-        "samples": {name: rows for name, rows in samples.items() if task in (None, name)},
+        "samples": {name: [documents.sample(inputs, name, i) for i in each] for name, each in numbers.items()},
     }
 
 
@@ -179,8 +237,8 @@ def compare_values(inputs: Inputs, option: str, values: Sequence[str]) -> list[A
 # In the terminal
 
 
-def print_preview(out: Console, inputs: Inputs, data: Json, examples: int, task: str | None) -> None:
-    """Facts, mixture, lengths, examples."""
+def print_plan(out: Console, data: Json) -> None:
+    """Facts, mixture, lengths."""
     terminal.print_facts(data["facts"])
     out.print()
     terminal.print_mixture(data["mixture"]["tasks"])
@@ -194,11 +252,14 @@ def print_preview(out: Console, inputs: Inputs, data: Json, examples: int, task:
     out.print(sources_table(data["sources"]))
     out.print()
     out.print(lengths_table(data["lengths"]))
-    names = [name for name in inputs.tasks if task in (None, name)]
-    for name in names[:TASKS_SHOWN] if examples else []:
-        print_examples(out, inputs, name, examples)
-    if examples and len(names) > TASKS_SHOWN:
-        out.print(f"\n{len(names) - TASKS_SHOWN:,} more tasks; --task NAME shows one")
+
+
+def print_chosen(out: Console, inputs: Inputs, numbers: Mapping[str, Sequence[int]]) -> None:
+    """The examples, of the first tasks where there are many."""
+    for name in list(numbers)[:TASKS_SHOWN]:
+        print_examples(out, inputs, name, numbers[name])
+    if any(numbers.values()) and len(numbers) > TASKS_SHOWN:
+        out.print(f"\n{len(numbers) - TASKS_SHOWN:,} more tasks; --task NAME shows one")
 
 
 def print_left_out(out: Console, rows: Sequence[Json]) -> None:
@@ -233,15 +294,14 @@ def blocks(counts: Sequence[int]) -> str:
     return "".join(BLOCKS[-(-count * (len(BLOCKS) - 1) // high)] for count in counts)
 
 
-def print_examples(out: Console, inputs: Inputs, name: str, examples: int) -> None:
+def print_examples(out: Console, inputs: Inputs, name: str, numbers: Sequence[int]) -> None:
     """Some examples of a task with trained tokens on colour."""
-    store = inputs.train[name]
-    for number in order.permutation(inputs.config.seed, name, 0, len(store))[:examples]:
-        example = store.example(int(number))
+    for number in numbers:
+        example = inputs.train[name].example(number)
         trained = example.loss_weights[example.loss_weights > 0]
         weights = ", ".join(f"{weight:g}" for weight in np.unique(trained)) or "none"
         out.print()
-        out.print(Text(inputs.describe(name, int(number)), style="bold"))
+        out.print(Text(inputs.describe(name, number), style="bold"))
         out.print(Text(f"{len(trained):,} of {len(example.tokens):,} tokens trained, weights {weights}", style="dim"))
         out.print(
             masks.mask_text(example, inputs.tokenizer) if out.color_system else bracketed(inputs, example),

@@ -83,6 +83,7 @@ def test_mix_prints_a_table(capsys):
         (["mix", *SIZES, "--weights", "qaa=1", "math=1"], "qa"),
         (["train", "nowhere.py", "--run-dir", "x"], "no config file"),
         (["report", "nowhere"], "nowhere"),
+        (["validate", "nowhere.jsonl"], "no file at nowhere.jsonl"),
         (["generate", "nowhere", "--prompt", "x"], "nowhere"),
         (["import-hf", "nowhere"], "nowhere"),
         (["plan-memory", "nowhere.py"], "no config file"),
@@ -140,6 +141,14 @@ def test_wrong_usage_names_the_nearest_word(capsys, arguments, message):
 def test_an_option_of_the_command_that_is_misspelt_among_those_of_the_config(capsys, place):
     code, _, err = run(capsys, "train", str(place / "config.py"), "--run-dir", str(place / "typo"), "--overwirte")
     assert code == 1 and "did you mean --overwrite?" in err and not (place / "typo").exists()
+
+
+def test_an_option_without_its_part_names_the_whole(capsys, place):
+    code, _, err = run(capsys, "options", str(place / "config.py"), "--temperture", "2")
+    assert code == 1 and "did you mean --mixture.temperature?" in err
+    grid = ["--sweep-dir", str(place / "sweep"), "--grid", "peak_lr=1,2"]
+    code, _, err = run(capsys, "sweep", str(place / "config.py"), *grid)
+    assert code == 1 and "did you mean --optim.peak-lr?" in err and not (place / "sweep").exists()
 
 
 def test_options_are_not_abbreviated(capsys):

@@ -12,6 +12,7 @@ from jaxtune.chat import MaskPolicy
 from jaxtune.config import DataConfig, ExperimentConfig, ModelSource
 from jaxtune.errors import UserError
 from jaxtune.mixture import Budget, MixtureConfig, allocate
+from jaxtune.preview import Shown
 from jaxtune.tasks import Task, from_list
 from jaxtune.train import resolution
 
@@ -43,7 +44,7 @@ def inputs(config):
 
 
 def test_the_preview_prints_mixture_lengths_reasons_and_examples(config, capsys):
-    preview.run(config, examples=1)
+    preview.run(config, Shown(examples=1))
     out = capsys.readouterr().out
     assert "echo: 1 dropped: longer than the maximum length" in out
     sums = next(line.split() for line in out.splitlines() if line.startswith("sums") and "%" in line)
@@ -53,7 +54,7 @@ def test_the_preview_prints_mixture_lengths_reasons_and_examples(config, capsys)
 
 
 def test_json_holds_the_same_numbers_as_the_plan(config, inputs, capsys):
-    preview.run(config, examples=2, compare="temperature=1,inf", as_json=True)
+    preview.run(config, Shown(examples=2), compare="temperature=1,inf", as_json=True)
     data = json.loads(capsys.readouterr().out)
     assert [row["count"] for row in data["mixture"]["tasks"]] == list(inputs.plan.allocation.counts.values())
     assert data["mixture"]["plan_hash"] == inputs.plan.hash
@@ -81,7 +82,7 @@ def test_without_colours_trained_text_stands_in_quotes(inputs):
 def test_with_colours_trained_text_stands_on_colour(inputs):
     printed = io.StringIO()
     out = Console(file=printed, force_terminal=True, color_system="truecolor", width=100)
-    preview.print_examples(out, inputs, "sums", 1)
+    preview.print_examples(out, inputs, "sums", [0])
     assert "\x1b[30;48;" in printed.getvalue() and "«" not in printed.getvalue()
 
 
@@ -106,13 +107,13 @@ def test_a_histogram_line_shows_every_bin_that_holds_anything():
 
 
 def test_one_task_can_be_shown_alone(config, capsys):
-    preview.run(config, examples=1, task="sums")
+    preview.run(config, Shown(examples=1, task="sums"))
     assert capsys.readouterr().out.count("tokens trained, weights 1") == 1
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones(config):
     with pytest.raises(UserError, match="no task 'sum' in the mixture; it has echo, sums"):
-        preview.run(config, task="sum")
+        preview.run(config, Shown(task="sum"))
 
 
 def test_a_wrong_comparison_stops_before_anything_is_tokenised(config):
@@ -137,3 +138,44 @@ def test_the_facts_state_what_is_trained(config):
     masked = dataclasses.replace(config.data, mask_policy=MaskPolicy.LAST_ASSISTANT, prompt_loss_weight=0.25)
     inputs = resolution.resolve(dataclasses.replace(config, data=masked), questions=False, show_progress=False)
     assert preview.facts(inputs)["Trained"] == "last assistant, prompt loss weight 0.25"
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (Shown(task="sums", index=5), "Question 5: say it."),
+        (Shown(id="list:8", task="sums"), "Question 7: say it."),
+        (Shown(search="ECHO 37"), "echo 37"),
+    ],
+)
+def test_an_example_is_found_by_record_place_or_text(config, inputs, capsys, shown, text):
+    preview.run(config, shown)
+    out = capsys.readouterr().out
+    assert out.count("tokens trained") == 1 and text in out.replace("«", "").replace("»", "")
+    assert "effective tasks" not in out, "the plan is not what was asked for"
+
+
+def test_every_record_is_found_by_its_index_or_was_dropped(inputs):
+    store = inputs.train["echo"]
+    kept = {store.record(number) for number in range(len(store))}
+    for index in range(61):
+        shown = Shown(task="echo", index=index)
+        if index in kept:
+            ((number,),) = preview.chosen(inputs, shown).values()
+            assert store.record(number) == index
+        else:
+            with pytest.raises(UserError, match="dropped"):
+                preview.chosen(inputs, shown)
+
+
+def test_a_search_that_finds_nothing_and_two_requests_at_once_are_refused(inputs):
+    with pytest.raises(UserError, match=r"no training example of echo, sums fits --search zebra"):
+        preview.chosen(inputs, Shown(search="zebra"))
+    with pytest.raises(UserError, match="give one of --id and --search"):
+        Shown(id="a", search="b")
+
+
+def test_a_misspelt_option_of_a_comparison_names_the_nearest(config):
+    for text in ("temperture=1,2", "mixture.temperture=1,2"):
+        with pytest.raises(UserError, match=r"did you mean temperature\?"):
+            preview.run(config, compare=text)

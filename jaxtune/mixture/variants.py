@@ -5,7 +5,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, did_you_mean
 from jaxtune.mixture.allocation import Allocation, allocate
 from jaxtune.mixture.settings import MixtureConfig
 
@@ -34,7 +34,8 @@ def parse_alternatives(text: str) -> tuple[str, list[str]]:
     listed = [value.strip() for value in values.split(",") if value.strip()]
     known = [field.name for field in dataclasses.fields(MixtureConfig) if field.name not in ("weights", "groups")]
     if not equals or not listed or name not in known:
-        raise UserError(f"--compare takes OPTION=V1,V2,... with one of {', '.join(known)}; got {text!r}")
+        meant = did_you_mean(name, known) if name not in known else ""
+        raise UserError(f"--compare takes OPTION=V1,V2,... with one of {', '.join(known)}; got {text!r}{meant}")
     return name, listed
 
 

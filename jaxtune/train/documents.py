@@ -19,21 +19,25 @@ def mixture_json(inputs: Inputs) -> dict[str, Any]:
 
 def samples(inputs: Inputs, per_task: int = 3) -> dict[str, list[dict[str, Any]]]:
     """The first training examples of each task as pieces with weights, for people to look at."""
-    by_task = {}
-    for name, store in inputs.train.items():
-        rows = []
-        for number in order.permutation(inputs.config.seed, name, 0, len(store))[:per_task]:
-            example = store.example(int(number))
-            pieces = masks.shown_tokens(example, inputs.tokenizer)
-            rows.append(
-                {
-                    "id": inputs.tasks[name].source(TRAIN).where(store.record(int(number))),
-                    "tokens": [piece.text for piece in pieces],
-                    "weights": [piece.weight for piece in pieces],
-                    "controls": [piece.control for piece in pieces],
-                    "length": len(example.tokens),
-                    "trained": int((example.loss_weights > 0).sum()),
-                }
-            )
-        by_task[name] = rows
-    return by_task
+    return {
+        name: [
+            sample(inputs, name, int(number))
+            for number in order.permutation(inputs.config.seed, name, 0, len(store))[:per_task]
+        ]
+        for name, store in inputs.train.items()
+    }
+
+
+def sample(inputs: Inputs, task: str, number: int) -> dict[str, Any]:
+    """One training example of a task's token store as pieces with weights."""
+    store = inputs.train[task]
+    example = store.example(number)
+    pieces = masks.shown_tokens(example, inputs.tokenizer)
+    return {
+        "id": inputs.tasks[task].source(TRAIN).where(store.record(number)),
+        "tokens": [piece.text for piece in pieces],
+        "weights": [piece.weight for piece in pieces],
+        "controls": [piece.control for piece in pieces],
+        "length": len(example.tokens),
+        "trained": int((example.loss_weights > 0).sum()),
+    }
