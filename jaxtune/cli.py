@@ -1,6 +1,7 @@
 """The command line's arguments: one function a command; what a command does is in `commands`.
 
-Exit codes: 0 success, 1 the user's input, 2 usage; a traceback is a bug.
+Exit codes: 0 success, 1 the user's input, 2 usage, 74 a fault of the disk, 75 stopped after saving, 76 another process
+of the job died; a traceback is a bug.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import jaxtune
 from jaxtune import commands
 from jaxtune.errors import UserError, did_you_mean
 from jaxtune.mixture import OnCap, Strategy
+from jaxtune.storage.faults import EXIT_STORAGE, describe_fault
 from jaxtune.storage.userfiles import blame
+from jaxtune.terminal import streams
 
 EPILOG = (
     "Options after the config change it: `jaxtune train configs/quickstart.py --run-dir runs/a --optim.peak-lr 1e-3`. "
@@ -33,8 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not getattr(arguments, "overrides", False):
         arguments.parser.error(f"unknown argument {rest[0]!r}" + arguments.parser.meant(rest[0]))
     arguments.rest = rest
+    streams.open_closed()
+    # A run outlives its terminal; the other commands exist for what they print.
+    with streams.surviving("stderr", *(["stdout"] if arguments.command in ("train", "sweep") else [])):
+        return run_command(arguments, debug=debug)
+
+
+def run_command(arguments: argparse.Namespace, *, debug: bool) -> int:
+    """Run a parsed command; returns the exit code. What ends it in a foreseen way is told in one message."""
     try:
-        return arguments.run(arguments) or 0
+        code = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         if debug:
             traceback.print_exception(error)
@@ -48,10 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         message = None if debug else blame(error)
-        if message is None:
+        if message is not None:
+            print(f"error: {message}", file=sys.stderr)
+            return 1
+        fault = None if debug else describe_fault(error)
+        if fault is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
-        return 1
+        print(f"error: {fault}", file=sys.stderr)
+        return EXIT_STORAGE
 
 
 def misplaced(arguments: argparse.Namespace) -> str:

@@ -21,7 +21,15 @@ from jaxtyping import Float, Int
 
 from jaxtune.batch import Example
 from jaxtune.errors import UserError
-from jaxtune.storage.documents import UnreadableDocument, json_line, parse_json, read_object, replacing, write_json
+from jaxtune.storage.documents import (
+    UnreadableDocument,
+    json_line,
+    naming,
+    parse_json,
+    read_object,
+    replacing,
+    write_json,
+)
 
 FORMAT = "jaxtune tokens 2"
 _SECTIONS = {
@@ -200,7 +208,7 @@ def merge(parts: Sequence[Path], folder: Path, *, task: str, split: str, facts: 
         templates = part.lengths.shape[1]
         examples, tokens = examples + len(part.records), tokens + len(part.tokens)
     digest = hashlib.sha256()
-    with open(aside / "data", "wb") as file:
+    with naming(aside / "data"), open(aside / "data", "wb") as file:
         for name in _SECTIONS:
             for array in _section(name, parts):
                 data = np.ascontiguousarray(array, _SECTIONS[name]).tobytes()

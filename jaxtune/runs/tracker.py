@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtune.errors import UserError
 from jaxtune.runs.history import METRICS, read_rows
 from jaxtune.runs.seal import LogState
-from jaxtune.storage.documents import json_line, replace_file
+from jaxtune.storage.documents import json_line, naming, replace_file
 
 
 @runtime_checkable
@@ -64,8 +64,9 @@ class JsonlTracker:
         """Append one row."""
         assert "kind" in row and "step" in row, f"a row needs kind and step: {row}"
         line = json_line(row)
-        self._file.write(line)
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(line)
+            self._file.flush()
         self._count(line)
 
     def close(self) -> None:

@@ -146,6 +146,17 @@ def replace_file(path: PathLike, content: bytes) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Faults of the disk in the block bear the path; the system names files only where it opens them."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     """A file to write; it takes the place of `path` at the end of the block, or vanishes where the block raises."""
     place = epath.Path(path)
@@ -155,7 +166,10 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
         return
     aside = place.parent / f".{place.name}.{secrets.token_hex(6)}"
     try:
-        with open(os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "w+b") as file:
+        with (
+            naming(place),
+            open(os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "w+b") as file,
+        ):
             yield file
             file.flush()
             os.fsync(file.fileno())

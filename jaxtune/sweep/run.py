@@ -20,7 +20,7 @@ from jaxtune.reports.sweep import write_sweep_report
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.sweeps import read_sweep, sweep_table
 from jaxtune.step.programs import Programs
-from jaxtune.storage.documents import plain, read_json, write_json
+from jaxtune.storage.documents import naming, plain, read_json, write_json
 from jaxtune.sweep.grid import Trial, grid
 from jaxtune.sweep.groups import group_by_shape, why_alone
 from jaxtune.train.decisions import Status
@@ -204,7 +204,8 @@ def write_results(sweep_dir: pathlib.Path) -> None:
     """results.csv, heatmap.png and report.html from the finished runs."""
     found = read_sweep(sweep_dir)
     rows = sweep_table(found)
-    with (sweep_dir / "results.csv").open("w", newline="", encoding="utf-8") as file:
+    path = sweep_dir / "results.csv"
+    with naming(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
