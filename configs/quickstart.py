@@ -2,7 +2,7 @@
 
 Run:     make quickstart      (jaxtune train quickstart --run-dir runs/quickstart, wherever jaxtune is installed)
 Takes:   one and a half minutes on two CPU cores.
-Reaches: see `jaxtune/quickstart.py`, which this file passes on.
+Reaches: see `jaxtune/train/quickstart.py`, which this file passes on.
 """
 
-from jaxtune.quickstart import config as config
+from jaxtune.train.quickstart import config as config

@@ -89,12 +89,12 @@ def load_config(arguments: argparse.Namespace):
     from jaxtune import config
 
     if arguments.config == "quickstart" and not pathlib.Path(arguments.config).exists():
-        arguments.config = str(pathlib.Path(__file__).parent / "quickstart.py")
+        arguments.config = str(pathlib.Path(__file__).parent / "train" / "quickstart.py")
     return config.override(config.load(arguments.config), arguments.rest)
 
 
 def run_init(arguments: argparse.Namespace) -> None:
-    from jaxtune.starter import write_project
+    from jaxtune.tasks.starter import write_project
 
     files = write_project(arguments.folder)
     print("\n".join(map(str, files)))

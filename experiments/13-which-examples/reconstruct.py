@@ -20,7 +20,7 @@ from jaxtune.batch import Example
 from jaxtune.data import encoding as cache
 from jaxtune.data.encoding import Encoding
 from jaxtune.errors import UserError
-from jaxtune.plan.planning import Placement
+from jaxtune.plan.placement import Placement
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs import history as tracking
 from jaxtune.train import resolution

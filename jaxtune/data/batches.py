@@ -14,7 +14,8 @@ from absl import flags
 from jaxtyping import Int
 
 from jaxtune.batch import Batch, Example, assemble
-from jaxtune.plan.planning import Placement, Plan
+from jaxtune.plan.placement import Placement
+from jaxtune.plan.planning import Plan
 
 
 @runtime_checkable

@@ -24,6 +24,7 @@ from jaxtune.plan.ledger import COLUMNS, Ledger
 from jaxtune.plan.lengths import LengthTable
 from jaxtune.plan.order import MixedOrder, Order, SequentialOrder, keyed, permute, stream_key
 from jaxtune.plan.packing import PackPolicy, RowLayout, best_fit
+from jaxtune.plan.placement import Placement, Window
 
 _CHUNK = 16
 """Windows handled at a time while planning."""
@@ -31,40 +32,6 @@ _SNAPSHOT = 4
 """Chunks between two stored ledgers."""
 _VERSION = 1
 """Raise it when the same inputs give another plan."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Placement:
-    """One example in a row."""
-
-    task: str
-    task_id: int
-    example: int
-    """Number among the task's usable examples."""
-    template: int
-    epoch: int
-    use: int
-    """Uses of the task before this one."""
-    offset: int
-    """First token's place in the row."""
-    length: int
-    """Tokens."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Window:
-    """The examples of one window, by row and by place in the row. `row` counts from the window's first row."""
-
-    row: Int[np.ndarray, " k"]
-    offset: Int[np.ndarray, " k"]
-    length: Int[np.ndarray, " k"]
-    loss_length: Int[np.ndarray, " k"]
-    response_length: Int[np.ndarray, " k"]
-    task: Int[np.ndarray, " k"]
-    example: Int[np.ndarray, " k"]
-    template: Int[np.ndarray, " k"]
-    epoch: Int[np.ndarray, " k"]
-    use: Int[np.ndarray, " k"]
 
 
 class Plan:

@@ -4,6 +4,7 @@ Every fingerprint is a SHA-256 in hexadecimal. A manifest is plain JSON; `compar
 between two, which is how a run is verified and how a resumed run knows that nothing changed under it.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -74,35 +75,42 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def build_manifest(
-    *,
-    data: Mapping[str, Any],
-    tokenizer: Mapping[str, str],
-    template: str,
-    plan: Mapping[str, Any],
-    config: Mapping[str, Any],
-    seeds: Mapping[str, int],
-    base_model: Mapping[str, str] | None = None,
-    blocks: Mapping[str, Sequence[str]] | None = None,
-    batches: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """The manifest of a run that starts here and now.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Material:
+    """The inputs of a run that its manifest binds, mostly as fingerprints."""
 
-    `data`: task -> fingerprint, or any JSON about its source. `tokenizer`, `base_model`: file name -> fingerprint.
-    `template`: the chat template with its settings. `plan`: its hash and what derives it. `config`: resolved, complete.
-    `blocks`: task -> fingerprints of runs of its examples, to find a change. `batches`: step -> fingerprint.
-    """
+    data: Mapping[str, Any]
+    """Task -> fingerprint, or any JSON about its source."""
+    tokenizer: Mapping[str, str]
+    """File name -> fingerprint."""
+    template: str
+    """The chat template with its settings."""
+    plan: Mapping[str, Any]
+    """Hash of the plan and the numbers that it has."""
+    config: Mapping[str, Any]
+    """Resolved and complete."""
+    seeds: Mapping[str, int]
+    base_model: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """File name -> fingerprint."""
+    blocks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Task -> fingerprints of runs of its examples, to find a change."""
+    batches: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Step -> fingerprint."""
+
+
+def build_manifest(material: Material) -> dict[str, Any]:
+    """The manifest of a run on this material that starts here and now."""
     return {
         "format": 1,
-        "data": dict(data),
-        "tokenizer": dict(tokenizer),
-        "template": text_fingerprint(template),
-        "plan": dict(plan),
-        "seeds": dict(seeds),
-        "base_model": dict(base_model or {}),
-        "blocks": {task: " ".join(of) for task, of in (blocks or {}).items()},
-        "batches": dict(batches or {}),
-        "config": dict(config),
+        "data": dict(material.data),
+        "tokenizer": dict(material.tokenizer),
+        "template": text_fingerprint(material.template),
+        "plan": dict(material.plan),
+        "seeds": dict(material.seeds),
+        "base_model": dict(material.base_model),
+        "blocks": {task: " ".join(of) for task, of in material.blocks.items()},
+        "batches": dict(material.batches),
+        "config": dict(material.config),
         "code": code(),
         "environment": environment(),
     }

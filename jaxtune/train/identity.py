@@ -29,7 +29,7 @@ def identify(inputs: Inputs) -> dict[str, Any]:
         for path in inputs.folder.iterdir()
         if path.suffix in (".safetensors", ".json") and "token" not in path.name
     )
-    return manifest.build_manifest(
+    material = manifest.Material(
         data=sources,
         tokenizer={path.name: file_fingerprint(path) for path in inputs.tokenizer.files},
         template=inputs.template.fingerprint,
@@ -40,6 +40,7 @@ def identify(inputs: Inputs) -> dict[str, Any]:
         blocks={name: inputs.train[name].block_fingerprints() for name in inputs.tasks},
         batches={str(step): batch_fingerprint(inputs, step) for step in pinned_steps(inputs)},
     )
+    return manifest.build_manifest(material)
 
 
 def adapter_files(config: ExperimentConfig) -> list[pathlib.Path]:

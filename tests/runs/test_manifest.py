@@ -19,7 +19,7 @@ def build(**changes):
         "seeds": {"seed": 0},
         "base_model": {"model.safetensors": text_fingerprint("weights")},
     }
-    return manifest.build_manifest(**{**parts, **changes})
+    return manifest.build_manifest(manifest.Material(**{**parts, **changes}))
 
 
 def test_equal_runs_have_equal_manifests():

@@ -7,7 +7,7 @@ from jaxtune.batch import Example
 from jaxtune.errors import UserError
 from jaxtune.tasks.builtin import TASKS
 
-ASSETS = pathlib.Path(__file__).parent / "assets" / "init"
+ASSETS = pathlib.Path(__file__).parent.parent / "assets" / "init"
 RECORDS = {"qa": 240, "math": 60}
 """Conversations taken from built-in tasks: unequal, as in practice."""
 

@@ -9,8 +9,10 @@ import sys
 import pytest
 
 import jaxtune
-from jaxtune import cli, config, quickstart, starter
+from jaxtune import cli, config
 from jaxtune.errors import UserError
+from jaxtune.tasks import starter
+from jaxtune.train import quickstart
 
 ROOT = pathlib.Path(jaxtune.__file__).parent.parent
 
