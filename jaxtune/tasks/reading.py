@@ -194,7 +194,7 @@ def _read_prompt_completion(record: Mapping[str, Any]) -> tuple[list[dict[str, A
         prompt, findings = _message_list(record["prompt"], "prompt")
         completion, more = _message_list(record[answer], answer)
         context = scaled(prompt, 0.0)
-        return [*_system(record), *context, *completion], findings + more
+        return [*_system(record), *map(dict, context), *completion], findings + more
     findings = _strings(record, ("prompt", answer), ("system",))
     if findings:
         return [], findings

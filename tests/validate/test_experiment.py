@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from bad_inputs import ASSISTANT, FAULTS, USER, chat, messages
 from helpers import tiny_config, tiny_model
 
+from jaxtune.chat import Conversation
 from jaxtune.config import ExperimentConfig, ModelSource
 from jaxtune.data.fit import LengthPolicy
 from jaxtune.errors import UserError
@@ -213,8 +215,8 @@ def test_a_template_function_that_fails_is_named_with_its_line_of_code(folder, t
     assert "words:1" in str(refused)
 
 
-def fails(record):
-    return 1 / 0
+def fails(record: Mapping[str, Any]) -> Conversation:
+    raise ZeroDivisionError(record["q"])
 
 
 def test_one_cache_folder_holds_tokens_and_decompressed_copies(folder, tmp_path):

@@ -57,7 +57,7 @@ def test_one_report_holds_all_faults_of_all_files(tmp_path, monkeypatch):
     for path, fault in files:
         mine = {problem.rule for problem in report.problems if problem.file == str(path)}
         assert set(fault.rules) <= mine, path
-    assert report.num_errors == sum(RULES[rule].severity is Severity.ERROR for rule in report.counts.elements())
+    assert report.num_errors == sum(n for rule, n in report.counts.items() if RULES[rule].severity is Severity.ERROR)
 
 
 def test_a_missing_file_is_one_problem_among_the_others(tmp_path):
