@@ -251,18 +251,47 @@ def add_generate(rows: Subparsers) -> None:
 
 
 def add_sweep(rows: Subparsers) -> None:
-    text = "A grid of overrides and seeds as separate, paired, resumable runs."
+    text = "Settings and seeds as paired, resumable runs: grids, lists, random designs, mixtures."
     parser = command(rows, "sweep", commands.run_sweep, text, overrides=True)
     parser.add_argument("config")
     parser.add_argument("--sweep-dir", required=True, type=pathlib.Path)
-    text = "e.g. mixture.temperature=1,2,4,inf"
-    parser.add_argument("--grid", nargs="+", required=True, metavar="OPTION=V1,V2", help=text)
+    add_settings(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    text = "what winners are chosen by and surfaces are fitted to"
+    parser.add_argument("--measure", choices=["macro_loss", "macro_exact_match"], default="macro_loss", help=text)
+    text = "print the seeds that a difference of D (nats, or points of exact match) needs, and run nothing"
+    parser.add_argument("--power", type=float, metavar="D", help=text)
+    text = "print the runs, the programs they share, their steps and an estimate of time, and run nothing"
+    parser.add_argument("--dry-run", action="store_true", help=text)
+    add_json(parser)
     parser.add_argument("--overwrite", action="store_true")
     text = "train runs of one shape together, as one program; side by side on the devices of --mesh.trial"
     parser.add_argument("--stacked", action="store_true", help=text)
     text = "at most N runs together (each has its own optimizer state)"
     parser.add_argument("--stack-size", type=int, metavar="N", help=text)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The forms in which the settings of a sweep are written."""
+    text = 'e.g. mixture.temperature=1,2,4,inf "mixture.weights=qa 1 math 1,qa 1"; a value may be several words'
+    parser.add_argument("--grid", nargs="+", default=[], metavar="OPTION=V1,V2", help=text)
+    parser.add_argument("--zip", action="store_true", help="pair the values of the grid instead of crossing them")
+    text = 'a JSONL file of settings: {"overrides": {"optim.peak-lr": "1e-3"}, "tag": "slow"}'
+    parser.add_argument("--arms", type=pathlib.Path, metavar="FILE", help=text)
+    text = "N settings spread evenly over --space by scrambled Sobol points"
+    parser.add_argument("--random", type=int, metavar="N", help=text)
+    text = "e.g. optim.peak-lr=log:1e-4:1e-2 mixture.temperature=inv:1:inf batch.rows=choice:8:16"
+    parser.add_argument("--space", nargs="+", default=[], metavar="OPTION=LAW:LOW:HIGH", help=text)
+    text = "N mixtures drawn from a Dirichlet law around the tasks' natural shares"
+    parser.add_argument("--mixtures", type=int, metavar="N", help=text)
+    text = "how closely --mixtures keep to the natural shares (default 1: as widely as a flat law)"
+    parser.add_argument("--concentration", type=float, default=1.0, metavar="A", help=text)
+    text = "seed of the designs of --random and --mixtures"
+    parser.add_argument("--design-seed", type=int, default=0, metavar="S", help=text)
+    text = "the folder's winner and the config's own setting on N fresh seeds"
+    parser.add_argument("--confirm", type=int, metavar="N", help=text)
+    text = "N more settings where the fitted surface promises the most"
+    parser.add_argument("--refine", type=int, metavar="N", help=text)
 
 
 def add_recommend(rows: Subparsers) -> None:

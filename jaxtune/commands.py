@@ -263,13 +263,28 @@ def run_generate(arguments: argparse.Namespace) -> None:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    from jaxtune.sweep import grid
     from jaxtune.sweep import run as sweep
+    from jaxtune.sweep.choice import measure_named, power_table
+    from jaxtune.sweep.request import Request, dry_run, dry_run_text, requested_trials
     from jaxtune.train.decisions import Status
 
+    measure = measure_named(arguments.measure)
+    if arguments.power is not None:
+        table = power_table(arguments.sweep_dir, arguments.power, measure)
+        print_json(table) if arguments.json else print("\n".join(f"{name}: {value}" for name, value in table.items()))
+        return 0
+    if arguments.json and not arguments.dry_run:
+        raise UserError("--json of jaxtune sweep goes with --dry-run or --power; the runs' numbers are in results.csv")
     config = load_config(arguments)
+    fields = ("grid", "zip", "arms", "random", "space", "mixtures", "concentration", "design_seed", "confirm", "refine")
+    request = Request(**{name: getattr(arguments, name) for name in fields})
+    trials = requested_trials(request, config, arguments.sweep_dir, arguments.seeds, measure)
+    if arguments.dry_run:
+        plan = dry_run(config, arguments.sweep_dir, trials)
+        print_json(plan) if arguments.json else print(dry_run_text(plan))
+        return 0
     status = sweep.sweep(
-        config, arguments.sweep_dir, grid.parse_grid(arguments.grid), arguments.seeds,
+        config, arguments.sweep_dir, trials,
         command=sweep.Command(config=arguments.config, overrides=arguments.rest), overwrite=arguments.overwrite,
         stacking=sweep.Stacking(stacked=arguments.stacked, size=arguments.stack_size),
     )  # fmt: skip

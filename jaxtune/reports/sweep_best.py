@@ -44,7 +44,7 @@ def gain_text(sweep: Sweep, measure: Measure, winner: str) -> str:
     """The confirmed gain of the winner over the config's own setting; empty where that was not run or is the winner."""
     others = {sweep.name(arm.setting): arm.setting for arm in sweep.confirmations}
     chosen = others.get(winner)
-    rest = [setting for name, setting in others.items() if name != winner and setting in sweep.settings]
+    rest = [setting for name, setting in others.items() if name != winner]
     if chosen is None or len(rest) != 1:
         return ""
     gain = differs(sweep, chosen, rest[0], measure)

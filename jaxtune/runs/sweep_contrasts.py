@@ -1,13 +1,14 @@
 """Contrasts between the settings of a sweep: every value of an option against its first, all else equal."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxtune.runs.sweeps import Measure, Setting, Sweep, key, task_measure
-from jaxtune.science.contrasts import Contrast, contrast, family
+from jaxtune.science.contrasts import Contrast, contrast, family, over_seeds
 
 MOST_AGAINST_FIRST = 24
 """Settings of a plain list that are each compared with its first; of more, a fitted surface says more than a table."""
@@ -94,8 +95,7 @@ def task_answers(sweep: Sweep, axis: str, measure: Measure, tasks: Sequence[str]
 
 def differs(sweep: Sweep, first: Setting, second: Setting, measure: Measure) -> Contrast:
     """`first - second` on the runs with fresh seeds."""
-    values = sweep.matrix(measure.pick, sweep.confirmations)
-    weights = np.zeros(len(sweep.settings))
-    weights[sweep.settings.index(first)] += 1
-    weights[sweep.settings.index(second)] -= 1
-    return contrast(values, weights)
+    side = lambda setting: {arm.seed: measure.pick(arm) for arm in sweep.confirmations if arm.setting == setting}
+    new, old = side(first), side(second)
+    by_seed = [new[seed] - old[seed] for seed in new if seed in old]
+    return over_seeds([value for value in by_seed if math.isfinite(value)])

@@ -1,4 +1,4 @@
-"""Ablations: a grid of overrides and seeds as runs that share token caches and compiled steps, or train as one program.
+"""Ablations: settings and seeds as runs that share token caches and compiled steps, or train as one program.
 
 Arms are paired. All start from the same parameters, and the order inside a task depends on (seed, task name, epoch)
 alone, so two arms of one seed meet each task's examples in the same order whatever their mixture.
@@ -8,7 +8,7 @@ import contextlib
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,14 +20,13 @@ from jaxtune.reports.sweep import write_sweep_report
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.sweeps import read_sweep, sweep_table
 from jaxtune.step.programs import Programs
-from jaxtune.storage.documents import naming, plain, read_json, write_json
-from jaxtune.sweep.grid import Trial, grid
+from jaxtune.storage import locks
+from jaxtune.storage.documents import naming
 from jaxtune.sweep.groups import group_by_shape, why_alone
+from jaxtune.sweep.record import Trial, grow, written_alone
 from jaxtune.train.decisions import Status
 from jaxtune.train.planned import Planned, plan_run
-from jaxtune.train.run import Outcome, is_finished, train_together
-
-RECORD = "sweep.json"
+from jaxtune.train.run import is_finished, train_together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,26 +51,40 @@ class Stacking:
 
 
 def sweep(
-    config: ExperimentConfig, sweep_dir: pathlib.Path, axes: Mapping[str, Sequence[str]], seeds: Sequence[int], *,
+    config: ExperimentConfig, sweep_dir: pathlib.Path, trials: Sequence[Trial], *,
     command: Command = Command(), overwrite: bool = False, stacking: Stacking = Stacking(),
 ) -> Status:  # fmt: skip
-    """Run what is not finished yet, then write sweep.json, results.csv, the heatmap and report.html.
+    """Add the runs to the folder, run what is not finished yet, then write results.csv, the heatmap and report.html.
 
-    Every setting is checked before the first run starts. A run whose numbers stop being finite ends, the others go on;
-    at the end that is a UserError.
+    Every setting is checked before the first run starts. Runs that another process has claimed are left to it. A run
+    whose numbers stop being finite ends, the others go on; at the end that is a UserError.
     """
-    with runfolder.only_writer(sweep_dir):
-        return _sweep(config, sweep_dir, axes, seeds, command=command, overwrite=overwrite, stacking=stacking)
-
-
-def _sweep(
-    config: ExperimentConfig, sweep_dir: pathlib.Path, axes: Mapping[str, Sequence[str]], seeds: Sequence[int], *,
-    command: Command, overwrite: bool, stacking: Stacking,
-) -> Status:  # fmt: skip
-    trials = grid(axes, seeds)
     resolved = [configs.override(config, trial.arguments()) for trial in trials]
     check_devices_and_folders(resolved, stacking)
-    prepare(sweep_dir, make_record(config, axes, seeds, trials), overwrite=overwrite)
+    grow(sweep_dir, configs.to_json(config), trials, overwrite=overwrite)
+    waiting = waiting_runs(sweep_dir, trials, resolved, command)
+    failures: dict[str, str] = {}
+    programs = Programs()
+    planned = planned_together(waiting, stacking.size) if stacking.stacked else planned_one_by_one(waiting)
+    with contextlib.closing(planned):
+        for group in planned:
+            if train_group(group, programs, failures) is Status.STOPPED:
+                print("stopped; the same command continues the sweep")
+                return Status.STOPPED
+    if any(is_finished(sweep_dir / "runs" / trial.name) for trial in trials):
+        write_results(sweep_dir)
+    if failures:
+        listed = "".join(f"\n  - {name}: {message}" for name, message in failures.items())
+        raise UserError(
+            f"{len(failures)} of {len(trials)} runs of {sweep_dir} failed, the others are finished:{listed}"
+        )
+    return Status.FINISHED
+
+
+def waiting_runs(
+    sweep_dir: pathlib.Path, trials: Sequence[Trial], resolved: Sequence[ExperimentConfig], command: Command
+) -> list["Waiting"]:
+    """The runs that are not finished."""
     waiting = []
     for number, (trial, settings) in enumerate(zip(trials, resolved, strict=True), start=1):
         run = Waiting(
@@ -82,47 +95,18 @@ def _sweep(
             run.say(": finished before")
         else:
             waiting.append(run)
-    failures: dict[str, str] = {}
-    programs = Programs()
-    for group in planned_together(waiting, stacking.size) if stacking.stacked else planned_one_by_one(waiting):
-        for outcome in train_locked(group, programs):
-            if outcome.failure is not None:
-                failures[outcome.run_dir.name] = outcome.failure
-                print(f"{outcome.run_dir.name} ended, the others go on: {outcome.failure}", flush=True)
-            if outcome.status is Status.STOPPED:
-                print("stopped; the same command continues the sweep")
-                return Status.STOPPED
-    if len(failures) < len(trials):
-        write_results(sweep_dir)
-    if failures:
-        listed = "".join(f"\n  - {name}: {message}" for name, message in failures.items())
-        raise UserError(
-            f"{len(failures)} of {len(trials)} runs of {sweep_dir} failed, the others are finished:{listed}"
-        )
+    return waiting
+
+
+def train_group(runs: Sequence[Planned], programs: Programs, failures: dict[str, str]) -> Status:
+    """Train runs together; failures are noted by the run's name."""
+    for outcome in train_together(runs, programs):
+        if outcome.failure is not None:
+            failures[outcome.run_dir.name] = outcome.failure
+            print(f"{outcome.run_dir.name} ended, the others go on: {outcome.failure}", flush=True)
+        if outcome.status is Status.STOPPED:
+            return Status.STOPPED
     return Status.FINISHED
-
-
-def train_locked(group: Sequence[Planned], programs: Programs) -> list[Outcome]:
-    """Train runs together, each run's folder locked while they go on."""
-    with contextlib.ExitStack() as held:
-        for run in group:
-            held.enter_context(runfolder.only_writer(run.run_dir))
-        return train_together(group, programs)
-
-
-def make_record(
-    config: ExperimentConfig, axes: Mapping[str, Sequence[str]], seeds: Sequence[int], trials: Sequence[Trial]
-) -> dict[str, Any]:
-    """Contents of sweep.json."""
-    return {
-        "config": configs.to_json(config),
-        "axes": {option: list(values) for option, values in axes.items()},
-        "seeds": list(seeds),
-        "runs": [
-            {"name": trial.name, "overrides": dict(trial.overrides), "seed": trial.seed, "dir": f"runs/{trial.name}"}
-            for trial in trials
-        ],
-    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,24 +131,41 @@ class Waiting:
             self.say(f": {'goes on from its last checkpoint' if saved else 'has no checkpoint, starts again'}")
         return plan_run(self.settings, self.folder, command=self.command, resume=saved, overwrite=started and not saved)
 
+    def claim(self, held: contextlib.ExitStack) -> bool:
+        """Become the run's only writer for as long as `held` is open; False where another process trains it or has."""
+        try:
+            held.enter_context(runfolder.only_writer(self.folder))
+        except locks.FolderInUse as error:
+            if jax.process_count() > 1:  # the processes of one job go on together or not at all
+                raise
+            self.say(f": left out, {error}")
+            return False
+        if is_finished(self.folder):
+            self.say(": another process has finished it")
+            return False
+        return True
 
-def planned_one_by_one(waiting: Sequence[Waiting]) -> Iterator[list[Planned]]:
-    """Each run in a group of its own, planned at its turn."""
+
+def planned_one_by_one(waiting: Sequence[Waiting]) -> Generator[Sequence[Planned]]:
+    """Each run in a group of its own, claimed and planned at its turn."""
     for run in waiting:
-        run.say()
-        yield [run.plan()]
+        with contextlib.ExitStack() as held:
+            if run.claim(held):
+                run.say()
+                yield [run.plan()]
 
 
-def planned_together(waiting: Sequence[Waiting], most: int | None) -> Iterator[Sequence[Planned]]:
+def planned_together(waiting: Sequence[Waiting], most: int | None) -> Generator[Sequence[Planned]]:
     """Groups of at most `most` runs of one shape; what has no like runs alone, and the terminal says why."""
-    by_name = {run.folder.name: run for run in waiting}
-    groups = group_by_shape([run.plan() for run in waiting], most)
-    for group in groups:
-        others = len(group.runs) - 1
-        how = f"together with {others} others" if others else f"alone, {why_alone(group, groups)}"
-        for run in group.runs:
-            by_name[run.name].say(f": {how}")
-        yield group.runs
+    with contextlib.ExitStack() as held:
+        by_name = {run.folder.name: run for run in waiting if run.claim(held)}
+        groups = group_by_shape([run.plan() for run in by_name.values()], most)
+        for group in groups:
+            others = len(group.runs) - 1
+            how = f"together with {others} others" if others else f"alone, {why_alone(group, groups)}"
+            for run in group.runs:
+                by_name[run.name].say(f": {how}")
+            yield group.runs
 
 
 def check_devices_and_folders(resolved: Sequence[ExperimentConfig], stacking: Stacking) -> None:
@@ -183,30 +184,14 @@ def check_devices_and_folders(resolved: Sequence[ExperimentConfig], stacking: St
         )
 
 
-def prepare(sweep_dir: pathlib.Path, record: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Create or accept the folder: an existing one must hold the same config; its grid may grow."""
-    path = sweep_dir / RECORD
-    if overwrite and path.is_file():
-        runfolder.clear(sweep_dir)
-    if runfolder.entries(sweep_dir):
-        if not path.is_file():
-            raise UserError(f"{sweep_dir} holds files but no sweep; choose another folder")
-        if read_json(path)["config"] != plain(record["config"]):
-            raise UserError(
-                f"{sweep_dir} holds a sweep of another config; continue it with that one, "
-                "choose another folder, or replace it with --overwrite"
-            )
-    sweep_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
-
-
 def write_results(sweep_dir: pathlib.Path) -> None:
     """results.csv, heatmap.png and report.html from the finished runs."""
-    found = read_sweep(sweep_dir)
-    rows = sweep_table(found)
-    path = sweep_dir / "results.csv"
-    with naming(path), path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    write_sweep_report(found)
+    with written_alone(sweep_dir):
+        found = read_sweep(sweep_dir)
+        rows = sweep_table(found)
+        path = sweep_dir / "results.csv"
+        with naming(path), path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        write_sweep_report(found)

@@ -7,6 +7,8 @@ from jaxtune import cli
 from jaxtune import config as configs
 from jaxtune.sweep import run as sweep
 from jaxtune.sweep.groups import group_by_shape, why_alone
+from jaxtune.sweep.language import crossed
+from jaxtune.sweep.record import trials_of
 from jaxtune.train.decisions import Status
 from jaxtune.train.planned import plan_run
 
@@ -61,11 +63,9 @@ def test_runs_without_their_like_run_alone_and_it_is_said(place_of, monkeypatch,
     ran = []
     monkeypatch.setattr(sweep, "train_together", lambda runs, _: ran.append([run.name for run in runs]) or [])
     monkeypatch.setattr(sweep, "write_results", lambda _: None)
-    axes = {"optim.b1": ["0.8", "0.9"]}
-    assert (
-        sweep.sweep(tiny_config(place_of), place_of / "unlike", axes, [0], stacking=sweep.Stacking(stacked=True))
-        is Status.FINISHED
-    )
+    trials = trials_of(crossed({"optim.b1": ["0.8", "0.9"]}), [0])
+    stacking = sweep.Stacking(stacked=True)
+    assert sweep.sweep(tiny_config(place_of), place_of / "unlike", trials, stacking=stacking) is Status.FINISHED
     assert ran == [["b1=0.8_seed=0"], ["b1=0.9_seed=0"]]
     assert "[2/2] b1=0.9_seed=0: alone, no other run has its program" in capsys.readouterr().out
 

@@ -9,23 +9,11 @@ from helpers import tiny_config, tiny_model
 from jaxtune import config as configs
 from jaxtune.errors import UserError
 from jaxtune.sweep import run as sweep
-from jaxtune.sweep.grid import grid, parse_grid
+from jaxtune.sweep.language import crossed
+from jaxtune.sweep.record import trials_of
 from jaxtune.train import resolution
 from jaxtune.train.decisions import Status
 from jaxtune.train.run import Outcome
-
-
-def test_a_grid_is_every_combination_with_every_seed():
-    trials = grid(parse_grid(["mixture.temperature=1,inf", "optim.peak_lr=1e-3,2e-3"]), [0, 1])
-    assert len(trials) == 8 and len({trial.name for trial in trials}) == 8
-    assert trials[1].name == "temperature=1_peak_lr=1e-3_seed=1"
-    assert trials[0].arguments() == ["--mixture.temperature", "1", "--optim.peak_lr", "1e-3", "--seed", "0"]
-
-
-@pytest.mark.parametrize("text", ["mixture.temperature", "=1,2", "optim.peak_lr=", "seed=1,2", "a=1,1", "a=1,,2"])
-def test_a_broken_grid_is_refused(text):
-    with pytest.raises(UserError):
-        parse_grid([text])
 
 
 def test_arms_of_one_seed_meet_each_task_in_the_same_order(tmp_path):
@@ -46,29 +34,32 @@ def test_arms_of_one_seed_meet_each_task_in_the_same_order(tmp_path):
 def test_a_sweep_runs_continues_and_reports(tmp_path, capsys):
     tiny_model(tmp_path / "base")
     config = configs.override(tiny_config(tmp_path), ["--duration.steps", "3", "--eval.every", "0"])
-    axes = {"mixture.temperature": ["1", "inf"]}
+    trials = trials_of(crossed({"mixture.temperature": ["1", "inf"]}), [0])
     folder = tmp_path / "sweep"
-    assert sweep.sweep(config, folder, axes, [0]) is Status.FINISHED
+    assert sweep.sweep(config, folder, trials) is Status.FINISHED
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
     assert [row["mixture.temperature"] for row in rows] == ["1", "inf"]
     assert (folder / "report.html").stat().st_size > 10_000 and (folder / "heatmap.png").exists()
     capsys.readouterr()
     first = (folder / "runs" / "temperature=1_seed=0" / "metrics.jsonl").read_bytes()
-    assert sweep.sweep(config, folder, axes, [0]) is Status.FINISHED
+    assert sweep.sweep(config, folder, trials) is Status.FINISHED
     assert capsys.readouterr().out.count("finished before") == 2
     assert (folder / "runs" / "temperature=1_seed=0" / "metrics.jsonl").read_bytes() == first
     other = configs.override(config, ["--optim.b1", "0.5"])
     with pytest.raises(UserError, match="another config"):
-        sweep.sweep(other, folder, axes, [0])
-    assert json.loads((folder / "sweep.json").read_text())["seeds"] == [0]
+        sweep.sweep(other, folder, trials)
+    assert len(json.loads((folder / "sweep.json").read_text())["runs"]) == 2
 
 
 def test_a_run_that_is_not_finite_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
     tiny_model(tmp_path / "base")
     ran = []
+    trials = trials_of(crossed({"optim.peak_lr": ["2", "1e-3"]}), [0])
 
     def train_together(runs, _):
         [run] = runs
+        run.run_dir.mkdir(parents=True)
+        (run.run_dir / "summary.json").write_text(json.dumps({"status": "failed" if len(ran) == 0 else "finished"}))
         ran.append(run.name)
         broken = run.inputs.config.optim.peak_lr == 2.0
         return [
@@ -81,6 +72,6 @@ def test_a_run_that_is_not_finite_does_not_end_the_sweep(tmp_path, monkeypatch, 
     monkeypatch.setattr(sweep, "train_together", train_together)
     monkeypatch.setattr(sweep, "write_results", lambda folder: ran.append("results"))
     with pytest.raises(UserError, match=r"(?s)1 of 2 runs.*peak_lr=2_seed=0: step 3: not finite"):
-        sweep.sweep(tiny_config(tmp_path), tmp_path / "sweep", {"optim.peak_lr": ["2", "1e-3"]}, [0])
+        sweep.sweep(tiny_config(tmp_path), tmp_path / "sweep", trials)
     assert ran == ["peak_lr=2_seed=0", "peak_lr=1e-3_seed=0", "results"]
     assert "the others go on" in capsys.readouterr().out

@@ -1,0 +1,121 @@
+"""The record of a sweep folder, `sweep.json`: its config and the list of its runs, which only grows."""
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxtune.errors import UserError
+from jaxtune.runs import folder as runfolder
+from jaxtune.runs.sweeps import RECORD, record_entries
+from jaxtune.storage import locks
+from jaxtune.storage.documents import plain, read_json, write_json
+from jaxtune.storage.fingerprints import text_fingerprint
+from jaxtune.sweep.language import Setting
+
+LONGEST_NAME = 100
+"""Characters of a run's folder; file systems stop at 255."""
+LOCK_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One setting and one seed."""
+
+    setting: Setting
+    seed: int
+    confirms: bool = False
+    """Made after a setting was chosen, on a seed that chose nothing."""
+
+    @property
+    def name(self) -> str:
+        """Folder name: the setting and the seed; shortened where it is long, with a fingerprint to stay unique."""
+        words = re.sub(r"[^\w.=+,-]", "+", self.setting.name)
+        if len(words) > LONGEST_NAME or words != self.setting.name:
+            words = f"{words[:LONGEST_NAME]}~{text_fingerprint(repr(sorted(self.setting.overrides.items())))[:8]}"
+        return f"{words}_seed={self.seed}"
+
+    def arguments(self) -> list[str]:
+        """As options of the command line."""
+        return [*self.setting.arguments(), "--seed", str(self.seed)]
+
+    def entry(self) -> dict[str, Any]:
+        """As listed in `sweep.json`."""
+        row: dict[str, Any] = {"name": self.name, "overrides": dict(self.setting.overrides), "seed": self.seed}
+        row |= {"tag": self.setting.tag} if self.setting.tag else {}
+        return row | {"dir": f"runs/{self.name}"} | ({"confirms": True} if self.confirms else {})
+
+
+def trials_of(settings: Sequence[Setting], seeds: Sequence[int]) -> list[Trial]:
+    """Every setting with every seed, seeds innermost; one setting given twice is one."""
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds lists a seed twice: {list(seeds)}")
+    every = [Trial(setting=setting, seed=seed) for setting in settings for seed in seeds]
+    return list({trial.name: trial for trial in every}.values())
+
+
+def grow(sweep_dir: pathlib.Path, config: Mapping[str, Any], trials: Sequence[Trial], *, overwrite: bool) -> None:
+    """Create the folder or add runs to it; an existing one must hold the same config. Nothing listed is ever dropped.
+
+    `UserError` if the folder holds something else, another config, or one of the seeds of a confirmation.
+    """
+    path = sweep_dir / RECORD
+    with written_alone(sweep_dir):
+        if overwrite and path.is_file():
+            refuse_running(sweep_dir)
+            runfolder.clear(sweep_dir)
+        if runfolder.entries(sweep_dir) and not path.is_file():
+            raise UserError(f"{sweep_dir} holds files but no sweep; choose another folder")
+        entries = {}
+        if path.is_file():
+            check_config(sweep_dir, config)
+            entries = {entry["name"]: entry for entry in record_entries(sweep_dir)}
+        check_seeds(sweep_dir, entries, trials)
+        added = {trial.name: trial.entry() for trial in trials if trial.name not in entries}
+        write_json(path, {"config": config, "runs": [*entries.values(), *added.values()]})
+
+
+@contextlib.contextmanager
+def written_alone(sweep_dir: pathlib.Path) -> Iterator[None]:
+    """Be the sweep folder's only writer for a moment; processes that share the folder take turns."""
+    until = time.monotonic() + LOCK_SECONDS
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(runfolder.only_writer(sweep_dir))
+                break
+            except locks.FolderInUse:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
+        yield
+
+
+def refuse_running(sweep_dir: pathlib.Path) -> None:
+    """Refuse to remove runs that another process is training."""
+    for folder in (sweep_dir / "runs").glob("*/"):
+        with runfolder.only_writer(folder):
+            pass
+
+
+def check_config(sweep_dir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """The folder's config must be this one."""
+    if read_json(sweep_dir / RECORD).get("config") != plain(config):
+        raise UserError(
+            f"{sweep_dir} holds a sweep of another config; continue it with that one, "
+            "choose another folder, or replace it with --overwrite"
+        )
+
+
+def check_seeds(sweep_dir: pathlib.Path, entries: Mapping[str, Mapping[str, Any]], trials: Sequence[Trial]) -> None:
+    """A seed that confirmed a choice cannot choose any more."""
+    spent = {entry["seed"] for entry in entries.values() if entry.get("confirms")}
+    again = sorted({trial.seed for trial in trials if trial.seed in spent and not trial.confirms})
+    if again:
+        raise UserError(
+            f"seeds {again} of {sweep_dir} have confirmed a setting, so they cannot be used to choose one; "
+            "take other --seeds"
+        )
