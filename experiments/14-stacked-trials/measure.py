@@ -31,7 +31,8 @@ from jaxtune.model.settings import ModelConfig
 from jaxtune.step import trials
 from jaxtune.step.programs import Programs
 from jaxtune.sweep import run as sweep
-from jaxtune.sweep.grid import grid
+from jaxtune.sweep.language import crossed
+from jaxtune.sweep.record import trials_of
 from jaxtune.train import lanes, resolution
 from jaxtune.train.rows import peak_memory_mb
 from jaxtune.train.session import Session, open_sessions
@@ -67,7 +68,7 @@ def toy_model(folder: pathlib.Path) -> pathlib.Path:
 
 def arms(config: configs.ExperimentConfig, programs: Programs) -> list[Session]:
     """The arms on the device, all with one program."""
-    resolved = [configs.override(config, trial.arguments()) for trial in grid(AXES, [0])]
+    resolved = [configs.override(config, trial.arguments()) for trial in trials_of(crossed(AXES), [0])]
     return open_sessions([resolution.resolve(one, show_progress=False) for one in resolved], programs)
 
 
@@ -135,7 +136,8 @@ def run_sweep(size: str, folder: pathlib.Path, out: pathlib.Path, *, by_one_prog
     """A whole sweep in this process; prints its time and peak memory."""
     wall, cpu = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(sys.stderr):
-        sweep.sweep(settings(size, folder), out, AXES, [0], stacking=sweep.Stacking(stacked=by_one_program))
+        stacking = sweep.Stacking(stacked=by_one_program)
+        sweep.sweep(settings(size, folder), out, trials_of(crossed(AXES), [0]), stacking=stacking)
     line = {"wall_s": round(time.perf_counter() - wall, 1), "cpu_s": round(time.process_time() - cpu, 1)}
     print(json.dumps(line | {"peak_mb": round(peak_memory_mb())}))
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
-from jaxtune.preview import mixture_of
 from jaxtune.runs.sweeps import Measure, is_sweep, record_entries
 from jaxtune.storage.documents import Json, number, read_json
 from jaxtune.sweep.choice import confirmation, refinement
@@ -24,6 +23,7 @@ from jaxtune.sweep.language import (
 )
 from jaxtune.sweep.record import Trial, trials_of
 from jaxtune.train.planned import plan_run
+from jaxtune.train.resolution import resolve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def requested_settings(request: Request, config: ExperimentConfig) -> list[Setti
         spaces = [parse_space(text) for text in request.space]
         return random_settings(spaces, request.random, seed=request.design_seed)
     if request.mixtures is not None:
-        rows = mixture_of(config) if request.mixtures > 0 else []
+        rows = resolve(config, questions=False).plan.to_json()["tasks"] if request.mixtures > 0 else []
         sizes = {str(row["task"]): int(row["usable"]) for row in rows}
         return mixture_settings(sizes, request.mixtures, concentration=request.concentration, seed=request.design_seed)
     axes = parse_axes(request.grid)

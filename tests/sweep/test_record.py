@@ -83,6 +83,7 @@ def test_runs_that_another_process_trains_are_left_to_it(tmp_path):
             grow(tmp_path / "s", CONFIG, [], overwrite=True)
     with contextlib.ExitStack() as held:
         assert runs[0].claim(held)
+    runs[1].folder.mkdir(parents=True)
     write_json(runs[1].folder / "summary.json", {"status": "finished"})
     with contextlib.ExitStack() as held:
         assert not runs[1].claim(held)

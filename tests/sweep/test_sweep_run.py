@@ -58,7 +58,7 @@ def test_a_run_that_is_not_finite_does_not_end_the_sweep(tmp_path, monkeypatch, 
 
     def train_together(runs, _):
         [run] = runs
-        run.run_dir.mkdir(parents=True)
+        run.run_dir.mkdir(parents=True, exist_ok=True)
         (run.run_dir / "summary.json").write_text(json.dumps({"status": "failed" if len(ran) == 0 else "finished"}))
         ran.append(run.name)
         broken = run.inputs.config.optim.peak_lr == 2.0
