@@ -17,6 +17,9 @@ PATH = re.compile(r"(?<![\w/.-])jaxtune(?:/[\w.-]+)+")
 NOT_MODULES = {"jaxtune.alocate", "jaxtune.git"}
 """Dotted words that are no Python names: a misspelling that a test looks for, a repository."""
 
+ELSEWHERE = ("jaxtune/logs", "jaxtune/.venv")
+"""Files of a clone on another host, which is called like the package."""
+
 
 def texts() -> list[pathlib.Path]:
     """Files that people read or run; histories keep the names of their time."""
@@ -65,6 +68,6 @@ def test_names_in_text_exist(path):
     text = read(path)
     dotted = (imported(text) | set(DOTTED.findall(text))) - NOT_MODULES
     missing = {name for name in dotted if not resolves(name)}
-    paths = {found.rstrip(".") for found in PATH.findall(text) if not found.startswith("jaxtune/-")}
+    paths = {found.rstrip(".") for found in PATH.findall(text) if not found.startswith(ELSEWHERE)}
     missing |= {found for found in paths if not (ROOT / found).exists()}
     assert not missing
