@@ -16,6 +16,7 @@ from jaxtune.step.programs import Programs
 from jaxtune.storage.documents import read_json
 from jaxtune.terminal.progress import GroupProgress, TrainProgress
 from jaxtune.train import measure
+from jaxtune.train.agreement import check_processes
 from jaxtune.train.arm import Arm, NotFinite, open_arm
 from jaxtune.train.decisions import Status
 from jaxtune.train.lanes import make_lane
@@ -66,7 +67,10 @@ def train_together(runs: Sequence[Planned], programs: Programs) -> list[Outcome]
     config = runs[0].inputs.config
     enable_compilation_cache(config.compilation_cache)
 
-    # 1. Devices: one mesh, one base model, one program; the states at step 0.
+    # 1. Devices: one mesh, one base model, one program; the states at step 0. Processes that disagree would hang there.
+    for run in runs:
+        start = {"--resume": run.resume, "--resume-step": run.resume_step, "--overwrite": run.overwrite}
+        check_processes(run.identity, start)
     sessions = open_sessions([run.inputs for run in runs], programs)
     with contextlib.ExitStack() as stack:
         stack.enter_context(Guard())
