@@ -28,6 +28,7 @@ if __name__ == "__main__":
             bos_token_id=words.bos_id,
             pad_token_id=words.pad_id,
             files=tuple(tokenizer_files(folder)),
+            generation={"eos_token_id": [words.controls.ids["</s>"]]},  # what its documents ended with
         ),
         dtype=jnp.bfloat16,
         overwrite=True,

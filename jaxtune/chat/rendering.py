@@ -136,10 +136,14 @@ def terminator_id(template: ChatTemplate, tokenizer: Tokenizer) -> int:
     return tokenizer.controls.ids[renderer_of(template, tokenizer).learned.terminators[0][-1]]
 
 
-def stop_ids(template: ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens at which generation stops: all that end a last turn in training, and the tokenizer's own end of text."""
+def stop_ids(template: ChatTemplate, tokenizer: Tokenizer, named: Iterable[int] = ()) -> frozenset[int]:
+    """Tokens at which generation stops.
+
+    They are all that end a last turn in training, the tokenizer's own end of text, and those that a model folder's
+    generation settings `named`: a base model that ends texts otherwise than chats would not stop at the others.
+    """
     ends = {tokenizer.controls.ids[strings[-1]] for strings in renderer_of(template, tokenizer).learned.last}
-    return frozenset(ends if tokenizer.eos_id is None else ends | {tokenizer.eos_id})
+    return frozenset(i for i in (*ends, tokenizer.eos_id, *named) if i is not None)
 
 
 @functools.lru_cache(maxsize=64)

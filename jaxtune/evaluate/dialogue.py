@@ -12,6 +12,7 @@ from jaxtune.chat import ChatTemplate, Conversation, Message, Tokenizer, load_te
 from jaxtune.errors import UserError
 from jaxtune.evaluate.decoding import SamplingConfig, generate, stream
 from jaxtune.hf import folder as hf
+from jaxtune.hf.text_files import end_tokens, read_generation
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
 from jaxtune.step.update import Params
@@ -25,11 +26,13 @@ class Speaker:
     params: Params
     tokenizer: Tokenizer
     template: ChatTemplate
+    named_ends: tuple[int, ...] = ()
+    """End tokens that the folder's generation settings name."""
 
     @property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer."""
-        return sorted(chat.stop_ids(self.template, self.tokenizer))
+        return sorted(chat.stop_ids(self.template, self.tokenizer, self.named_ends))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids up to where the answer starts."""
@@ -43,7 +46,10 @@ class Speaker:
 def load(folder: pathlib.Path) -> Speaker:
     """A Hugging Face folder, ready to answer."""
     config, params = hf.import_model(folder, dtype=jnp.float32)
-    return Speaker(config=config, params=params, tokenizer=load_tokenizer(folder), template=load_template(folder))
+    return Speaker(
+        config=config, params=params, tokenizer=load_tokenizer(folder), template=load_template(folder),
+        named_ends=tuple(end_tokens(read_generation(folder))),
+    )  # fmt: skip
 
 
 def opening(system: str | None) -> list[Message]:

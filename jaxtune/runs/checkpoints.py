@@ -109,7 +109,7 @@ class Checkpoints:
         """Start saving `state` (a dataclass with a field `params`); returns once the arrays are copied off the devices.
 
         `extra` is any JSON (plan hash, seed, early-stopping state, ...); `metrics` ranks the checkpoint when it holds
-        `config.metric`. An error of the save before this one is raised here.
+        the `WATCHED` loss. An error of the save before this one is raised here.
         """
         import orbax.checkpoint as ocp
 
@@ -163,8 +163,8 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the best finite `config.metric` (the earliest among equals), or None if no step has one."""
-        best_first = ranked(self.config, {step: self._metrics.get(step) for step in self.steps()})
+        """The step with the lowest finite `WATCHED` loss (the earliest among equals), or None if no step has one."""
+        best_first = ranked({step: self._metrics.get(step) for step in self.steps()})
         return best_first[0] if best_first else None
 
     def metrics(self, step: int) -> dict[str, float]:

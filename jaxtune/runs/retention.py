@@ -1,7 +1,6 @@
 """Where checkpoints are kept, when they are written, and which of them stay."""
 
 import dataclasses
-import enum
 import importlib.util
 import math
 import os
@@ -16,15 +15,10 @@ from jaxtune.runs.bucket import Bucket
 
 DOCUMENT = "checkpoint.json"
 """The file that makes a checkpoint complete."""
+WATCHED = "loss"
+"""Name of the validation loss that ranks checkpoints, in their metrics; early stopping watches the same number."""
 BUCKETS = {"gs": "gcsfs"}
 """Object stores that Orbax writes to, and the package that reaches each. Others get copies."""
-
-
-class Direction(enum.Enum):
-    """Which values of the checkpoint metric are better."""
-
-    MIN = "min"
-    MAX = "max"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +30,10 @@ class CheckpointConfig:
     keep_latest: Annotated[int, Range(1, 1e6)] = 2
     """How many of the newest checkpoints stay, at least 1; 2 leaves one to resume from if the newest is damaged."""
     keep_best: Annotated[int, Range(0, 1e6)] = 1
-    """How many of the checkpoints with the best metric stay besides the newest, at least 0."""
-    metric: str = "loss"
-    """Name of the evaluation metric that ranks checkpoints."""
-    mode: Direction = Direction.MIN
-    """Whether the smallest or the largest metric is best."""
+    """How many of the checkpoints with the lowest validation loss stay besides the newest, at least 0.
+
+    The best one stays also with 0: it is what the run exports at its end.
+    """
     directory: str | None = None
     """Folder of this run's checkpoints, e.g. gs://bucket/my-run; None: in the run folder.
 
@@ -104,22 +97,28 @@ COMMITTED = (DOCUMENT, "_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class Keep:
-    """Orbax preservation policy: the newest `keep_latest` and the best `keep_best` checkpoints stay."""
+    """Orbax preservation policy: the newest and the best checkpoints stay (see `kept_steps`)."""
 
     def __init__(self, config: CheckpointConfig, metrics_of: Callable[[int], dict[str, float] | None]):
         self.config, self.metrics_of = config, metrics_of
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = sorted(info.step for info in checkpoints)
-        best = ranked(self.config, {step: self.metrics_of(step) for step in steps})
-        kept = {*steps[-self.config.keep_latest :], *best[: self.config.keep_best]}
+        kept = kept_steps(self.config, {step: self.metrics_of(step) for step in steps})
         return [info.step in kept for info in checkpoints]
 
 
-def ranked(config: CheckpointConfig, metrics: Mapping[int, Mapping[str, float] | None]) -> list[int]:
-    """Steps that have a finite metric, best first, the earlier first among equals."""
-    sign = 1 if config.mode is Direction.MIN else -1
-    values = {
-        step: m[config.metric] for step, m in metrics.items() if m and math.isfinite(m.get(config.metric, math.nan))
-    }
-    return sorted(values, key=lambda step: (sign * values[step], step))
+Metrics = Mapping[int, Mapping[str, float] | None]
+"""Step of a checkpoint -> the metrics that it holds."""
+
+
+def kept_steps(config: CheckpointConfig, metrics: Metrics) -> set[int]:
+    """The steps that stay: the newest and the best. The very best stays in any case."""
+    best = ranked(metrics)
+    return {*sorted(metrics)[-config.keep_latest :], *best[: max(1, config.keep_best)]}
+
+
+def ranked(metrics: Metrics) -> list[int]:
+    """Steps that have a finite `WATCHED` loss, lowest first, the earlier first among equals."""
+    values = {step: m[WATCHED] for step, m in metrics.items() if m and math.isfinite(m.get(WATCHED, math.nan))}
+    return sorted(values, key=lambda step: (values[step], step))

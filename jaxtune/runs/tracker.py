@@ -26,14 +26,14 @@ class JsonlTracker:
 
     A new run starts an empty file and refuses one that holds rows. `resume_step=n` keeps the rows up to step n,
     drops those of steps that will be trained again and the scores of an end that will be reached again, and removes
-    a torn last line.
+    a torn last line. Unless step n is `validated`, its validation will be done again as well.
     """
 
-    def __init__(self, run_dir: Path | str, *, resume_step: int | None = None):
+    def __init__(self, run_dir: Path | str, *, resume_step: int | None = None, validated: bool = True):
         self.path = Path(run_dir) / METRICS
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if resume_step is not None:
-            self._keep_up_to(resume_step)
+            self._keep_up_to(resume_step, validated=validated)
         elif self.path.exists() and self.path.stat().st_size:
             raise UserError(f"{self.path} already holds a run; resume it, or choose another run folder")
         self._sha, self._rows = hashlib.sha256(), 0
@@ -51,13 +51,13 @@ class JsonlTracker:
         os.fsync(self._file.fileno())
         return LogState(rows=self._rows, sha256=self._sha.hexdigest())
 
-    def _keep_up_to(self, step: int) -> None:
+    def _keep_up_to(self, step: int, *, validated: bool) -> None:
+        again = lambda row: (
+            (row["kind"] == "score" and row["step"])
+            or (row["kind"] == "eval" and row["step"] == step and not validated)
+        )
         if self.path.exists():
-            kept = [
-                row
-                for row in read_rows(self.path)
-                if row["step"] <= step and not (row["kind"] == "score" and row["step"])
-            ]
+            kept = [row for row in read_rows(self.path) if row["step"] <= step and not again(row)]
             replace_file(self.path, b"".join(map(json_line, kept)))
 
     def log(self, row: Mapping[str, Any]) -> None:

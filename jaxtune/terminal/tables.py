@@ -132,6 +132,8 @@ def print_summary(summary: Mapping[str, Any]) -> None:
             f"best validation at step {best['step']:,} ({best['metric'].replace('_', ' ')} {decimal(best['value'])})"
         )
     parts.append(f"{quantity(summary.get('tokens', math.nan))} tokens in {duration(float(summary['seconds']))}")
+    if best.get("step", -1) < 0 and summary.get("exported_step") is not None:
+        parts.append(f"exported step {summary['exported_step']:,}, the last: no validation with a finite loss")
     if summary.get("skipped_steps"):
         parts.append(f"{summary['skipped_steps']:,} updates skipped")
     out.print(", ".join(parts), markup=False)

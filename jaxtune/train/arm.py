@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxtune.runs import folder as runfolder
 from jaxtune.runs import seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.runs.mirrors import make_mirror
+from jaxtune.runs.retention import WATCHED
 from jaxtune.runs.tracker import JsonlTracker, Tracker, Trackers
 from jaxtune.step.update import StepMetrics, TrainState
 from jaxtune.storage.documents import read_object, write_json
@@ -137,12 +139,13 @@ class Arm:
         stopping = self.config.early_stopping
         return from_main(result.watched(stopping.aggregate, stopping.task))
 
-    def catch_up(self, result: LossResult | None) -> None:
+    def catch_up(self, result: LossResult | None) -> float | None:
         """The validation that a stop signal left undone: the metrics become those of a run that never stopped."""
         watched = self.validated(result)
         self.decide(watched=watched)
         if watched is not None:
-            self.record.checkpoints.set_metrics(self.done, {self.config.checkpoint.metric: watched})
+            self.record.checkpoints.set_metrics(self.done, {WATCHED: watched})
+        return watched
 
     def score(self, state: TrainState, step: int, when: str, shared: dict[Any, Any]) -> ScoreResult | None:
         """Answers to the test questions, scored; kept in generations.json. `shared`: results of other runs."""
@@ -166,13 +169,13 @@ class Arm:
             "progress": self.counters.to_json(), "plan_hash": self.inputs.plan.hash, "seed": self.config.seed,
             "log": self.record.rows and self.record.rows.state(),
         }  # fmt: skip
-        metrics = {} if watched is None else {self.config.checkpoint.metric: watched}
+        metrics = {} if watched is None else {WATCHED: watched}
         self.record.checkpoints.save(self.done, state, extra, metrics)
 
     def best_state(self, state: TrainState) -> TrainState:
         """The state of the best checkpoint; `state` where nothing was validated."""
-        best = self.record.checkpoints.best()
-        if best is None or best == int(state.step):
+        best = self.counters.best_step
+        if best in (-1, int(state.step)):
             return state
         return self.record.checkpoints.restore(best, abstract(state))
 
@@ -222,7 +225,7 @@ def open_arm(
         done = int(state.step)
         if is_main():
             resuming.record(run.run_dir, run.identity, run.changes, done, dict(run.command))
-    tracker, rows = open_tracker(run, done if run.resume else None)
+    tracker, rows = open_tracker(run, done if run.resume else None, validated=not counters.unvalidated)
     stack.callback(tracker.close)
     record = Record(run=run, checkpoints=checkpoints, tracker=tracker, rows=rows, trained_with=trained_with)
     return Arm(number, session, record, counters, done)
@@ -241,10 +244,19 @@ def restore(checkpoints: Checkpoints, state: TrainState, run: Planned) -> tuple[
             f"{planned[:12]}; resume with the config and data of the run, or start another run folder"
         )
     checkpoints.set_aside_after(step)
-    return restored, Counters.from_json(extra["progress"])
+    counters = Counters.from_json(extra["progress"])
+    steps = checkpoints.steps()
+    if counters.best_step not in (-1, *steps):
+        losses = {kept: checkpoints.metrics(kept).get(WATCHED, math.nan) for kept in steps}
+        gone = counters.best_step
+        print(f"{run.name}: the best checkpoint, step {gone}, is gone; the best of those left counts from here on")
+        counters = counters.without_best(losses)
+    return restored, counters
 
 
-def open_tracker(run: Planned, resume_step: int | None) -> tuple[Tracker, JsonlTracker | None]:
+def open_tracker(
+    run: Planned, resume_step: int | None, *, validated: bool = True
+) -> tuple[Tracker, JsonlTracker | None]:
     """All trackers as one, and that of metrics.jsonl: on the main process; nothing on the others."""
     if not is_main():
         return Trackers([]), None
@@ -253,5 +265,5 @@ def open_tracker(run: Planned, resume_step: int | None) -> tuple[Tracker, JsonlT
         make_mirror(kind, run.run_dir, config=to_json(config), project=config.name, resume_step=resume_step)
         for kind in config.mirrors
     ]
-    rows = JsonlTracker(run.run_dir, resume_step=resume_step)
+    rows = JsonlTracker(run.run_dir, resume_step=resume_step, validated=validated)
     return Trackers([rows, *mirrors]), rows

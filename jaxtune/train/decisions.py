@@ -99,6 +99,12 @@ class Counters:
             best_step=step if best else self.best_step,
         )
 
+    def without_best(self, losses: Mapping[int, float]) -> "Counters":
+        """The counters after the best checkpoint was lost; `losses`: step -> validation loss of those that are left."""
+        finite = [(loss, step) for step, loss in losses.items() if math.isfinite(loss)]
+        value, step = min(finite, default=(math.inf, -1))
+        return dataclasses.replace(self, best_value=value, best_step=step)
+
     def counted(self, *, tokens: int, task_examples: Mapping[str, int], task_tokens: Mapping[str, int]) -> "Counters":
         """The counters with a step's real tokens, examples and trained tokens added."""
         return dataclasses.replace(

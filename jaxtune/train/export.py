@@ -7,7 +7,7 @@ from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
-from jaxtune.hf.text_files import TextFiles, read_generation
+from jaxtune.hf.text_files import TextFiles
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.step.programs import Programs
@@ -43,7 +43,8 @@ def text_files(inputs: Inputs) -> TextFiles:
     words = inputs.tokenizer
     return TextFiles(
         eos_token_id=chat.terminator_id(inputs.template, words), bos_token_id=words.bos_id, pad_token_id=words.pad_id,
-        files=tuple(words.files), chat_template=inputs.template.portable, generation=read_generation(inputs.folder),
+        files=tuple(words.files), chat_template=inputs.template.portable,
+        generation={**inputs.generation, "eos_token_id": sorted(inputs.stop_ids)},
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -101,10 +102,10 @@ def begin(ensemble: Ensemble) -> None:
     behind = [arm for arm in ensemble.arms if arm.counters.unvalidated]
     results = losses(ensemble, [*fresh, *behind])
     for arm in fresh:
-        arm.validated(results[arm.number])
+        say_validation(ensemble, arm, arm.validated(results[arm.number]))
         arm.score(ensemble.lane.state(arm.number), 0, "before", ensemble.shared)
     for arm in behind:
-        arm.catch_up(results[arm.number])
+        say_validation(ensemble, arm, arm.catch_up(results[arm.number]))
     finish(ensemble, {arm: arm.ended for arm in ensemble.arms if arm.ended is not None})
 
 
@@ -146,6 +147,7 @@ def settle(ensemble: Ensemble, *, stopping: bool) -> None:
         if decision.validate:
             watched = arm.validated(results[arm.number])
             decision = arm.decide(watched=watched)
+            say_validation(ensemble, arm, watched)
         if decision.save:
             arm.save(ensemble.lane.state(arm.number), watched)
         if decision.end is not None:
@@ -158,6 +160,19 @@ def settle(ensemble: Ensemble, *, stopping: bool) -> None:
     finish(ensemble, {arm: status for arm, status in ending.items() if status is not Status.STOPPED})
     for arm in ensemble.running:
         arm.restart_clock()
+
+
+def say_validation(ensemble: Ensemble, arm: Arm, watched: float | None) -> None:
+    """The watched loss of a validation and the best so far, in a line that stays on the terminal."""
+    if watched is None:
+        return
+    counters, how = arm.counters, arm.config.early_stopping.aggregate.value.replace("_", " ")
+    text = f"validation at step {arm.done}: {how} {watched:.4f}"
+    if not math.isfinite(watched):
+        text += ", which is not finite and is never the best"
+    if counters.best_step >= 0:
+        text += f", best {counters.best_value:.4f} at step {counters.best_step}"
+    ensemble.say(arm, text)
 
 
 def say_end(ensemble: Ensemble, arm: Arm, status: Status) -> None:

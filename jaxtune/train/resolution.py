@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtune import chat
 from jaxtune.chat import TEMPLATES, ChatTemplate, MaskPolicy, Tokenizer, load_template, load_tokenizer
@@ -17,6 +18,7 @@ from jaxtune.evaluate.answers import Question
 from jaxtune.evaluate.asked import ask
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
+from jaxtune.hf.text_files import end_tokens, read_generation
 from jaxtune.model.settings import ModelConfig
 from jaxtune.plan.planning import Plan
 from jaxtune.storage.userfiles import locate, places
@@ -52,6 +54,8 @@ class Inputs:
     """Test questions for generation."""
     yardstick: Encoding
     """How examples are encoded where their loss is measured."""
+    generation: Mapping[str, Any]
+    """The base model's settings for generation, as in its generation_config.json."""
 
     @property
     def task_names(self) -> list[str]:
@@ -86,7 +90,7 @@ class Inputs:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a generated answer."""
-        return chat.stop_ids(self.template, self.tokenizer)
+        return chat.stop_ids(self.template, self.tokenizer, end_tokens(self.generation))
 
     def describe_step(self, step: int) -> list[str]:
         """`task: file:line` of every example in a step, with its epoch where it is not the first."""
@@ -219,6 +223,7 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
         template=prepared.template, tasks=prepared.kept, held=prepared.held, train=tokens[TRAIN],
         validation=validation, plan=plan, eval_plan=plans.make_validation_plan(config, validation),
         questions=tuple(asked), yardstick=prepared.yardstick,
+        generation=read_generation(prepared.folder),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ FREE = frozenset(
         *("data.workers", "data.prefetch", "data.processes", "eval.rows", "eval.generate_rows"),
         *("mesh.trial", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence", "mesh.devices", "mesh.indivisible"),
         # how often a run is saved, and how much bad luck ends it
-        *("checkpoint.save_every", "checkpoint.keep_latest", "health.skip_budget"),
+        *("checkpoint.save_every", "checkpoint.keep_latest", "checkpoint.keep_best", "health.skip_budget"),
     }
 )
 """Options that a resumed run takes as they are now."""
@@ -47,7 +47,6 @@ PINNED = frozenset(
         *("lora", "lora.targets", "lora.rank", "lora.alpha", "lora.scaling", "lora.variant", "lora.base"),
         *("eval.every", "eval.max_examples", "eval.generate", "eval.generate_examples", "eval.max_new_tokens"),
         *("early_stopping.patience", "early_stopping.min_change", "early_stopping.aggregate", "early_stopping.task"),
-        *("checkpoint.keep_best", "checkpoint.metric", "checkpoint.mode"),
     }
 )
 """Options that change the numbers of a run; a resumed run has those that it was started with."""

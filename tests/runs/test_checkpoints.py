@@ -21,7 +21,7 @@ from toy_states import State, make_state, same
 from jaxtune.errors import UserError
 from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.runs.checkpoints import Checkpoints, DamagedCheckpoint, abstract
-from jaxtune.runs.retention import CheckpointConfig, Direction
+from jaxtune.runs.retention import CheckpointConfig
 
 
 @pytest.fixture(scope="module")
@@ -223,11 +223,11 @@ def test_the_best_and_the_latest_stay_also_across_a_restart(tmp_path):
         assert checkpoints.steps() == [2, 5, 7]
 
 
-def test_the_direction_of_the_metric_decides_what_is_best(tmp_path):
-    config = CheckpointConfig(keep_latest=1, keep_best=1, metric="score", mode=Direction.MAX)
+def test_the_best_stays_also_where_none_is_asked_for(tmp_path):
+    config = CheckpointConfig(keep_latest=1, keep_best=0)
     with Checkpoints(tmp_path / "c", config) as checkpoints:
-        for step, score in ((1, 0.2), (2, 0.9), (3, 0.9), (4, 0.1)):
-            checkpoints.save(step, make_state(step), metrics={"score": score})
+        for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, float("nan"))):
+            checkpoints.save(step, make_state(step), metrics={"loss": loss})
         assert (checkpoints.steps(), checkpoints.best()) == ([2, 4], 2)
 
 

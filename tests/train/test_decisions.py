@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxtune.config import EarlyStoppingConfig
+from jaxtune.runs.retention import WATCHED, CheckpointConfig, kept_steps, ranked
 from jaxtune.train.decisions import Counters, Decision, Health, Rules, Status, decide, ended, judge, rules
 
 LOSSES = st.one_of(st.floats(0, 10), st.sampled_from([math.nan, math.inf, 1.0, 2.0]))
@@ -80,6 +81,61 @@ def test_the_best_step_is_the_first_with_the_lowest_finite_loss_and_was_saved(ru
     assert (life.counters.best_value, life.counters.best_step) == best
     assert not seen or best[1] in life.saved
     assert life.steps in life.saved or life.status is Status.EARLY_STOPPED
+
+
+@dataclasses.dataclass
+class Stored:
+    """A run with its folder of checkpoints, killed and resumed from the newest or from the oldest one that is left."""
+
+    rules: Rules
+    losses: dict[int, float]
+    keep: CheckpointConfig
+    kills: dict[int, bool]
+    """Step at which the process dies -> whether the run goes on from the oldest checkpoint."""
+
+    def __post_init__(self):
+        self.folder: dict[int, tuple[str, dict[str, float]]] = {}
+        kills = dict(self.kills)
+        self.counters, self.done, status = Counters(), 0, None
+        while status is None:
+            self.done += 1
+            if self.done in kills and self.folder:
+                self.resume(oldest=kills.pop(self.done))
+                status = ended(self.counters, self.done, self.rules)
+                continue
+            self.counters, decision = decide(self.counters, self.done, self.rules)
+            watched = None
+            if decision.validate:
+                watched = self.losses[self.done]
+                self.counters, decision = decide(self.counters, self.done, self.rules, watched=watched)
+            if decision.save:
+                self.save(watched)
+            status = decision.end
+
+    def save(self, watched):
+        self.folder[self.done] = json.dumps(self.counters.to_json()), {} if watched is None else {WATCHED: watched}
+        kept = kept_steps(self.keep, {step: held for step, (_, held) in self.folder.items()})
+        self.folder = {step: entry for step, entry in self.folder.items() if step in kept}
+
+    def resume(self, *, oldest):
+        self.done = min(self.folder) if oldest else max(self.folder)
+        self.folder = {step: entry for step, entry in self.folder.items() if step <= self.done}
+        self.counters = Counters.from_json(json.loads(self.folder[self.done][0]))
+        if self.counters.best_step not in (-1, *self.folder):
+            losses = {step: held.get(WATCHED, math.nan) for step, (_, held) in self.folder.items()}
+            self.counters = self.counters.without_best(losses)
+
+
+@given(
+    rule_sets(), st.lists(LOSSES, min_size=12, max_size=12), st.integers(1, 3), st.integers(0, 3),
+    st.dictionaries(st.integers(1, 12), st.booleans(), max_size=3),
+)  # fmt: skip
+def test_what_is_called_best_is_what_the_folder_holds_and_ranks_first(rules, values, latest, best, kills):
+    keep = CheckpointConfig(keep_latest=latest, keep_best=best)
+    run = Stored(rules, dict(enumerate(values, start=1)), keep, kills)
+    first = ranked({step: held for step, (_, held) in run.folder.items()})[:1]
+    assert first == ([run.counters.best_step] if run.counters.best_step >= 0 else [])
+    assert not first or run.counters.best_value == run.losses[first[0]]
 
 
 @given(rule_sets(), st.lists(LOSSES, min_size=12, max_size=12))

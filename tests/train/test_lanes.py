@@ -19,11 +19,12 @@ from helpers import tiny_config, tiny_model
 from jaxtune import cli, verify
 from jaxtune.config import EarlyStoppingConfig
 from jaxtune.errors import UserError
+from jaxtune.evaluate.loss import LossResult
 from jaxtune.model.lora import LoraConfig
 from jaxtune.parallel import sharding
 from jaxtune.parallel.job import StopSignal
 from jaxtune.parallel.mesh import MeshConfig
-from jaxtune.runs.retention import CheckpointConfig, Direction
+from jaxtune.runs.retention import CheckpointConfig
 from jaxtune.step import trials
 from jaxtune.step.programs import Programs
 from jaxtune.sweep import run as sweep
@@ -183,11 +184,12 @@ def test_a_stopped_sweep_goes_on_wherever_its_runs_are(place_of, programs, alone
         check_same(folder / "runs" / name, alone / name)
 
 
-def test_a_run_that_stops_early_leaves_the_others_alone(place_of, programs):
+def test_a_run_that_stops_early_leaves_the_others_alone(place_of, programs, monkeypatch):
+    monkeypatch.setattr(LossResult, "watched", lambda self, *_: -self.macro_loss)  # the worst is best: not the last
     config = dataclasses.replace(
         tiny_config(place_of),
         early_stopping=EarlyStoppingConfig(patience=1),
-        checkpoint=CheckpointConfig(save_every=2, mode=Direction.MAX),  # the worst is exported: it is not the last
+        checkpoint=CheckpointConfig(save_every=2),
         eval=dataclasses.replace(tiny_config(place_of).eval, every=2, generate=False),
     )
     axes = {"optim.peak_lr": ["1e-2", "3e-3"], "early_stopping.min_change": ["0", "1000"]}

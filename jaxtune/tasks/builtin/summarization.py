@@ -1,4 +1,4 @@
-"""Summarisation: the one sentence that matters of a short report, with the chatter left out."""
+"""Summarisation: the headline of a short report, with all that does not matter left out."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ from jaxtune.tasks.builtin.stream import Stream
 from jaxtune.tasks.builtin.words import CITIES, COLOUR_NAMES, DAYS, FOODS, NAMES, THINGS
 
 PHRASINGS = (
-    "Summarize this report in one sentence.\n{text}",
-    "{text}\nGive a one-sentence summary of the text above.",
-    "What is the main point of this text?\n{text}",
-    "{text}\nTL;DR",
+    "Summarize this report in a headline.\n{text}",
+    "{text}\nGive the text above a headline.",
+    "What would a newspaper print above this text?\n{text}",
+    "{text}\nTL;DR, as a headline",
 )
 SYSTEMS = ("You write short summaries.", "Be brief.")
 
@@ -30,10 +30,11 @@ CHATTER = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """A report and its summary."""
+    """A report, its summary in a sentence, which text of base models may hold, and the headline that is asked for."""
 
     sentences: tuple[str, ...]
     summary: str
+    headline: str
 
     @property
     def text(self) -> str:
@@ -53,7 +54,11 @@ def _meeting(stream: Stream) -> Report:
     city, day = stream.pick(CITIES), stream.pick(DAYS)
     plan = f"{stream.pick(('buy', 'sell', 'paint', 'repair'))} the {stream.pick(COLOUR_NAMES)} {stream.pick(THINGS)}"
     sentences = [f"On {day} {first} met {second} in {city}.", f"They agreed to {plan}."]
-    return Report(sentences=_with_chatter(sentences, stream), summary=f"{first} and {second} agreed to {plan}.")
+    return Report(
+        sentences=_with_chatter(sentences, stream),
+        summary=f"{first} and {second} agreed to {plan}.",
+        headline=f"{first} meets {second} in {city}",
+    )
 
 
 def _match(stream: Stream) -> Report:
@@ -61,11 +66,14 @@ def _match(stream: Stream) -> Report:
     home_goals, away_goals = stream.sample(range(10), 2)
     day = stream.pick(DAYS)
     sentences = [f"{home} played {away} on {day}.", f"{home} scored {home_goals}.", f"{away} scored {away_goals}."]
-    if home_goals > away_goals:
-        summary = f"{home} beat {away} {home_goals} to {away_goals} on {day}."
-    else:
-        summary = f"{away} beat {home} {away_goals} to {home_goals} on {day}."
-    return Report(sentences=_with_chatter(sentences, stream), summary=summary)
+    (winner, most), (loser, fewest) = sorted(
+        [(home, home_goals), (away, away_goals)], key=lambda side: side[1], reverse=True
+    )
+    return Report(
+        sentences=_with_chatter(sentences, stream),
+        summary=f"{winner} beat {loser} {most} to {fewest} on {day}.",
+        headline=f"{winner} {most}, {loser} {fewest}",
+    )
 
 
 def _shop(stream: Stream) -> Report:
@@ -73,7 +81,9 @@ def _shop(stream: Stream) -> Report:
     ware = stream.pick(FOODS)
     sentences = [f"{name} has a new shop in {city}.", f"It opened on {day}.", f"The shop sells {ware}."]
     return Report(
-        sentences=_with_chatter(sentences, stream), summary=f"{name} opened a {ware} shop in {city} on {day}."
+        sentences=_with_chatter(sentences, stream),
+        summary=f"{name} opened a {ware} shop in {city} on {day}.",
+        headline=f"{name} opens shop in {city}",
     )
 
 
@@ -88,6 +98,6 @@ def draw(stream: Stream) -> Exercise:
     return Exercise(
         group=report.text,
         fields={"text": report.text},
-        answer=report.summary,
+        answer=report.headline,
         system=stream.pick(SYSTEMS) if stream.chance(20) else None,
     )
