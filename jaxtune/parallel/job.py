@@ -6,14 +6,18 @@ everything saved; 76 (`EXIT_HOST_LOST`) when another process died, or 134 where 
 and JAX's runtime had to abort it. Launchers restart the job with `--resume` on all three.
 """
 
+import contextlib
 import dataclasses
 import enum
 import glob
 import importlib.util
+import math
 import os
 import re
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Mapping
 from types import FrameType, TracebackType
@@ -136,26 +140,41 @@ def barrier(name: str) -> None:
 class StopSignal:
     """A request to save and stop: SIGTERM (preemption, `scancel`, `kubectl delete`) or Ctrl-C.
 
-    A context manager for the training loop; a second Ctrl-C stops at once. With several processes a signal to any of
-    them stops all of them after the same step, through JAX's preemption service.
+    A context manager for the training loop. The first signal is answered at once on stderr, a second Ctrl-C ends the
+    process at once: both also while the main thread waits for the devices, where Python runs no signal handler. With
+    several processes a signal to any of them stops all of them after the same step, through JAX's preemption service.
     """
 
     def __init__(self):
         self.received: signal.Signals | None = None
         self._before = {}
+        self._ends: tuple[int, ...] = ()
+        self._asked: float | None = None
+        self._step_seconds = math.nan
 
     def __enter__(self) -> "StopSignal":
         # The preemption service of a job already listens for SIGTERM, in C++; a Python handler would replace it.
         numbers = (signal.SIGINT,) if _in_job() else (signal.SIGINT, signal.SIGTERM)
         self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        self._ends = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=self._answer, args=(read, frozenset(numbers)), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        write, before = self._ends
+        signal.set_wakeup_fd(before)
+        os.close(write)  # the thread that answers reads the end and goes
 
     def after(self, step: int) -> bool:
         """True if the job stops after this step. Every process must ask after every step."""
+        now = time.monotonic()
+        if self._asked is not None:
+            self._step_seconds = now - self._asked
+        self._asked = now
         if not _in_job():
             return self.received is not None
         if multihost_utils.reached_preemption_sync_point(step):
@@ -169,11 +188,31 @@ class StopSignal:
         return 128 + signal.SIGINT if self.received is signal.SIGINT else EXIT_STOPPED
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received is not None:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self.received = self.received or signal.Signals(number)
         if _in_job():
             os.kill(os.getpid(), signal.SIGTERM)  # tells the preemption service, and so every process
+
+    def _answer(self, read: int, numbers: frozenset[int]) -> None:
+        """Answer each signal, a byte in the pipe, as soon as it is there. Runs in a thread of its own."""
+        answered = False
+        with open(read, "rb", buffering=0) as pipe:
+            while byte := pipe.read(1):
+                if byte[0] not in numbers:
+                    continue
+                if answered and byte[0] == signal.SIGINT:
+                    self._say("leaving at once; the last checkpoint is what --resume continues from")
+                    os._exit(128 + signal.SIGINT)
+                if not answered:
+                    long = f" (the last one took {self._step_seconds:.0f} s)" if self._step_seconds >= 1 else ""
+                    self._say(
+                        f"{signal.Signals(byte[0]).name}: stopping after the step that is being computed{long}, then "
+                        "saving a checkpoint. Ctrl-C again leaves at once, without saving"
+                    )
+                answered = True
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a closed stderr is no reason not to stop
+            print(f"\n{text}", file=sys.stderr, flush=True)
 
 
 class Guard:

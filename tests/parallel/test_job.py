@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import subprocess
+import sys
 
 import distributed_worker as worker
 import jax
@@ -257,19 +258,42 @@ def test_the_first_slurm_host_is_read(nodes, first):
     assert distributed.first_host(nodes) == first
 
 
-def test_a_process_alone_stops_when_asked_and_a_second_interrupt_is_at_once():
+def test_a_process_alone_stops_when_asked(capfd):
     before = signal.getsignal(signal.SIGTERM)
-    with distributed.StopSignal() as stop:
-        assert not stop.after(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.after(2) and stop.exit_code == distributed.EXIT_STOPPED
-    assert signal.getsignal(signal.SIGTERM) is before
-    with distributed.StopSignal() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.after(1) and stop.exit_code == 130
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            stop.after(2)
+    for number, code in ((signal.SIGTERM, distributed.EXIT_STOPPED), (signal.SIGINT, 130)):
+        with distributed.StopSignal() as stop:
+            assert not stop.after(1)
+            os.kill(os.getpid(), number)
+            assert stop.after(2) and stop.exit_code == code
+    assert signal.getsignal(signal.SIGTERM) is before and signal.set_wakeup_fd(-1) == -1
+
+
+BUSY = """
+import hashlib, sys
+from jaxtune.parallel.job import StopSignal
+
+with StopSignal() as stop:
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)  # many minutes outside Python, where it runs no signal handler
+print("went on")
+"""
+
+
+def test_signals_are_answered_and_a_second_interrupt_leaves_while_the_devices_are_busy():
+    child = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stderr is not None
+        lines = iter(child.stderr.readline, "")
+        answer = next(line for line in lines if line.strip())
+        assert answer.startswith("SIGINT: stopping after the step that is being computed, then saving a checkpoint.")
+        assert "Ctrl-C again leaves at once" in answer
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=60) == 130
+        assert "leaving at once" in child.stderr.read() and child.stdout.read() == ""
+    finally:
+        child.kill()
 
 
 def test_a_process_alone_keeps_its_exceptions_and_decisions():
