@@ -236,6 +236,7 @@ def write_toy_run(
                 "steps": done,
                 "total_steps": steps,
                 "before": {key: evals[0][key] for key in keys}
+                | {"seen_task_loss": {task: 0.9 * loss for task, loss in evals[0]["task_loss"].items()}}
                 | {key: scores(0, first)[key] for key in ("task_score", "macro_exact_match")},
                 "after": {key: best[key] for key in keys}
                 | {"seen_task_loss": {task: 0.75 * loss for task, loss in best["task_loss"].items()}}

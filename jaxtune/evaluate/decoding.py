@@ -24,6 +24,7 @@ from jaxtune.model.transformer import Cache, apply_cached, apply_logits, init_ca
 from jaxtune.parallel import compilation as compiling
 from jaxtune.parallel.mesh import ROWS
 from jaxtune.parallel.sharding import row_shards
+from jaxtune.terminal.progress import Phase
 
 SMALLEST_CACHE = 128
 """Least slots of a cache: shorter ones would save little and compile more programs."""
@@ -126,16 +127,18 @@ def generate(
     draws = _draws(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, list[int]] = {}
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        rows, slots = _make_rows(config, [prompts[i] for i in chosen], draws[chosen], sampling, size)
-        program = _make_program(graphdef, config, sampling, slots, size, dtype)
-        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            placed = rows if mesh is None else jax.device_put(rows, jax.NamedSharding(mesh, jax.P(ROWS)))
-            run = _jitted(_answer, program.dtype)
-            tokens, counts = run(program, params, placed, _stops(stop_ids), _choice(sampling, config))
-        for i, row, count in zip(chosen, np.asarray(tokens), np.asarray(counts), strict=False):
-            answers[i] = row[:count].tolist()
+    with Phase("answers", len(prompts), unit="prompts") as phase:
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            rows, slots = _make_rows(config, [prompts[i] for i in chosen], draws[chosen], sampling, size)
+            program = _make_program(graphdef, config, sampling, slots, size, dtype)
+            with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+                placed = rows if mesh is None else jax.device_put(rows, jax.NamedSharding(mesh, jax.P(ROWS)))
+                run = _jitted(_answer, program.dtype)
+                tokens, counts = run(program, params, placed, _stops(stop_ids), _choice(sampling, config))
+            for i, row, count in zip(chosen, np.asarray(tokens), np.asarray(counts), strict=False):
+                answers[i] = row[:count].tolist()
+            phase.advance(len(chosen))
     return [answers[i] for i in range(len(prompts))]
 
 

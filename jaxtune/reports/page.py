@@ -53,8 +53,14 @@ def swatch(index: int, name: str) -> Html:
 LINE_BREAK = join([tag("span", "↵", class_="nl"), "\n"])
 
 
-def page(title: str, *, kicker: str, lead: object, top: object, sections: Sequence["Section"], foot: str) -> str:
-    """The whole document. `top` stands under the heading, before the first section."""
+def page(
+    title: str, *, kicker: str, lead: object, top: object, sections: Sequence["Section"], foot: str,
+    refresh: int | None = None,
+) -> str:  # fmt: skip
+    """The whole document. `top` stands under the heading, before the first section.
+
+    `refresh`: seconds after which a browser reads the file again.
+    """
     links = [tag("a", section.heading, href=f"#{section.anchor}") for section in sections]
     head = [
         tag("p", kicker, class_="kicker"),
@@ -66,15 +72,16 @@ def page(title: str, *, kicker: str, lead: object, top: object, sections: Sequen
         tag("header", tag("div", *head), tag("nav", tag("div", *links))),
         tag("main", *(section.html() for section in sections), tag("footer", foot)),
     ]
-    return document(title, join(body))
+    return document(title, join(body), refresh=refresh)
 
 
-def document(title: str, body: Html) -> str:
-    """A whole HTML file around `body`, styles inside."""
+def document(title: str, body: Html, *, refresh: int | None = None) -> str:
+    """A whole HTML file around `body`, styles inside; see `page` for `refresh`."""
+    again = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">\n'
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{STYLE_SHEET.read_text(encoding='utf-8')}</style>\n"
+        f"{again}<title>{html.escape(title)}</title>\n<style>\n{STYLE_SHEET.read_text(encoding='utf-8')}</style>\n"
         f"</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 

@@ -38,6 +38,10 @@ REPORT = "report.html"
 ANSWERS_OPEN, ANSWERS_SHOWN = 3, 12
 
 
+LIVE_SECONDS = 30
+"""How often the page of a run that still trains is read again by a browser."""
+
+
 def write_report(run_dir: Path | str) -> Path:
     """Write `report.html` into the run folder; returns its path."""
     run = read_run(run_dir)
@@ -78,6 +82,7 @@ def render(run: Run, changed: Sequence[str] = ()) -> str:
         top=headline_stats(run),
         sections=[section for section in sections if section is not None],
         foot=f"Written by jaxtune from the files in {run.path}",
+        refresh=None if run.summary else LIVE_SECONDS,
     )
 
 
@@ -146,7 +151,7 @@ def results_section(run: Run) -> Section | None:
     if not any(math.isfinite(one.loss_after) or math.isfinite(one.score_after) for one in results):
         return None
     scored = any(one.difference is not None for one in results)
-    gaps = any(math.isfinite(one.memorisation_gap) for one in results)
+    gaps = any(math.isfinite(one.gap_after) for one in results)
     others = sorted({name for one in results for name in one.others})
     columns = [
         Column("Task", number=False),
@@ -156,8 +161,9 @@ def results_section(run: Run) -> Section | None:
     ]
     groups = [("", 1), ("Validation loss", 3)]
     if gaps:
-        columns += [Column("after"), Column("gap", title="Validation minus seen, after tuning: what was memorised")]
-        groups += [("Loss of seen examples", 2)]
+        columns += [Column("gap before", title="Validation minus trained examples, before tuning: two samples differ")]
+        columns += [Column("gap after", title="The same after tuning; what it grew by can come of training")]
+        groups += [("Train-validation gap", 2)]
     if scored:
         columns += [
             Column("before"),
@@ -187,7 +193,7 @@ def result_row(
     row: list[object] = [name, decimals(one.loss_before), decimals(one.loss_after)]
     row.append(change(one.loss_after - one.loss_before, 3, better=-1))
     if gaps:
-        row += [decimals(one.loss_seen), signed(one.memorisation_gap, 3)]
+        row += [signed(one.gap_before, 3), signed(one.gap_after, 3)]
     if scored:
         row += score_cells(one.score_before, one.score_after, one.difference, page.colour(index))
     return row + [other_cell(one.others.get(name)) for name in others]
@@ -215,8 +221,8 @@ def total_row(results: Sequence[TaskResult], scored: bool, gaps: bool, others: S
     old, new = macro_mean([one.loss_before for one in results]), macro_mean([one.loss_after for one in results])
     row: list[object] = ["Mean of tasks", decimals(old), decimals(new), change(new - old, 3, better=-1)]
     if gaps:
-        row += [decimals(macro_mean([one.loss_seen for one in results]))]
-        row += [signed(macro_mean([one.memorisation_gap for one in results]), 3)]
+        row += [signed(macro_mean([one.gap_before for one in results]), 3)]
+        row += [signed(macro_mean([one.gap_after for one in results]), 3)]
     if scored:
         both = [one for one in results if one.difference is not None]
         estimate = mean_of_estimates([one.difference for one in both if one.difference is not None])

@@ -1,7 +1,6 @@
 """A run folder's life: refused, prepared, filled with facts, resumed."""
 
 import contextlib
-import math
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -120,18 +119,9 @@ def first_numbers(run_dir: pathlib.Path) -> dict[str, Any]:
         if row["step"] != 0:
             break
         if row["kind"] in ("eval", "score"):
-            wanted = ("loss", "macro_loss", "task_loss", "task_score", "macro_exact_match")
+            wanted = ("loss", "macro_loss", "task_loss", "seen_task_loss", "task_score", "macro_exact_match")
             numbers |= {key: row[key] for key in wanted if key in row}
     return numbers
-
-
-def read_progress(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The loop's counters out of a checkpoint's JSON."""
-    progress = dict(extra["progress"])
-    for name in ("best_value", "reference"):
-        if progress[name] is None:
-            progress[name] = math.inf
-    return progress
 
 
 def read_command(run_dir: pathlib.Path) -> tuple[str, list[str]]:

@@ -17,8 +17,10 @@ class TaskResult:
     task: str
     loss_before: float
     loss_after: float
-    loss_seen: float
-    """Of training examples that the run had seen, after tuning."""
+    seen_before: float
+    """Loss of training examples before tuning: of the first that the run meets, as many as validation has."""
+    seen_after: float
+    """Loss of training examples that the run had met, after tuning."""
     score_before: float
     score_after: float
     difference: Estimate | None
@@ -27,9 +29,17 @@ class TaskResult:
     """Further metrics, before and after."""
 
     @property
-    def memorisation_gap(self) -> float:
-        """Loss of unseen (validation) minus loss of seen (training) examples, nats per token; NaN if not measured."""
-        return self.loss_after - self.loss_seen
+    def gap_before(self) -> float:
+        """The train-validation gap before tuning: how much harder the validation examples are, whoever answers."""
+        return self.loss_before - self.seen_before
+
+    @property
+    def gap_after(self) -> float:
+        """Validation loss minus loss of trained examples, nats per token; NaN if not measured.
+
+        These are two samples, so only what it grew by since `gap_before` can come of training.
+        """
+        return self.loss_after - self.seen_after
 
 
 def measured(run: Run, when: str) -> Json:
@@ -43,6 +53,7 @@ def measured(run: Run, when: str) -> Json:
     found: Json = {}
     if evals:
         found |= {"loss": evals[at].loss, "macro_loss": evals[at].macro_loss, "task_loss": evals[at].task_loss}
+        found |= {"seen_task_loss": evals[at].extra.get("seen_task_loss", {})}
     if scores:
         found |= {"task_score": scores[at].task_score, "macro_exact_match": scores[at].macro_exact_match}
     return found
@@ -64,7 +75,8 @@ def task_results(run: Run) -> list[TaskResult]:
                 task=task,
                 loss_before=number(before.get("task_loss", {}).get(task)),
                 loss_after=number(after.get("task_loss", {}).get(task)),
-                loss_seen=number(after.get("seen_task_loss", {}).get(task)),
+                seen_before=number(before.get("seen_task_loss", {}).get(task)),
+                seen_after=number(after.get("seen_task_loss", {}).get(task)),
                 score_before=number(old.get("exact_match")),
                 score_after=number(new.get("exact_match")),
                 difference=score_difference(run, task, old, new),

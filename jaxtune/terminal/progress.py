@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -96,9 +97,11 @@ class Display:
     def __enter__(self) -> "Display":
         if self._bar is not None:
             self._bar.start()
+        _SHOWN.append(self)
         return self
 
     def __exit__(self, *unused: object) -> None:
+        _SHOWN.remove(self)
         if self._bar is not None:
             self._bar.stop()
         elif self._unprinted:
@@ -121,6 +124,60 @@ class Display:
         self._last_line = self._clock()
         self._unprinted = ""
         self.write(f"{self.label}  {text}")
+
+
+_SHOWN: list[Display] = []
+"""Displays that are open, the innermost last: lines of a `Phase` go above its bar."""
+
+
+class Phase:
+    """Work without a bar of its own: a line after `first` seconds, then one every `interval` seconds, and its end.
+
+    A context manager; what is quick says nothing. `total` and `advance` count items where there are some.
+    """
+
+    def __init__(self, label: str, total: int = 0, *, unit: str = "", first: float = 2.0, interval: float = 10.0):
+        self._label, self._total, self._unit = label, total, unit
+        self._first, self._interval = first, interval
+        self._done = 0
+        self._over = threading.Event()
+        self._spoke = False
+        self._thread = threading.Thread(target=self._speak, daemon=True)
+
+    def __enter__(self) -> "Phase":
+        self._started = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._spoke and kind is None:
+            self._line("done")
+
+    def advance(self, items: int = 1) -> None:
+        """`items` more are finished."""
+        self._done += items
+
+    def count(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, each counted when the next one is asked for."""
+        for item in items:
+            yield item
+            self.advance()
+
+    def _speak(self) -> None:
+        wait = self._first
+        while not self._over.wait(wait):
+            self._line(f"{self._done:,} of {self._total:,} {self._unit}" if self._total else "...")
+            wait = self._interval
+
+    def _line(self, text: str) -> None:
+        self._spoke = True
+        line = f"{self._label}: {text}, {duration(time.monotonic() - self._started)}"
+        if _SHOWN:
+            _SHOWN[-1].write(line)
+        else:
+            Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class TrainProgress:

@@ -20,7 +20,7 @@ from jaxtune.runs.retention import WATCHED
 from jaxtune.runs.tracker import JsonlTracker, Tracker, Trackers
 from jaxtune.step.update import StepMetrics, TrainState
 from jaxtune.storage.documents import read_object, write_json
-from jaxtune.terminal.progress import RunProgress, TrainProgress
+from jaxtune.terminal.progress import Phase, RunProgress, TrainProgress
 from jaxtune.train import measure, resuming
 from jaxtune.train.decisions import Counters, Decision, Health, Status, decide, ended, judge, rules
 from jaxtune.train.export import export_model
@@ -130,12 +130,15 @@ class Arm:
                 f"look at the examples of the step: {', '.join(examples[:8])}{' ...' if len(examples) > 8 else ''}"
             )
 
-    def validated(self, result: LossResult | None) -> float | None:
-        """A validation after the last update into the metrics; returns the number that is watched."""
+    def validated(self, result: LossResult | None, seen: LossResult | None = None) -> float | None:
+        """A validation after the last update into the metrics; returns the number that is watched.
+
+        `seen`: losses of training examples by the same parameters.
+        """
         self._validated = self.done, result
         if result is None:
             return None
-        self.record.tracker.log(eval_row(self.done, result))
+        self.record.tracker.log(eval_row(self.done, result, seen))
         stopping = self.config.early_stopping
         return from_main(result.watched(stopping.aggregate, stopping.task))
 
@@ -170,7 +173,8 @@ class Arm:
             "log": self.record.rows and self.record.rows.state(),
         }  # fmt: skip
         metrics = {} if watched is None else {WATCHED: watched}
-        self.record.checkpoints.save(self.done, state, extra, metrics)
+        with Phase("saving a checkpoint"):
+            self.record.checkpoints.save(self.done, state, extra, metrics)
 
     def best_state(self, state: TrainState) -> TrainState:
         """The state of the best checkpoint; `state` where nothing was validated."""
@@ -191,9 +195,15 @@ class Arm:
             step=step, loss=known, seen=measure.seen_loss(self.session, state.measured, step),
             score=self.score(state, step, "after", shared),
         )  # fmt: skip
-        export_model(self.session, state.measured, self.run_dir / "model", overwrite=True)  # of a run killed here
+        with Phase("writing the model"):
+            export_model(self.session, state.measured, self.run_dir / "model", overwrite=True)  # of a run killed here
         self.seconds += time.monotonic() - started
         self.conclude(status, exported)
+
+    def write_report(self) -> None:
+        """The page of the run as it stands."""
+        if is_main():
+            report.write_report(self.run_dir)
 
     def conclude(self, status: Status, exported: Exported | None = None) -> None:
         """The run has ended: write summary and report."""
@@ -206,7 +216,8 @@ class Arm:
         self.record.checkpoints.wait()
         if is_main():
             write_json(self.run_dir / "summary.json", self.summary)
-            report.write_report(self.run_dir)
+        self.write_report()
+        if is_main():
             seal.write_seal(self.run_dir)
 
 

@@ -21,6 +21,7 @@ from jaxtune.step.losses import LossSums
 from jaxtune.step.programs import Programs
 from jaxtune.step.trials import TrialPrograms
 from jaxtune.step.update import Hparams, StepMetrics, TrainState
+from jaxtune.terminal.progress import Phase
 from jaxtune.train import measure
 from jaxtune.train.session import Session
 
@@ -131,8 +132,9 @@ class Stacked:
     def _losses(self, plan: Plan, numbers: Collection[int], *, prompts: bool = False) -> dict[int, LossResult]:
         """Losses of the plan's responses, or prompts, by run."""
         inputs = self.session.inputs
-        with contextlib.closing(self.session.evaluation_batches(plan, inputs.validation, prompts=prompts)) as batches:
-            sums = list(self._sums(batches, numbers))
+        stream = contextlib.closing(self.session.evaluation_batches(plan, inputs.validation, prompts=prompts))
+        with stream as batches, Phase("validation", plan.num_steps, unit="batches") as phase:
+            sums = list(self._sums(phase.count(batches), numbers))
         tasks, held = list(plan.tasks), inputs.held
         return {k: per_task_loss(lambda s, k=k: trial(s, k), sums, tasks, held) for k in numbers}
 

@@ -11,11 +11,15 @@ from jaxtune.data.batches import BatchIterator
 from jaxtune.evaluate.loss import LossResult
 from jaxtune.parallel.job import StopSignal
 from jaxtune.step.update import StepMetrics
-from jaxtune.terminal.progress import GroupProgress, TrainProgress
+from jaxtune.terminal.progress import GroupProgress, Phase, TrainProgress
+from jaxtune.train import measure
 from jaxtune.train.arm import Arm, NotFinite
 from jaxtune.train.decisions import Status
 from jaxtune.train.lanes import Lane
 from jaxtune.train.profile import StepTrace
+
+SLOW_STEP = 10.0
+"""Seconds of a step after which the terminal says that it is still being computed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,9 +84,10 @@ def run(ensemble: Ensemble) -> int:
         stop = stack.enter_context(StopSignal())
         for arm in running:
             arm.restart_clock()
-        rounds, pending = max((arm.done for arm in running), default=0), None
+        start = rounds = max((arm.done for arm in running), default=0)
+        pending = None
         while ensemble.running:
-            latest = update(ensemble, feeds, trace)
+            latest = update(ensemble, feeds, trace, compiles=rounds == start)
             if pending is not None:
                 log(ensemble, pending)  # the round before, while the devices work on this one
             pending = latest
@@ -102,15 +107,17 @@ def begin(ensemble: Ensemble) -> None:
     behind = [arm for arm in ensemble.arms if arm.counters.unvalidated]
     results = losses(ensemble, [*fresh, *behind])
     for arm in fresh:
-        say_validation(ensemble, arm, arm.validated(results[arm.number]))
-        arm.score(ensemble.lane.state(arm.number), 0, "before", ensemble.shared)
+        state = ensemble.lane.state(arm.number)
+        seen = measure.seen_loss(arm.session, state.measured, arm.rules.total)
+        say_validation(ensemble, arm, arm.validated(results[arm.number], seen))
+        arm.score(state, 0, "before", ensemble.shared)
     for arm in behind:
         say_validation(ensemble, arm, arm.catch_up(results[arm.number]))
     finish(ensemble, {arm: arm.ended for arm in ensemble.arms if arm.ended is not None})
 
 
-def update(ensemble: Ensemble, feeds: Mapping[int, BatchIterator], trace: StepTrace) -> Round:
-    """Send one update of every running arm to the devices."""
+def update(ensemble: Ensemble, feeds: Mapping[int, BatchIterator], trace: StepTrace, *, compiles: bool) -> Round:
+    """Send one update of every running arm to the devices; `compiles`: the program is not there yet."""
     lane, running = ensemble.lane, ensemble.running
     first = running[0].done + 1
     trace.before(first)
@@ -119,14 +126,16 @@ def update(ensemble: Ensemble, feeds: Mapping[int, BatchIterator], trace: StepTr
     waited = time.monotonic() - asked
     for arm in running:
         arm.updated(waited)
-    metrics = lane.update(batch, [arm.number for arm in running])
+    with Phase("compiling the training step" if compiles else f"step {first}"):
+        metrics = lane.update(batch, [arm.number for arm in running])
     trace.after(first, metrics)
     return Round(steps={arm.number: arm.done for arm in running}, metrics=metrics)
 
 
 def log(ensemble: Ensemble, round: Round) -> None:
     """A round's numbers into each arm's metrics; an arm whose numbers are not finite ends, and only that arm."""
-    values = ensemble.lane.fetch(round.metrics, round.steps)
+    with Phase(f"step {max(round.steps.values())}", first=SLOW_STEP):
+        values = ensemble.lane.fetch(round.metrics, round.steps)
     for arm in [arm for arm in ensemble.running if arm.number in round.steps]:
         try:
             arm.log(round.steps[arm.number], values[arm.number], ensemble.display.of(arm.name))
@@ -148,6 +157,7 @@ def settle(ensemble: Ensemble, *, stopping: bool) -> None:
             watched = arm.validated(results[arm.number])
             decision = arm.decide(watched=watched)
             say_validation(ensemble, arm, watched)
+            arm.write_report()
         if decision.save:
             arm.save(ensemble.lane.state(arm.number), watched)
         if decision.end is not None:

@@ -16,6 +16,7 @@ from jaxtune.plan.planning import Plan
 from jaxtune.step.update import Params
 from jaxtune.storage.documents import plain
 from jaxtune.storage.fingerprints import json_fingerprint
+from jaxtune.terminal.progress import Phase
 from jaxtune.train.plans import make_validation_plan, seen_examples
 from jaxtune.train.resolution import TRAIN
 from jaxtune.train.session import Session, compute_dtype
@@ -51,8 +52,9 @@ def loss_of(
 ) -> LossResult:
     """Per-task loss of an evaluation plan's examples, nats per token; of their `prompts` instead of the responses."""
     step = functools.partial(session.program.eval_step, params, session.base.frozen)
-    with contextlib.closing(session.evaluation_batches(plan, chosen, prompts=prompts)) as batches:
-        return per_task_loss(step, batches, list(plan.tasks), session.inputs.held)
+    stream = contextlib.closing(session.evaluation_batches(plan, chosen, prompts=prompts))
+    with stream as batches, Phase("validation", plan.num_steps, unit="batches") as phase:
+        return per_task_loss(step, phase.count(batches), list(plan.tasks), session.inputs.held)
 
 
 def score(session: Session, params: Params) -> ScoreResult:

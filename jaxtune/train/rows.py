@@ -46,9 +46,9 @@ def train_row(
     return row
 
 
-def eval_row(step: int, result: LossResult) -> Row:
-    """The row of a validation."""
-    return {"kind": "eval", "step": step, "split": "validation", **losses_of(result),
+def eval_row(step: int, result: LossResult, seen: LossResult | None = None) -> Row:
+    """The row of a validation; `seen`: losses of training examples by the same parameters."""
+    return {"kind": "eval", "step": step, "split": "validation", **losses_of(result), **seen_of(seen),
             "task_tokens": result.task_tokens, "task_accuracy": result.task_accuracy,
             **({"task_prompt_loss": result.prompt_loss} if result.prompt_loss else {})}  # fmt: skip
 
@@ -63,6 +63,11 @@ def losses_of(result: LossResult | None) -> Row:
     if result is None:
         return {}
     return {"loss": result.loss, "macro_loss": result.macro_loss, "task_loss": result.task_loss}
+
+
+def seen_of(result: LossResult | None) -> Row:
+    """Losses of training examples as JSON; nothing where none were measured."""
+    return {} if result is None else {"seen_task_loss": result.task_loss}
 
 
 def scores_of(result: ScoreResult | None) -> Row:
@@ -81,8 +86,7 @@ class Exported:
 
     def to_json(self) -> Row:
         """The numbers `after` tuning."""
-        seen = {} if self.seen is None else {"seen_task_loss": self.seen.task_loss}
-        return {**losses_of(self.loss), **seen, **scores_of(self.score)}
+        return {**losses_of(self.loss), **seen_of(self.seen), **scores_of(self.score)}
 
 
 def summary(

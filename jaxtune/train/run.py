@@ -14,7 +14,7 @@ from jaxtune.parallel.job import Guard, barrier, from_main, is_main
 from jaxtune.runs.folder import only_writer
 from jaxtune.step.programs import Programs
 from jaxtune.storage.documents import read_json
-from jaxtune.terminal.progress import GroupProgress, TrainProgress
+from jaxtune.terminal.progress import GroupProgress, Phase, TrainProgress
 from jaxtune.train import measure
 from jaxtune.train.agreement import check_processes
 from jaxtune.train.arm import Arm, NotFinite, open_arm
@@ -71,7 +71,8 @@ def train_together(runs: Sequence[Planned], programs: Programs) -> list[Outcome]
     for run in runs:
         start = {"--resume": run.resume, "--resume-step": run.resume_step, "--overwrite": run.overwrite}
         check_processes(run.identity, start)
-    sessions = open_sessions([run.inputs for run in runs], programs)
+    with Phase("reading the base model"):
+        sessions = open_sessions([run.inputs for run in runs], programs)
     with contextlib.ExitStack() as stack:
         stack.enter_context(Guard())
         stack.enter_context(jax.set_mesh(sessions[0].mesh))

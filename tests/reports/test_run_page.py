@@ -166,11 +166,20 @@ def test_a_validation_loss_that_rises_again_is_named(tmp_path):
     assert overfitting(read_run(run_dir)) == [("qa", 6, 0.5, 0.6)]
 
 
-def test_the_memorisation_gap_is_unseen_minus_seen_loss(run_dir, page):
+def test_the_train_validation_gap_stands_beside_that_of_step_0(run_dir, page):
     results = task_results(read_run(run_dir))
     for one in results:
-        assert one.memorisation_gap == pytest.approx(0.25 * one.loss_after)
-    assert "Loss of seen examples" in page.text and signed(results[0].memorisation_gap, 3) in page.text
+        assert one.gap_after == pytest.approx(0.25 * one.loss_after)
+        assert one.gap_before == pytest.approx(0.1 * one.loss_before)
+    assert "Train-validation gap" in page.text
+    assert signed(results[0].gap_before, 3) in page.text and signed(results[0].gap_after, 3) in page.text
+
+
+def test_only_the_page_of_a_run_that_still_trains_is_read_again(tmp_path):
+    for finished in (True, False):
+        folder = toy_runs.write_toy_run(tmp_path / str(finished), steps=6, finished=finished)
+        text = write_report(folder).read_text()
+        assert ('<meta http-equiv="refresh"' in text) != finished
 
 
 def test_what_tasks_without_training_lost_is_said(tmp_path):

@@ -1,10 +1,11 @@
 import io
 import math
+import time
 
 import pytest
 from rich.console import Console
 
-from jaxtune.terminal.progress import GroupProgress, ItemProgress, Pace, TrainProgress, duration, quantity
+from jaxtune.terminal.progress import GroupProgress, ItemProgress, Pace, Phase, TrainProgress, duration, quantity
 
 
 class Clock:
@@ -152,3 +153,25 @@ def test_many_runs_show_the_range_of_their_losses():
             group.of(name).update(1, loss=1.0 + i)
         group.show(names)
     assert "9 running  loss 1.000 to 9.000" in text_of(console)
+
+
+def test_a_phase_says_that_it_goes_on_and_how_far_it_is_only_when_it_is_slow(capfd):
+    with Phase("reading", first=60.0):
+        pass
+    assert capfd.readouterr().err == ""
+    with Phase("validation", 3, unit="batches", first=0.01, interval=0.01) as phase:
+        for item in phase.count(range(3)):
+            if item == 2:
+                deadline = time.monotonic() + 30
+                while "validation: 2 of 3 batches" not in (seen := capfd.readouterr().err):
+                    assert time.monotonic() < deadline, seen
+    assert "validation: done, 0:0" in capfd.readouterr().err
+
+
+def test_lines_of_a_phase_stand_above_the_bar_of_the_display_that_is_shown():
+    console = Console(file=io.StringIO())
+    with TrainProgress(3, console=console), pytest.raises(KeyError), Phase("saving", first=0.0) as phase:
+        while "saving: ..." not in console.file.getvalue():
+            time.sleep(0.01)
+        raise KeyError(phase)
+    assert "saving: done" not in console.file.getvalue()
