@@ -31,14 +31,14 @@ from jaxtune.parallel.mesh import Indivisible, MeshConfig
 from jaxtune.plan.packing import PackPolicy
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.mirrors import MirrorKind
-from jaxtune.runs.retention import CheckpointConfig, Direction
+from jaxtune.runs.retention import CheckpointConfig
 from jaxtune.step.update import LossConfig, Normalization
 from jaxtune.storage import userfiles
 from jaxtune.storage.documents import dotted, json_bytes, plain
 from jaxtune.tasks import Task
 
 __all__ = [
-    "Aggregate", "Backend", "BatchConfig", "Bits", "Budget", "CheckpointConfig", "DataConfig", "Direction", "Dtype",
+    "Aggregate", "Backend", "BatchConfig", "Bits", "Budget", "CheckpointConfig", "DataConfig", "Dtype",
     "EarlyStoppingConfig", "EvalConfig", "ExperimentConfig", "Group", "HealthConfig", "Indivisible", "LengthPolicy",
     "LoraConfig", "LossConfig", "MaskPolicy", "MeshConfig", "MirrorKind", "MixingUnit", "MixtureConfig",
     "ModelSource", "Normalization", "OnCap", "OptimConfig", "Optimizer", "PackPolicy", "Remat", "Scaling", "Schedule",
