@@ -2,7 +2,7 @@
 
 Run:     jaxtune train quickstart --run-dir runs/quickstart      (make quickstart, in a clone)
 Takes:   one and a half minutes on two CPU cores.
-Reaches: macro exact match 0.0 % before, 78.1 % after, over seven test sets of 60; the lowest is summarization, 33.3 %.
+Reaches: macro exact match 6.9 % before, 85.7 % after, over seven test sets of 60; the lowest is qa, 73.3 %.
 """
 
 from jaxtune.config import BatchConfig, DataConfig, ExperimentConfig, ModelSource

@@ -280,20 +280,22 @@ print("went on")
 
 
 def test_signals_are_answered_and_a_second_interrupt_leaves_while_the_devices_are_busy():
-    child = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGINT)
-        assert child.stderr is not None
-        lines = iter(child.stderr.readline, "")
-        answer = next(line for line in lines if line.strip())
-        assert answer.startswith("SIGINT: stopping after the step that is being computed, then saving a checkpoint.")
-        assert "Ctrl-C again leaves at once" in answer
-        child.send_signal(signal.SIGINT)
-        assert child.wait(timeout=60) == 130
-        assert "leaving at once" in child.stderr.read() and child.stdout.read() == ""
-    finally:
-        child.kill()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", BUSY], **pipes) as child:
+        try:
+            assert child.stdout is not None and child.stdout.readline() == "ready\n"
+            child.send_signal(signal.SIGINT)
+            assert child.stderr is not None
+            answer = next(line for line in iter(child.stderr.readline, "") if line.strip())
+            assert answer.startswith(
+                "SIGINT: stopping after the step that is being computed, then saving a checkpoint."
+            )
+            assert "Ctrl-C again leaves at once" in answer
+            child.send_signal(signal.SIGINT)
+            assert child.wait(timeout=60) == 130
+            assert "leaving at once" in child.stderr.read() and child.stdout.read() == ""
+        finally:
+            child.kill()
 
 
 def test_a_process_alone_keeps_its_exceptions_and_decisions():
