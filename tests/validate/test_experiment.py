@@ -90,9 +90,9 @@ def test_the_bad_inputs_of_another_folder_are_refused_by_both_or_by_none(folder,
 
 OF_TOKENS = {
     "an id beyond the vocabulary": ({"tokens": [5, 5000, 7], "loss_mask": [0, 1, 1]}, "bad-tokens"),
-    "a character that the tokenizer spells like a blank": (
+    "a character that the tokenizer spells like a blank": (  # it trains, as its bytes
         messages(USER, {"role": "assistant", "content": "\u2581\u2582\u2583\u2585"}),
-        "supervision",
+        None,
     ),
 }
 
