@@ -10,10 +10,12 @@ package keeps only runs of a-z and 0-9 and would see four ("stra", "e", "na", "v
 
 import collections
 import decimal
+import importlib.util
 import re
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, did_you_mean
 
 
 def exact_match(prediction: str, reference: str) -> float:
@@ -85,14 +87,52 @@ def _common_subsequence(left: list[str], right: list[str]) -> int:
     return len(left) - row.bit_count()
 
 
+def bleu(prediction: str, reference: str) -> float:
+    """BLEU of one answer by sacrebleu: its tokens (13a), up to four in a row, fewer where the answer is shorter.
+
+    A mean over answers is not the BLEU of a corpus, whose counts are summed before they are divided. Needs the extra
+    `translation`.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    return _share(BLEU(effective_order=True).sentence_score, prediction, reference)
+
+
+def chrf(prediction: str, reference: str) -> float:
+    """chrF by sacrebleu: F2 of up to six characters in a row (Popović 2015). Needs the extra `translation`."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    return _share(CHRF().sentence_score, prediction, reference)
+
+
+def _share(score: Callable[[str, list[str]], Any], prediction: str, reference: str) -> float:
+    """A score of sacrebleu, which is in percent, as a share; 1.0 where both sides are empty."""
+    ours, theirs = prediction.strip(), reference.strip()
+    return 1.0 if ours == theirs else min(float(score(ours, [theirs]).score) / 100, 1.0)
+
+
+def check_metric(name: str, task: str) -> None:
+    """Raise UserError where there is no such metric, or the package that computes it is not installed."""
+    if name not in METRICS:
+        raise UserError(f"task {task}: no metric {name!r}; known: {sorted(METRICS)}{did_you_mean(name, METRICS)}")
+    package = PACKAGES.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(f"task {task}: the metric {name!r} needs {package}: pip install 'jaxtune[translation]'")
+
+
 METRICS: dict[str, Callable[[str, str], float]] = {
     "exact_match": exact_match,
     "contains_any": contains_any,
     "last_number": last_number,
     "token_f1": token_f1,
     "rouge_l": rouge_l,
+    "bleu": bleu,
+    "chrf": chrf,
 }
 """The metrics a task may name."""
+
+PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu"}
+"""Metric -> the package that computes it, where that is an extra."""
 
 
 def forgetting(base: Mapping[str, float], tuned: Mapping[str, float], trained: Collection[str]) -> dict[str, float]:

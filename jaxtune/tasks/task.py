@@ -19,7 +19,7 @@ from jaxtune.tasks import reading, shapes
 from jaxtune.tasks.exemplars import MOST_DRAWS, draws, joined, question
 from jaxtune.tasks.identity import wording_identity
 from jaxtune.tasks.marks import check_marks, given_marks, weight_of
-from jaxtune.tasks.metrics import METRICS
+from jaxtune.tasks.metrics import check_metric
 from jaxtune.tasks.problems import Finding, Problem, ProblemLog, RecordError, has_error, raise_errors
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.base import RecordSource
@@ -76,8 +76,7 @@ class Task:
         shapes.check_columns(self.columns)
         if self.shape is Shape.FIELDS and not self.templates:
             raise UserError(f"task {self.name}: records of the shape `fields` need templates=")
-        if self.metric not in METRICS:
-            raise UserError(f"task {self.name}: no metric {self.metric!r}; known: {sorted(METRICS)}")
+        check_metric(self.metric, self.name)
         if self.max_examples is not None and self.max_examples < 1:
             raise UserError(f"task {self.name}: max_examples must be 1 or more, got {self.max_examples}")
         if self.max_repeats is not None and not self.max_repeats >= 0:

@@ -1,7 +1,10 @@
 """Scores of text, and forgetting from scores."""
 
+import math
+
 import numpy as np
 import pytest
+import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,6 +87,23 @@ def test_rouge_l_equals_the_plain_dynamic_programme(left, right):
 def test_every_metric_gives_one_to_the_reference_itself(words):
     text = "answer 7 " + " ".join(words)
     assert {metric(text, text) for metric in metrics.METRICS.values()} == {1.0}
+
+
+def test_bleu_and_chrf_are_those_of_sacrebleu():
+    """Counted by hand: 4 of 5 words, 2 of 4 pairs, 0 of 3 and 2 (smoothed: halves and quarters), the same length."""
+    ours, theirs = "the cat sat on mats", "the cat lay on mats"
+    precisions = (4 / 5, 2 / 4, 1 / (2 * 3), 1 / (4 * 2))
+    assert metrics.bleu(ours, theirs) == pytest.approx(math.prod(precisions) ** 0.25)
+    assert metrics.chrf(ours, theirs) == pytest.approx(sacrebleu.sentence_chrf(ours, [theirs]).score / 100)
+    assert 0 < metrics.chrf("cat", "cats") < 1 and metrics.chrf("", "cats") == 0
+
+
+def test_a_metric_without_its_package_is_refused_where_the_task_is_made(monkeypatch):
+    monkeypatch.setitem(metrics.PACKAGES, "bleu", "a_package_that_is_not_here")
+    with pytest.raises(UserError, match=r"'bleu' needs a_package.*jaxtune\[translation\]"):
+        metrics.check_metric("bleu", "fr")
+    with pytest.raises(UserError, match=r"task fr: no metric 'beu'.*did you mean bleu\?"):
+        metrics.check_metric("beu", "fr")
 
 
 def test_forgetting_is_what_untrained_tasks_lost():
