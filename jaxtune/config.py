@@ -10,7 +10,6 @@ import difflib
 import enum
 import io
 import pathlib
-import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -265,13 +264,7 @@ def _check_tasks(tasks: Any) -> None:
 def load(path: str | pathlib.Path) -> ExperimentConfig:
     """Run `config()` of a config file."""
     path = pathlib.Path(path)
-    if not path.is_file():
-        there = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(str(path), there, n=8, cutoff=0)
-        more = f" and {len(there) - len(near)} more" if len(there) > len(near) else ""
-        raise UserError(
-            f"no config file at {path}" + (f"; in that folder there are: {', '.join(near)}{more}" if near else "")
-        )
+    userfiles.check_exists(path)
     with userfiles.told(f"config file {path}"):
         factory = getattr(userfiles.load_module(path), "config", None)
     if not callable(factory):
@@ -285,19 +278,8 @@ def load(path: str | pathlib.Path) -> ExperimentConfig:
 
 def _nearest(error: BaseException) -> str:
     """The field that an unknown keyword of a config class probably means."""
-    found = re.search(r"(\w+)?.*unexpected keyword argument '(\w+)'", str(error))
-    if found is None:
-        return ""
-    owner = next((kind for kind in _CONFIGS if kind.__name__ == found[1]), None)
-    known = [field.name for kind in ([owner] if owner else _CONFIGS) for field in dataclasses.fields(kind)]
-    near = difflib.get_close_matches(found[2], known, n=1)
-    return f". Did you mean {near[0]!r}?" if near else ""
-
-
-_CONFIGS: list[Any] = [
-    *(ExperimentConfig, ModelSource, DataConfig, BatchConfig, EvalConfig, EarlyStoppingConfig, HealthConfig),
-    *(MixtureConfig, Budget, OptimConfig, LossConfig, LoraConfig, CheckpointConfig, MeshConfig, Task),
-]
+    kinds = [kind for name in __all__ if isinstance(kind := globals()[name], type) and dataclasses.is_dataclass(kind)]
+    return userfiles.nearest_keyword(error, kinds)
 
 
 AS_WRITTEN = (tyro.conf.EnumChoicesFromValues, tyro.conf.AvoidSubcommands)

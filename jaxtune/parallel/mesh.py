@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import math
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -56,12 +57,23 @@ class MeshConfig:
             raise UserError(f"only one mesh axis may be -1, got {sizes}")
 
 
+def all_devices() -> list[Any]:
+    """The devices of the job. Raises UserError where JAX finds none of the platform that was asked for."""
+    try:
+        return list(jax.devices())
+    except RuntimeError as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        wanted = f"JAX_PLATFORMS={asked} asks for devices that JAX cannot use here" if asked else "JAX finds no device"
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{wanted}: {reason}. Unset it, or install JAX for that platform") from error
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with the axes `AXES`, all of type Auto (the compiler places the collectives).
 
     Devices joined by a data-centre network (TPU slices) are split along `data`, the axis that communicates least.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = all_devices() if devices is None else list(devices)
     if config.devices > len(devices):
         raise UserError(f"mesh.devices is {config.devices}, but there are {len(devices)} devices")
     devices = devices[: config.devices] if config.devices != -1 else devices

@@ -58,7 +58,7 @@ def check(run_dir: pathlib.Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(
             f"nothing to resume: {run_dir} {'holds no run' if holds else 'is empty or missing'}; leave --resume away"
         )
-    if holds and not resume and not overwrite:
+    if holds and not resume and not overwrite and not unstarted(run_dir):
         raise UserError(
             f"{run_dir} is not empty; continue its run with --resume, replace it with --overwrite, or choose another"
         )
@@ -68,9 +68,17 @@ def check(run_dir: pathlib.Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
+def unstarted(run_dir: pathlib.Path) -> bool:
+    """Whether a run folder holds the facts of a run that ended before it measured or saved anything."""
+    metrics, checkpoints = run_dir / "metrics.jsonl", run_dir / seal.CHECKPOINTS
+    logged = metrics.is_file() and metrics.stat().st_size > 0
+    saved = checkpoints.is_dir() and any(checkpoints.iterdir())
+    return (run_dir / MARK).is_file() and not logged and not saved
+
+
 def prepare(run_dir: pathlib.Path, *, overwrite: bool) -> None:
     """Create the folder, empty. Only called when everything else is known to be good."""
-    if overwrite:
+    if overwrite or unstarted(run_dir):
         clear(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
 

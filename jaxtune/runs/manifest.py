@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from jaxtune.parallel.mesh import all_devices
 from jaxtune.storage.documents import leaves
 from jaxtune.storage.fingerprints import file_fingerprint, json_fingerprint, text_fingerprint
 
@@ -50,7 +51,7 @@ def code() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Where the program runs: code state, versions, devices, variables. It names neither host nor user."""
-    devices = jax.devices()
+    devices = all_devices()
     source = code()
     return {
         "commit": source["commit"],

@@ -2,10 +2,11 @@
 
 import enum
 import importlib
+import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,16 @@ def make_mirror(
             raise UserError(f"unknown mirror {kind!r}; known: {', '.join(known)}")
         kind = MirrorKind(kind)
     return OPENERS[kind](Path(run_dir).resolve(), dict(config), project, resume_step)
+
+
+def check_packages(kinds: Iterable[MirrorKind]) -> None:
+    """Raises UserError for a mirror whose package is not installed, before anything is written."""
+    for kind in kinds:
+        if importlib.util.find_spec(kind.value) is None:
+            raise UserError(
+                f"the mirror {kind.value!r} was asked for, but its package is not installed; "
+                f"`pip install {kind.value}`, or take it out of `mirrors`"
+            )
 
 
 def _package(name: str) -> Any:

@@ -1,13 +1,15 @@
 """Python files of users: run with their folder importable; a fault in them is one message with the user's own line."""
 
 import contextlib
+import difflib
 import importlib.util
 import linecache
 import os
+import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +21,28 @@ _started_in: list[Path] = []
 """The working folder of the command that started the run which is looked at, if one is."""
 _LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "purelib", "platlib"))
 _PACKAGE = os.path.realpath(Path(__file__).parent.parent) + os.sep
+
+
+def check_exists(path: Path) -> None:
+    """Raises UserError where there is no such config file, with the names nearest to it in its folder."""
+    if path.is_file():
+        return
+    there = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), there, n=8, cutoff=0)
+    more = f" and {len(there) - len(near)} more" if len(there) > len(near) else ""
+    listed = f"; in that folder there are: {', '.join(near)}{more}" if near else ""
+    raise UserError(f"no config file at {path}{listed}")
+
+
+def nearest_keyword(error: BaseException, kinds: Sequence[type]) -> str:
+    """For an error about an unknown keyword of one of some dataclasses: the field that was probably meant."""
+    found = re.search(r"(\w+)?.*unexpected keyword argument '(\w+)'", str(error))
+    if found is None:
+        return ""
+    owners = [kind for kind in kinds if kind.__name__ == found[1]] or list(kinds)
+    known = [name for kind in owners for name in kind.__dataclass_fields__]
+    near = difflib.get_close_matches(found[2], known, n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""
 
 
 def load_module(path: Path) -> ModuleType:

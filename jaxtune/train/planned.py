@@ -11,7 +11,9 @@ from typing import Any
 from jaxtune.config import ExperimentConfig, to_json
 from jaxtune.errors import UserError
 from jaxtune.parallel.job import from_main, is_main
+from jaxtune.parallel.mesh import all_devices
 from jaxtune.runs import folder as runfolder
+from jaxtune.runs.mirrors import check_packages
 from jaxtune.storage.documents import Json
 from jaxtune.train import resuming
 from jaxtune.train.documents import mixture_json, samples
@@ -75,6 +77,8 @@ def plan_run(
     """
     started = time.monotonic()
     runfolder.check(run_dir, resume=resume, overwrite=overwrite)
+    check_packages(config.mirrors)
+    all_devices()  # refuses a platform that is not here
     inputs = resolve(config)
     if inputs.unwatched and is_main():
         _say_unwatched(tuple(inputs.unwatched))
