@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxtune.errors import UserError, did_you_mean
+from jaxtune.errors import UserError, did_you_mean, printable
 from jaxtune.mixture.allocation import allocate
 from jaxtune.mixture.settings import MixtureConfig, OnCap, Strategy
 from jaxtune.storage.documents import json_bytes
@@ -255,7 +255,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
                 [{"prompt": prompt, "answer": text} for prompt, text in zip(arguments.prompt, answers, strict=True)]
             )
         else:
-            print("\n".join(answers))
+            print(printable("\n".join(answers)))
         return
     if arguments.json:
         raise UserError("--json needs --prompt; without it jaxtune generate is a chat")

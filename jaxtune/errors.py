@@ -18,6 +18,23 @@ class UserError(ValueError):
     and keeps its traceback.
     """
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+_HARMLESS = "\n\t\N{NO-BREAK SPACE}\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
+
+
+def printable(text: str) -> str:
+    """Text of data, file names, models and users as a terminal or a page may show it.
+
+    Control characters, marks that turn the direction of writing, and characters that no font has become their escapes
+    (`\\x1b`): else the author of a data file could clear a screen, rename a window or hide half a line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _HARMLESS else c.encode("unicode_escape").decode() for c in text)
+
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:
     """`; did you mean ...?` with the nearest of the known words, or nothing where none is near."""

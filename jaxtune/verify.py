@@ -14,7 +14,7 @@ import numpy as np
 from jaxtune import config as configs
 from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, printable
 from jaxtune.optim import OptimConfig, Schedule, make_schedule
 from jaxtune.runs import manifest, seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
@@ -352,7 +352,7 @@ def compare_state(step: int, replayed: TrainState, saved: TrainState, *, exact: 
 def print_outcome(outcome: Verification) -> None:
     """One line for each check, and what differs below it."""
     for check in outcome.checks:
-        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}")
+        print(printable(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}"))
         for line in check.lines:
-            print(f"      {line}")
+            print(printable(f"      {line}"))
     print("verified" if outcome.ok else "NOT verified: see the lines marked FAIL")

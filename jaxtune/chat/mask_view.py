@@ -7,6 +7,7 @@ import rich.text
 
 from jaxtune.batch import Example
 from jaxtune.chat.tokenizer import Tokenizer
+from jaxtune.errors import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +63,4 @@ def mask_text(example: Example, tokenizer: Tokenizer) -> rich.text.Text:
 
 def _printable(text: str) -> str:
     """`text` with newlines marked and other control characters as escapes; tabs stay."""
-    parts = []
-    for char in text:
-        if char == "\n":
-            parts.append("↵\n")
-        elif char == "\t" or char.isprintable() or char == "\N{NO-BREAK SPACE}":
-            parts.append(char)
-        else:
-            parts.append(char.encode("unicode_escape").decode())
-    return "".join(parts)
+    return printable(text).replace("\n", "↵\n")

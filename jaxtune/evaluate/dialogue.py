@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxtune import chat
 from jaxtune.chat import ChatTemplate, Conversation, Message, Tokenizer, load_template, load_tokenizer
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, printable
 from jaxtune.evaluate.decoding import SamplingConfig, generate, stream
 from jaxtune.hf import folder as hf
 from jaxtune.hf.text_files import end_tokens, read_generation
@@ -94,8 +94,8 @@ def converse(folder: pathlib.Path, *, system: str | None, sampling: SamplingConf
             ):  # fmt: skip
                 tokens.append(token)
                 if token not in speaker.stop_ids:
-                    print(decoder.decode(speaker.tokenizer.token_bytes(token)), end="", flush=True)
-            print(decoder.decode(b"", final=True))
+                    print(printable(decoder.decode(speaker.tokenizer.token_bytes(token))), end="", flush=True)
+            print(printable(decoder.decode(b"", final=True)))
         except UserError as error:  # the conversation outgrew the context; the chat goes on
             print(f"error: {error}")
             continue

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxtune.errors import printable
+
 Number = int | float
 STYLE_SHEET = Path(__file__).parent.parent / "assets" / "page.css"
 PALETTE = 8
@@ -200,16 +202,11 @@ def tokens(
 
 def _token(piece: str, weight: Number, control: bool) -> Html:
     names = (["w"] if weight > 0 else []) + (["control"] if control else [])
-    shown = join(LINE_BREAK if char == "\n" else _printable(char) for char in piece)
+    shown = join(LINE_BREAK if char == "\n" else printable(char) for char in piece)
     if not names:
         return shown
     style = f"--a:{100 * min(weight, 1):.0f}%" if 0 < weight < 1 else None
     return tag("span", shown, class_=" ".join(names), style=style, title=f"weight {weight:g}")
-
-
-def _printable(char: str) -> str:
-    """The character, or its escape where a page cannot hold it."""
-    return char if char.isprintable() or char in "\t\xa0" else char.encode("unicode_escape").decode()
 
 
 def example_card(name: Html, sample: Mapping[str, Any]) -> Html:

@@ -11,6 +11,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from jaxtune.terminal.foreign import TextConsole
+
 Item = TypeVar("Item")
 Clock = Callable[[], float]
 
@@ -83,7 +85,7 @@ class Display:
     def __init__(self, label: str, total: int, *, console: Console | None, interval: float, clock: Clock):
         self.label = label
         self.total = total
-        self.console = console if console is not None else Console(stderr=True)
+        self.console = console if console is not None else TextConsole(stderr=True)
         self._interval = interval
         self._clock = clock
         self._last_line = -math.inf

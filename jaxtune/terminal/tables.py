@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxtune.storage.documents import number
+from jaxtune.terminal.foreign import TextConsole
 from jaxtune.terminal.progress import duration, quantity
 
 NONE = "–"
@@ -28,8 +29,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
 
 def console() -> Console:
     """Standard output; as wide as its tables need when it is not a terminal, so that nothing is cut in a pipe."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=200)
+    out = TextConsole(highlight=False)
+    return out if out.is_terminal else TextConsole(highlight=False, width=200)
 
 
 def percent(value: Any, digits: int = 1) -> str:

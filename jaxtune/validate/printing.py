@@ -6,12 +6,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from jaxtune.tasks.problems import RULES, Severity
+from jaxtune.terminal.foreign import TextConsole
 from jaxtune.validate.report import Report
 
 
 def print_report(report: Report, *, limit: int | None = 20, console: Console | None = None) -> None:
     """Prints files, counts by rule with remedies, and the first problems."""
-    console = console or Console(highlight=False)
+    console = console or TextConsole(highlight=False)
     console.print(_file_table(report))
     if report.counts:
         console.print(_rule_table(report))
