@@ -10,7 +10,8 @@ import sys
 import page_commands
 import pytest
 
-from jaxtune import cli, config, quickstart
+from jaxtune import cli, config
+from jaxtune.train import quickstart
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.md")])
