@@ -131,7 +131,10 @@ def damage_add_file(folder):
 
 def damage_change_document(folder):
     path = folder / "00000030" / "checkpoint.json"
-    path.write_text(path.read_text().replace("abc", "abd"))
+    document = json.loads(path.read_text())
+    assert document["extra"]["plan_hash"] == "abc"
+    document["extra"]["plan_hash"] = "abd"  # nothing but the document's own digest can tell
+    path.write_text(json.dumps(document))
 
 
 def damage_break_document(folder):
