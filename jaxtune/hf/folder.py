@@ -1,6 +1,7 @@
 """Hugging Face model folders in and out: config.json, safetensors and tokenizer files, strict both ways."""
 
 import dataclasses
+import glob
 import math
 import os
 import re
@@ -263,6 +264,13 @@ def _gather(outgoing: Outgoing, params: Params) -> np.ndarray:
         parts.append(to_stored(part.path, np.asarray(value)))
     stored = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return stored.astype(outgoing.dtype, copy=False)
+
+
+def clear_remains(folder: Path) -> None:
+    """Remove what killed exports to `folder` left beside it. Only for a place where nobody else exports now."""
+    for kind in ("partial", "replaced"):
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.{kind}-*"):
+            shutil.rmtree(left)
 
 
 def put_in_place(aside: Path, folder: Path):

@@ -25,7 +25,7 @@ from jaxtune.train import measure, resuming
 from jaxtune.train.decisions import Counters, Decision, Health, Status, decide, ended, judge, rules
 from jaxtune.train.export import export_model
 from jaxtune.train.lanes import Lane
-from jaxtune.train.planned import Planned
+from jaxtune.train.planned import MODEL, Planned
 from jaxtune.train.rows import Exported, eval_row, score_row, summary, train_row
 from jaxtune.train.session import Session
 
@@ -196,7 +196,7 @@ class Arm:
             score=self.score(state, step, "after", shared),
         )  # fmt: skip
         with Phase("writing the model"):
-            export_model(self.session, state.measured, self.run_dir / "model", overwrite=True)  # of a run killed here
+            export_model(self.session, state.measured, self.run_dir / MODEL, overwrite=True)  # of a run killed here
         self.seconds += time.monotonic() - started
         self.conclude(status, exported)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxtune.config import ExperimentConfig, to_json
 from jaxtune.errors import UserError
+from jaxtune.hf import folder as hf
 from jaxtune.parallel.job import from_main, is_main
 from jaxtune.parallel.mesh import all_devices
 from jaxtune.runs import folder as runfolder
@@ -19,6 +20,9 @@ from jaxtune.train import resuming
 from jaxtune.train.documents import mixture_json, samples
 from jaxtune.train.identity import identify
 from jaxtune.train.resolution import Inputs, resolve
+
+MODEL = "model"
+"""Folder of the exported model in a run folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,7 @@ class Planned:
             return
         if self.resume:
             runfolder.reopen(self.run_dir)
+            hf.clear_remains(self.run_dir / MODEL)
             return
         runfolder.prepare(self.run_dir, overwrite=self.overwrite)
         runfolder.write_facts(

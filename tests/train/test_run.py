@@ -157,7 +157,10 @@ def test_a_run_that_was_killed_at_its_end_ends_again(finished, place, programs, 
         patch.setattr(Arm, killed_in, killed)
         train.train(tiny_config(place), folder, programs=programs)
     assert (folder / "model").exists() == (killed_in == "conclude") and not (folder / "summary.json").exists()
+    for left in (".model.partial-1", ".model.replaced-1"):  # as after a kill in the midst of writing the model
+        (folder / left).mkdir()
     assert train.train(tiny_config(place), folder, resume=True, programs=programs).status is Status.FINISHED
+    assert not list(folder.glob(".model.*"))
     rows = lambda run_dir: [row for row in read_rows(run_dir / "metrics.jsonl") if row["kind"] != "train"]
     assert rows(folder) == rows(finished.run_dir)
     assert final_params(folder, place) == final_params(finished.run_dir, place)
