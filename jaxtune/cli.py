@@ -7,6 +7,7 @@ of the job died; a traceback is a bug.
 import argparse
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -69,6 +70,16 @@ def run_command(arguments: argparse.Namespace, *, debug: bool) -> int:
             raise
         print(f"error: {fault}", file=sys.stderr)
         return EXIT_STORAGE
+
+
+def local_path(text: str) -> pathlib.Path:
+    """The parser of every path on the command line. A URL is refused: as a path it would name a local folder `gs:`."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is a URL; a local path is needed here. Checkpoints alone may lie elsewhere: "
+            "--checkpoint.directory gs://bucket/folder"
+        )
+    return pathlib.Path(text)
 
 
 def misplaced(arguments: argparse.Namespace) -> str:
@@ -147,7 +158,7 @@ def add_train(rows: Subparsers) -> None:
     text = "Tune a model as a config says; writes a run folder."
     parser = command(rows, "train", commands.run_train, text, overrides=True)
     parser.add_argument("config", help="Python file that defines config() -> ExperimentConfig; or `quickstart`")
-    parser.add_argument("--run-dir", required=True, type=pathlib.Path, help="folder that the run writes")
+    parser.add_argument("--run-dir", required=True, type=local_path, help="folder that the run writes")
     text = "continue the run in that folder from its last good checkpoint"
     parser.add_argument("--resume", action="store_true", help=text)
     parser.add_argument("--resume-step", type=int, help="continue from this checkpoint")
@@ -166,7 +177,7 @@ def add_train(rows: Subparsers) -> None:
 def add_init(rows: Subparsers) -> None:
     text = "Write a config, two small data files and a README into a new folder: a first experiment to change."
     parser = command(rows, "init", commands.run_init, text)
-    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("folder", type=local_path)
 
 
 def add_options(rows: Subparsers) -> None:
@@ -206,7 +217,7 @@ def add_preview(rows: Subparsers) -> None:
     text = "What a config will train on: mixture, lengths, masks."
     parser = command(rows, "preview", commands.run_preview, text, overrides=True)
     parser.add_argument("config")
-    parser.add_argument("--html", type=pathlib.Path, help="write the same as one HTML page")
+    parser.add_argument("--html", type=local_path, help="write the same as one HTML page")
     parser.add_argument("--compare", help="several values side by side, e.g. temperature=1,2,4,inf")
     parser.add_argument("--task", help="show examples of this task only")
     parser.add_argument("--examples", type=int, default=2, help="examples shown per task")
@@ -230,15 +241,15 @@ def add_evaluate(rows: Subparsers) -> None:
     text = "Validation loss and exact match by task, of a run or a model folder."
     parser = command(rows, "evaluate", commands.run_evaluate, text, overrides=True)
     parser.add_argument("config", nargs="?", help="tasks and settings (default: those of --run-dir)")
-    parser.add_argument("--model", type=pathlib.Path, help="model folder (default: the config's)")
-    parser.add_argument("--run-dir", type=pathlib.Path, help="evaluate the exported model of this run")
+    parser.add_argument("--model", type=local_path, help="model folder (default: the config's)")
+    parser.add_argument("--run-dir", type=local_path, help="evaluate the exported model of this run")
     add_json(parser)
 
 
 def add_generate(rows: Subparsers) -> None:
     text = "Answer prompts with a run's model; without --prompt, chat."
     parser = command(rows, "generate", commands.run_generate, text)
-    parser.add_argument("model", type=pathlib.Path, help="run folder or Hugging Face folder")
+    parser.add_argument("model", type=local_path, help="run folder or Hugging Face folder")
     parser.add_argument("--prompt", action="append", help="a user message (may be given several times)")
     parser.add_argument("--system", help="system message")
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -254,7 +265,7 @@ def add_sweep(rows: Subparsers) -> None:
     text = "Settings and seeds as paired, resumable runs: grids, lists, random designs, mixtures."
     parser = command(rows, "sweep", commands.run_sweep, text, overrides=True)
     parser.add_argument("config")
-    parser.add_argument("--sweep-dir", required=True, type=pathlib.Path)
+    parser.add_argument("--sweep-dir", required=True, type=local_path)
     add_settings(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     text = "what winners are chosen by and surfaces are fitted to"
@@ -277,7 +288,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", nargs="+", default=[], metavar="OPTION=V1,V2", help=text)
     parser.add_argument("--zip", action="store_true", help="pair the values of the grid instead of crossing them")
     text = 'a JSONL file of settings: {"overrides": {"optim.peak-lr": "1e-3"}, "tag": "slow"}'
-    parser.add_argument("--arms", type=pathlib.Path, metavar="FILE", help=text)
+    parser.add_argument("--arms", type=local_path, metavar="FILE", help=text)
     text = "N settings spread evenly over --space by scrambled Sobol points"
     parser.add_argument("--random", type=int, metavar="N", help=text)
     text = "e.g. optim.peak-lr=log:1e-4:1e-2 mixture.temperature=inv:1:inf batch.rows=choice:8:16"
@@ -297,7 +308,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def add_recommend(rows: Subparsers) -> None:
     text = "The best setting of a sweep by a surface over its numeric options, with its region and its chances."
     parser = command(rows, "recommend", commands.run_recommend, text)
-    parser.add_argument("sweep_dir", type=pathlib.Path)
+    parser.add_argument("sweep_dir", type=local_path)
     parser.add_argument("--measure", choices=["macro_loss", "macro_exact_match"], default="macro_loss")
     add_json(parser)
 
@@ -305,15 +316,15 @@ def add_recommend(rows: Subparsers) -> None:
 def add_report(rows: Subparsers) -> None:
     text = "Write report.html of a run, or of several, or of a sweep folder."
     parser = command(rows, "report", commands.run_report, text)
-    parser.add_argument("folders", nargs="+", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path, help="file to write (several runs)")
+    parser.add_argument("folders", nargs="+", type=local_path)
+    parser.add_argument("--out", type=local_path, help="file to write (several runs)")
     add_json(parser)
 
 
 def add_verify(rows: Subparsers) -> None:
     text = "Re-derive a finished run's plan and batches; with --replay, re-train steps and compare."
     parser = command(rows, "verify", commands.run_verify, text)
-    parser.add_argument("run_dir", type=pathlib.Path)
+    parser.add_argument("run_dir", type=local_path)
     parser.add_argument("--config", help="config file (default: the one the run recorded)")
     text = "re-train up to N steps, up to a checkpoint where one is near enough"
     parser.add_argument("--replay", type=int, metavar="N", default=0, help=text)
@@ -330,8 +341,8 @@ def add_import(rows: Subparsers) -> None:
 def add_export(rows: Subparsers) -> None:
     text = "Write a checkpoint of a run as a Hugging Face model folder, or its adapter."
     parser = command(rows, "export-hf", commands.run_export, text)
-    parser.add_argument("run_dir", type=pathlib.Path)
-    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("run_dir", type=local_path)
+    parser.add_argument("out", type=local_path)
     parser.add_argument("--step", help="checkpoint step, `best` (default) or `latest`", default="best")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=None)
     parser.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, as a folder that PEFT loads")

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,8 @@ def only_writer(folder: pathlib.Path) -> Iterator[None]:
 
     Raises UserError on every process, before anything is touched, where another job writes there.
     """
+    if not folder.is_absolute() and folder.parts and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", folder.parts[0]):
+        raise UserError(f"{folder} comes of a URL; run folders are local, and checkpoint.directory may be a URL")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; a folder is needed here, for example runs/first")
     with contextlib.ExitStack() as held:

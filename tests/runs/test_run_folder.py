@@ -1,5 +1,6 @@
 """A run folder's life: what is refused before anything is touched, what an overwrite removes."""
 
+import argparse
 import pathlib
 
 import pytest
@@ -54,3 +55,33 @@ def test_a_sweep_beside_a_live_sweep_says_who_writes(tmp_path, capsys):
         assert cli.main(["sweep", "quickstart", *arguments]) == 1
         assert "is being written by process" in capsys.readouterr().err
         assert (tmp_path / "sweep" / "sweep.json").exists()
+
+
+def path_arguments() -> list[tuple[str, argparse.Action]]:
+    """(command, argument) of everything on the command line that takes a path."""
+    (commands,) = [a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return [(name, a) for name, parser in commands.choices.items() for a in parser._actions if a.type is cli.local_path]
+
+
+def test_every_argument_that_takes_a_path_has_the_one_parser_of_paths():
+    (commands,) = [a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    kinds = {a.type for parser in commands.choices.values() for a in parser._actions}
+    assert pathlib.Path not in kinds and len(path_arguments()) >= 12
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/x", "s3://bucket/x", "memory://x", "hdfs://host:9/x", "gs:/bucket/x"])
+def test_a_url_is_refused_as_a_path_before_anything_is_done(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    for _, argument in path_arguments():
+        with pytest.raises(argparse.ArgumentTypeError, match="is a URL; a local path is needed"):
+            argument.type(url)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+    with pytest.raises(UserError, match="comes of a URL"), folder.only_writer(pathlib.Path(url)):
+        raise AssertionError("a folder was made")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "quickstart", "--run-dir", url])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["runs/x", "/tmp/x", "C:", "a:b/c", "./gs:/x", "x.y:z"])
+def test_paths_with_colons_stay_paths(path):
+    assert cli.local_path(path) == pathlib.Path(path)
