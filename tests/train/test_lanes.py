@@ -27,6 +27,8 @@ from jaxtune.runs.retention import CheckpointConfig
 from jaxtune.step import trials
 from jaxtune.step.programs import Programs
 from jaxtune.sweep import run as sweep
+from jaxtune.sweep.language import crossed
+from jaxtune.sweep.record import trials_of
 from jaxtune.train import lanes, loop, resolution, session
 from jaxtune.train.arm import Arm
 from jaxtune.train.decisions import Status
@@ -34,6 +36,7 @@ from jaxtune.train.session import open_session, open_sessions
 
 STACKED = sweep.Stacking(stacked=True)
 AXES = {"optim.peak_lr": ["1e-2", "3e-3"], "mixture.temperature": ["1", "inf"]}
+TRIALS = trials_of(crossed(AXES), [0])
 NAMES = [f"peak_lr={lr}_temperature={t}_seed=0" for lr in AXES["optim.peak_lr"] for t in AXES["mixture.temperature"]]
 CLOCK = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
 """Fields of a metrics row that a clock or the process decides."""
@@ -63,7 +66,7 @@ def programs():
 @pytest.fixture(scope="module")
 def alone(place_of, programs):
     """The four runs one after the other."""
-    assert sweep.sweep(tiny_config(place_of), place_of / "alone", AXES, [0]) is Status.FINISHED
+    assert sweep.sweep(tiny_config(place_of), place_of / "alone", TRIALS) is Status.FINISHED
     return place_of / "alone" / "runs"
 
 
@@ -148,7 +151,7 @@ def test_a_run_that_is_not_finite_ends_alone(place_of, programs, alone, monkeypa
     monkeypatch.setattr(session, "beside", poisoned)
     folder = place_of / "poisoned"
     with pytest.raises(UserError, match=rf"(?s)1 of 4 runs.*{NAMES[2]}: step 1: not finite.*(large|small): "):
-        sweep.sweep(tiny_config(place_of), folder, AXES, [0], stacking=STACKED)
+        sweep.sweep(tiny_config(place_of), folder, TRIALS, stacking=STACKED)
     assert not (folder / "runs" / NAMES[2] / "summary.json").exists()
     assert "the others go on" in capsys.readouterr().err
     for name in (NAMES[0], NAMES[1], NAMES[3]):
@@ -171,12 +174,12 @@ def test_a_stopped_sweep_goes_on_wherever_its_runs_are(place_of, programs, alone
     assert config.eval.every == 3, "the stop comes at a validation, which is then still to be done"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "StopSignal", StopAt)
-        assert sweep.sweep(config, folder, AXES, [0], stacking=STACKED) is Status.STOPPED
+        assert sweep.sweep(config, folder, TRIALS, stacking=STACKED) is Status.STOPPED
     assert all(summary(folder / "runs" / name)["status"] == "stopped" for name in NAMES)
     shutil.rmtree(folder / "runs" / NAMES[1] / "checkpoints" / "00000003")  # as after a kill in the midst of saving
     shutil.rmtree(folder / "runs" / NAMES[2] / "checkpoints")
     capsys.readouterr()
-    assert sweep.sweep(config, folder, AXES, [0], stacking=STACKED) is Status.FINISHED
+    assert sweep.sweep(config, folder, TRIALS, stacking=STACKED) is Status.FINISHED
     printed = capsys.readouterr().out
     assert f"{NAMES[2]}: has no checkpoint, starts again" in printed
     assert printed.count("goes on from its last checkpoint") == 3
@@ -201,7 +204,10 @@ def test_a_run_that_stops_early_leaves_the_others_alone(place_of, programs, monk
     axes = {"optim.peak_lr": ["1e-2", "3e-3"], "early_stopping.min_change": ["0", "1000"]}
     folders = {True: place_of / "early-together", False: place_of / "early-alone"}
     for together, folder in folders.items():
-        assert sweep.sweep(config, folder, axes, [0], stacking=sweep.Stacking(stacked=together)) is Status.FINISHED
+        assert (
+            sweep.sweep(config, folder, trials_of(crossed(axes), [0]), stacking=sweep.Stacking(stacked=together))
+            is Status.FINISHED
+        )
     for path in (folders[True] / "runs").iterdir():
         assert rows(path) == rows(folders[False] / "runs" / path.name)
         assert summary(path) == summary(folders[False] / "runs" / path.name)
@@ -214,7 +220,7 @@ def test_runs_side_by_side_on_a_mesh_agree_with_runs_alone(place_of, programs, a
     mesh = MeshConfig(trial=2, data=2, devices=4)
     config = dataclasses.replace(tiny_config(place_of), mesh=mesh)
     axes = {"optim.peak_lr": ["1e-2", "3e-3", "1e-3"], "mixture.temperature": ["1"]}  # 3 runs fill 2 devices unevenly
-    assert sweep.sweep(config, place_of / "mesh", axes, [0], stacking=STACKED) is Status.FINISHED
+    assert sweep.sweep(config, place_of / "mesh", trials_of(crossed(axes), [0]), stacking=STACKED) is Status.FINISHED
     for name in (NAMES[0], NAMES[2]):
         ours, theirs = rows(place_of / "mesh" / "runs" / name), rows(alone / name)
         losses = [[row["loss"] for row in found if row["kind"] in ("train", "eval")] for found in (ours, theirs)]
@@ -266,9 +272,8 @@ def test_the_base_under_adapters_is_not_stacked(place_of):
 def test_adapters_of_a_group_are_those_of_runs_alone(place_of):
     config = dataclasses.replace(tiny_config(place_of), lora=LoraConfig(rank=2))
     for folder, together in (("lora-alone", False), ("lora-together", True)):
-        sweep.sweep(
-            config, place_of / folder, {"optim.peak_lr": ["1e-2"]}, [0, 1, 2], stacking=sweep.Stacking(stacked=together)
-        )
+        stacking, trials_here = sweep.Stacking(stacked=together), crossed({"optim.peak_lr": ["1e-2"]})
+        sweep.sweep(config, place_of / folder, trials_of(trials_here, [0, 1, 2]), stacking=stacking)
     for seed in range(3):
         name = f"peak_lr=1e-2_seed={seed}"
         check_same(place_of / "lora-together" / "runs" / name, place_of / "lora-alone" / "runs" / name)
