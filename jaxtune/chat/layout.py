@@ -98,7 +98,10 @@ class Renderer:
         """Texts that the template itself may write between the generation prompt and the text of a message."""
         found = {""}
         for chat in (PROBE, LONG_PROBE):
-            layout = self.layout(chat)
+            try:
+                layout = self.layout(chat)
+            except UserError:  # a template that cannot write the probe may write the chat that is checked
+                continue
             pairs = zip(layout.responses, layout.openings, strict=True)
             found |= {text for response, text in pairs if not response.aside}
         return tuple(sorted(found, key=len, reverse=True))

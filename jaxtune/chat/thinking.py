@@ -5,11 +5,20 @@ import re
 
 from jaxtune.chat.conversation import Conversation, Message, PlainMessage, call_name
 
-_NAMES = r"think|thinking|thought|reasoning|reason|seed:think"
-_PROMPT_END = re.compile(rf"(?:(?:<(?:{_NAMES})>|\[THINK\])\s*)?(?:(?:</(?:{_NAMES})>|\[/THINK\])\s*)?\Z")
-_TAGS = re.compile(rf"\s*(?:(?:<(?:{_NAMES})>|\[THINK\])\s*)?(?:(?:</(?:{_NAMES})>|\[/THINK\])\s*)?")
-_OPENED = re.compile(rf"(?:<({_NAMES})>|\[(THINK)\])(\s*)\Z")
-_INLINE = re.compile(rf"\s*(?:<(?P<tag>{_NAMES})>)?(?P<reasoning>.*?)</(?P<end>{_NAMES})>", re.DOTALL)
+_CLOSED_BY = {
+    f"<{name}>": f"</{name}>" for name in ("think", "thinking", "thought", "reasoning", "reason", "seed:think")
+} | {
+    "[THINK]": "[/THINK]",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|think_start|>": "<|think_end|>",
+}
+"""What opens a block of reasoning -> what closes it."""
+_OPEN, _CLOSE = ("|".join(map(re.escape, tags)) for tags in (_CLOSED_BY, _CLOSED_BY.values()))
+_PROMPT_END = re.compile(rf"(?:(?:{_OPEN})\s*)?(?:(?:{_CLOSE})\s*)?\Z")
+_TAGS = re.compile(rf"\s*(?:(?:{_OPEN})\s*)?(?:(?:{_CLOSE})\s*)?")
+_OPENED = re.compile(rf"({_OPEN})(\s*)\Z")
+_INLINE = re.compile(rf"\s*(?:{_OPEN})?(?P<reasoning>.*?)(?:{_CLOSE})", re.DOTALL)
 
 
 def thinking_part(prompt: str) -> str:
@@ -26,7 +35,7 @@ def is_opened(part: str) -> bool:
 
 def is_closed(text: str) -> bool:
     """Whether `text`, which begins with a `thinking_part`, ends with the block of reasoning closed."""
-    return re.search(rf"(?:</(?:{_NAMES})>|\[/THINK\])\s*\Z", text) is not None
+    return re.search(rf"(?:{_CLOSE})\s*\Z", text) is not None
 
 
 def closing_of(part: str) -> str:
@@ -35,8 +44,8 @@ def closing_of(part: str) -> str:
     match = _OPENED.search(part)
     if match is None:
         return ""
-    line = "\n" if "\n" in match[3] else ""
-    return line + (f"</{match[1]}>" if match[1] else "[/THINK]") + 2 * line
+    line = "\n" if "\n" in match[2] else ""
+    return line + _CLOSED_BY[match[1]] + 2 * line
 
 
 def skip_tags(text: str, start: int, stop: int) -> int:

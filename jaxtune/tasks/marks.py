@@ -15,12 +15,13 @@ MARKS = ("weight", "train", "trainable", "loss", "loss_mask")
 LEAST, MOST = 1e-6, 1e6
 """Weights above 0 that are taken; beyond them a loss in float32 has no digits left for the other examples."""
 
-_STEMS = ("train", "learn", "loss", "mask", "weight", "supervis", "ignor", "backprop", "untrain")
+_STEMS = ("train", "learn", "loss", "mask", "weight", "supervis", "ignor", "backprop", "untrain", "exclud")
 _ENDINGS = ("", "s", "es", "e", "ed", "ing", "able", "ion", "ings", "ables")
-_MARKING = frozenset(stem + ending for stem in _STEMS for ending in _ENDINGS)
+_MARKING = frozenset(stem + ending for stem in _STEMS for ending in _ENDINGS) | {"skip", "skipped", "grad", "grads"}
 _FILLER_WORDS = (
-    "do does no not dont never non is in on to the this that of for be should must has have with without only skip "
-    "include included exclude excluded compute computed use used apply per turn turns message messages msg example "
+    "do does no not dont never non is in on to the this that of for be should must has have with without only "
+    "include included compute computed calculate calculated require requires required detail details eot eos eod "
+    "use used apply per turn turns message messages msg example "
     "examples sample samples record records token tokens answer answers response responses assistant completion "
     "output flag value out from as it"
 )

@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reasoning_templates import SHAPES, TOKENIZER, shape
 
-from jaxtune.chat import TEMPLATES, Conversation, Message, Reasoning, check, render_prompt, render_proven, stop_ids
+from jaxtune.chat import (
+    TEMPLATES,
+    ChatTemplate,
+    Conversation,
+    Message,
+    Reasoning,
+    check,
+    render_prompt,
+    render_proven,
+    stop_ids,
+)
 from jaxtune.chat.thinking import closing_of, is_opened, thinking_part
 from jaxtune.errors import UserError
 
@@ -64,6 +74,33 @@ def test_a_single_turn_trains_from_the_end_of_its_prompt(name, plain, thought):
     """Prevents templates whose prompt opens a block of reasoning from refusing plain data, or teaching past it."""
     assert trained(PLAIN, shape(name)) == [plain]
     assert trained(THOUGHT, shape(name)) == [thought]
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed"),
+    [
+        *((f"<{name}>", f"</{name}>") for name in ("thinking", "thought", "reasoning", "reason", "seed:think")),
+        ("[THINK]", "[/THINK]"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<|think_start|>", "<|think_end|>"),
+    ],
+)
+def test_the_block_may_open_and_close_with_other_tags(opened, closed):
+    source = SHAPES["opens"].replace("</think>", closed).replace("<think>", opened)
+    template = ChatTemplate(name="other-tags", source=source)
+    assert trained(PLAIN, template) == [f"\n{closed}\n\n7<|im_end|>"]
+    assert trained(TWO, template) == [f"doubled\n{closed}\n\n14<|im_end|>"] and aside(TWO, template) == [1]
+    inline = asked(Message("assistant", f"{opened}three and four{closed}7"))
+    assert trained(inline, dataclasses.replace(template, reasoning=Reasoning.DROP)) == [f"\n{closed}\n\n7<|im_end|>"]
+
+
+def test_chats_stand_or_fall_alone_where_a_block_is_opened_by_a_tag_of_its_own():
+    """Prevents one probe that such a template cannot write from ending the check of every chat with it."""
+    source = SHAPES["opens"].replace("</think>", "</muse>").replace("<think>", "<muse>")
+    one, two = render_proven([PLAIN, TWO], ChatTemplate(name="muse", source=source), TOKENIZER)
+    assert not isinstance(one, UserError) and one.violations == ()
+    assert isinstance(two, UserError) and "differs from the prompt" in str(two)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -92,11 +92,27 @@ SOUND_SO = (
     *("LossMask", "loss_masks", "lossmask", "losses", "loss_weight", "loss_weights", "mask", "masked", "masks"),
     *("is_masked", "ignore", "ignored", "ignore_loss", "weights", "Weight", "sample_weight", "token_weights"),
     *("message weight", "supervise", "supervised", "untrainable", "train_on_this", "turn_mask", "exclude_from_loss"),
+    *("train_detail", "calculate_loss", "eot_loss", "requires_grad", "skip", "skipped", "exclude", "excluded"),
 )
 SPEAK_OF_ELSE = (
     *("train_split", "training_set", "source_weight", "weight_kg", "ignore_case", "lang", "source", "trainer", "id"),
     *("attention_mask", "special_tokens_mask", "model", "constraint", "strain", "unmasking_date", "gloss", "author"),
-    *("learner_name", "turns", "tokens", "answer", "message", "do", "", "7", "日本", *MARKS),
+    *(
+        "grade",
+        "graded",
+        "skip_connection",
+        "excluded_by",
+        "learner_name",
+        "turns",
+        "tokens",
+        "answer",
+        "message",
+        "do",
+        "",
+        "7",
+        "日本",
+        *MARKS,
+    ),
 )
 
 
