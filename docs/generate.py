@@ -130,7 +130,8 @@ def meanings_of(kind: type) -> dict[str, str]:
             isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
         )
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
-            found[field.target.id] = " ".join(text.value.value.split())  # pyright: ignore[reportAttributeAccessIssue]
+            assert isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            found[field.target.id] = " ".join(str(text.value.value).split())
     return found
 
 

@@ -94,7 +94,7 @@ def fit(value: Any, hint: Any, label: str) -> Any:
         raise UserError(f"{label} is {shown}; it must be {describe(hint)}")
     kind, allowed = kinds[0]
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = value if type(value) in (int, float) else kind(value)
+        number: Any = value if type(value) in (int, float) else kind(value)
         if not allowed.holds(number):
             raise UserError(f"{label} is {number!r}; it must be {describe(hint)}")
         return number

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 import time
+from typing import Any
 
 from jaxtune import config
 from jaxtune.config import Budget, DataConfig, ExperimentConfig, LoraConfig, ModelSource, OptimConfig
@@ -52,8 +53,10 @@ def numbers():
 
 def choices():
     """What becomes of texts and numbers where a choice belongs."""
-    found = {"cosine": str(OptimConfig(schedule="cosine").schedule)}
-    for kind, field, value in ((OptimConfig, "schedule", "cosin"), (DataConfig, "packing", 3)):
+    tries: list[tuple[Any, str, Any]] = [(OptimConfig, "schedule", "cosine")]
+    found = {"cosine": str(kind(**{field: value}).schedule) for kind, field, value in tries}
+    wrong: list[tuple[Any, str, Any]] = [(OptimConfig, "schedule", "cosin"), (DataConfig, "packing", 3)]
+    for kind, field, value in wrong:
         try:
             found[str(value)] = str(kind(**{field: value}))
         except UserError as error:

@@ -256,7 +256,7 @@ def test_schedules_equal_those_of_optax(schedule):
 )
 @hypothesis.settings(max_examples=200, deadline=None)
 def test_no_schedule_jumps_and_each_reaches_its_peak(schedule, total, warm, decay, final, traced):
-    given = {"warmup_steps": warm} if isinstance(warm, int) else {"warmup_frac": warm}
+    given: Any = {"warmup_steps": warm} if isinstance(warm, int) else {"warmup_frac": warm}
     config = OptimConfig(schedule=schedule, decay_frac=decay, final_fraction=final, **given)
     steps = jnp.arange(128)  # always as many, so that nothing is compiled again
     try:

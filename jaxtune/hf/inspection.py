@@ -58,7 +58,7 @@ def _text(folder: Path, config: ModelConfig) -> dict[str, Any]:
     try:
         ids, template = _probe(load_template(folder), words), "here"
     except NoTemplate:
-        ids, template = words.encode(PROBE.messages[0].content), "none; a config names one with model.template"
+        ids, template = words.encode(PROBE.messages[0].content or ""), "none; a config names one with model.template"
     check_rows(ids, words, config, folder)
     spare = max(0, words.vocab_size - config.vocab_size)
     facts = {"chat template": template, "tokens": words.vocab_size}

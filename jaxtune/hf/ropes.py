@@ -54,7 +54,7 @@ def read_ropes(
     rope = _read_rope(Fields(parameters, f"{left.origin}: rope"), max_seq_len)
     if local_unscaled:
         local_rope = RopeConfig(theta=rope.theta if local_theta is None else local_theta)
-        return {"rope": rope, "local_rope": None if local_rope == rope else local_rope}
+        return {"rope": rope} if local_rope == rope else {"rope": rope, "local_rope": local_rope}
     return {"rope": rope} if local_theta is None else {"rope": rope, "local_rope": RopeConfig(theta=local_theta)}
 
 

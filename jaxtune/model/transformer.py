@@ -121,11 +121,11 @@ class Transformer(nnx.Module):
         """
         ends = jnp.where(segment_ids > 0, positions + 1, 0).max(axis=1).astype(jnp.int32)
         lengths = jnp.maximum(cache.lengths, ends)
-        if cache.tokens is not None:
-            cache = self._read_again(cache, lengths, dtype)
-            places = jnp.where(segment_ids > 0, positions, cache.tokens.shape[1])
+        if (held := cache.tokens) is not None:
+            cache = self._read_again(cache, lengths, dtype)  # which leaves the tokens as they are
+            places = jnp.where(segment_ids > 0, positions, held.shape[1])
             rows = jnp.arange(tokens.shape[0])[:, None]
-            seen = cache.tokens.at[rows, places].set(tokens.astype(jnp.int32), mode="drop")
+            seen = held.at[rows, places].set(tokens.astype(jnp.int32), mode="drop")
             cache = dataclasses.replace(cache, tokens=seen)
         hidden, cache = self._extend(tokens, positions, segment_ids, lengths, cache, dtype)
         return hidden, dataclasses.replace(cache, lengths=lengths)
@@ -150,13 +150,14 @@ class Transformer(nnx.Module):
 
     def _read_again(self, cache: Cache, lengths: Int[Array, " b"], dtype) -> Cache:
         """The cache with keys and values of rows that pass the original context computed for rows of `lengths`."""
-        assert cache.tokens is not None and self.config.rope.original_max_len is not None
-        original, (batch, slots) = self.config.rope.original_max_len, cache.tokens.shape
+        held, original = cache.tokens, self.config.rope.original_max_len
+        assert held is not None and original is not None
+        batch, slots = held.shape
         passing = (cache.lengths > 0) & (cache.lengths <= original) & (lengths > original)
         chunk = math.gcd(slots, 512)
 
         def read(number, again: Cache) -> Cache:
-            tokens = jax.lax.dynamic_slice_in_dim(cache.tokens, number * chunk, chunk, axis=1)
+            tokens = jax.lax.dynamic_slice_in_dim(held, number * chunk, chunk, axis=1)
             positions = jnp.broadcast_to(number * chunk + jnp.arange(chunk), (batch, chunk))
             present = (passing[:, None] & (positions < cache.lengths[:, None])).astype(jnp.int32)
             return self._extend(tokens, positions, present, lengths, again, dtype)[1]

@@ -199,7 +199,8 @@ def settings_to_try(axes: Sequence[Axis], optimum: Optimum, *, seeds: int, count
             side * (STRETCH if axis.beyond(side) in optimum.advice else 1.0) for side in (-1, 1)
         )  # beyond(side) is None at a natural bound, which is never advised
         places = low + (grid[:, index] + 1) / 2 * (high - low)
-        grid[:, index] = np.clip(places, *(axis.position(bound) for bound in axis.natural))
+        least, most = (axis.position(bound) for bound in axis.natural)
+        grid[:, index] = np.clip(places, least, most)
     levels = np.stack(np.unravel_index(np.arange(len(grid)), (optimum.levels,) * len(axes)))
     step = max(1, optimum.levels // 20)
     grid, levels = grid[np.all(levels % step == 0, axis=0)], levels[:, np.all(levels % step == 0, axis=0)]

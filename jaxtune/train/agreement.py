@@ -35,7 +35,9 @@ def check_processes(identity: Json, start: Mapping[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    first = dict(zip(FIRST, (identity["code"]["sha256"], identity["environment"]["packages"]), strict=True))
+    first: dict[str, Any] = dict(
+        zip(FIRST, (identity["code"]["sha256"], identity["environment"]["packages"]), strict=True)
+    )
     for things in (first, compared(identity, start)):
         gathered = np.asarray(multihost_utils.process_allgather(digests(things)))
         if found := disagreements(gathered, list(things)):
@@ -65,7 +67,7 @@ def digests(things: Mapping[str, Any]) -> UInt32[np.ndarray, "things 2"]:
 def disagreements(gathered: UInt32[np.ndarray, "processes things 2"], names: Sequence[str]) -> list[tuple[int, str]]:
     """(process, name) of everything in which a process differs from process 0."""
     differs = (gathered != gathered[:1]).any(axis=-1)
-    return [(int(process), names[thing]) for process, thing in np.argwhere(differs)]
+    return [(int(process), names[int(thing)]) for process, thing in np.argwhere(differs).tolist()]
 
 
 def in_words(found: Sequence[tuple[int, str]], things: Mapping[str, Any]) -> str:

@@ -111,7 +111,7 @@ def record(run_dir: pathlib.Path, identity: Json, changes: Sequence[Change], ste
     write_sealed(path, {**recorded, "changes": earlier})
 
 
-def option_at(recorded: Json, name: str, step: int) -> Any:
+def option_at(recorded: Mapping[str, Any], name: str, step: int) -> Any:
     """Value of an option, as in config.json, with which update number `step` (from 1) was computed."""
     value = _by_option(recorded["config"]).get(name)
     for entry in reversed(recorded.get("changes", [])):
@@ -120,7 +120,7 @@ def option_at(recorded: Json, name: str, step: int) -> Any:
     return value
 
 
-def _by_option(config: Json) -> dict[str, Any]:
+def _by_option(config: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a config as JSON by the dotted names of options. Where tasks lie is left out: content is compared."""
     known = configs.leaves()
     tasks = [{key: item for key, item in task.items() if key != "splits"} for task in config.get("tasks", [])]

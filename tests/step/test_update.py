@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +143,7 @@ def test_a_non_finite_gradient_is_withheld_and_reported(plain):
 
 
 def test_learning_rate_and_decay_are_traced_and_reach_the_update():
+    update: Any
     update, state = make()
     found = {}
     for decay in (0.0, 0.1):
@@ -160,6 +162,7 @@ def test_every_micro_batch_has_noise_of_its_own():
     table = {"embedding": jax.random.normal(jax.random.key(0), (32, 8))}
 
     def noisy(params, frozen, batch, key=None):
+        assert key is not None
         hidden = params["embedding"][batch.tokens]
         return hidden + jax.random.normal(key, hidden.shape), params["embedding"]
 
@@ -224,7 +227,7 @@ def test_sums_over_micro_batches_of_bfloat16_parameters_are_float32():
         ], head
 
     keep = optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params), lambda g, s, p=None: (g, g)
+        lambda params: jax.tree.map(jnp.zeros_like, params), lambda updates, state, params=None: (updates, updates)
     )
     groups = optim.make_groups(OPTIM, wide)
 

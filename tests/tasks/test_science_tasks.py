@@ -3,6 +3,7 @@ import json
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,10 +101,11 @@ def test_classes_overlap_so_that_the_best_guess_is_wrong_in_one_of_five(records)
 
 @pytest.mark.parametrize("name", ["sum_stories", "terse_cued"])
 def test_records_are_the_same_in_another_process_and_make_conversations(records, name):
-    source = TASKS[name].splits["train"]
+    source: Any = TASKS[name].splits["train"]
     again = pickle.loads(pickle.dumps(source))
     assert again.fingerprint == source.fingerprint
     plain = lambda row: json.loads(json.dumps(row))
     assert [plain(row) for row in again] == records[name][Split.TRAIN]
-    conversation = TASKS[name].templates[0](source[0])
+    word: Any = TASKS[name].templates[0]
+    conversation = word(source[0])
     assert conversation.messages[-1].content == source[0]["answer"]

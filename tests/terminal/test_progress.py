@@ -21,7 +21,7 @@ def plain_console():
 
 
 def text_of(console):
-    return console.file.getvalue()
+    return shown.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,10 @@ def test_a_phase_says_that_it_goes_on_and_how_far_it_is_only_when_it_is_slow(cap
 
 
 def test_lines_of_a_phase_stand_above_the_bar_of_the_display_that_is_shown():
-    console = Console(file=io.StringIO())
+    shown = io.StringIO()
+    console = Console(file=shown)
     with TrainProgress(3, console=console), pytest.raises(KeyError), Phase("saving", first=0.0) as phase:
-        while "saving: ..." not in console.file.getvalue():
+        while "saving: ..." not in shown.getvalue():
             time.sleep(0.01)
         raise KeyError(phase)
-    assert "saving: done" not in console.file.getvalue()
+    assert "saving: done" not in shown.getvalue()

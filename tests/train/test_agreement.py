@@ -29,7 +29,7 @@ def test_every_option_is_compared_or_a_process_own(tmp_path):
 @given(st.lists(st.sampled_from([None, "optim.peak_lr", "seed", "eval.every", "checkpoint.save_every"]), max_size=4))
 def test_each_process_that_differs_is_named_with_what_differs(changes):
     base = tiny_config(pathlib.Path("nowhere"))
-    gathered, expected = [], []
+    gathered, expected, things = [], [], {}
     for process, name in enumerate([None, *changes]):
         config = base
         if name is not None:
