@@ -21,7 +21,7 @@ def plain_console():
 
 
 def text_of(console):
-    return shown.getvalue()
+    return console.file.getvalue()
 
 
 @pytest.mark.parametrize(
