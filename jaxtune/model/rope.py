@@ -98,11 +98,21 @@ def rotary_dim(rope: RopeConfig, head_dim: int) -> int:
     return dim
 
 
+def check_fit(rope: RopeConfig, head_dim: int) -> None:
+    """Raises UserError for a rope that cannot rotate heads of `head_dim` dimensions."""
+    pairs = rotary_dim(rope, head_dim) // 2
+    for name in ("short_factor", "long_factor"):
+        factors = getattr(rope, name)
+        if factors is not None and len(factors) != pairs:
+            raise UserError(f"rope {name} has {len(factors)} numbers; the head dimension needs {pairs}.")
+
+
 def frequencies(rope: RopeConfig, head_dim: int) -> tuple[Float[np.ndarray, "choice half"], float]:
     """Angular frequency of each rotated pair, and the factor on cosines and sines.
 
     The first axis has one row, or two for LONGROPE: for sequences up to, and beyond, the original length.
     """
+    check_fit(rope, head_dim)
     dim = rotary_dim(rope, head_dim)
     # Rounded where pretrained models rounded: far into a long row, one ulp of a frequency shows in the logits.
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
@@ -201,9 +211,6 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
 
 def _longrope(rope: RopeConfig, base: np.ndarray) -> tuple[np.ndarray, float]:
     short, long = np.asarray(rope.short_factor), np.asarray(rope.long_factor)
-    for name, values in (("short_factor", short), ("long_factor", long)):
-        if values.shape != base.shape:
-            raise UserError(f"rope {name} has {values.size} numbers; the head dimension needs {base.size}.")
     original = _given(rope.original_max_len)
     factor = rope.factor or 1.0
     derived = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))

@@ -7,7 +7,7 @@ import math
 from jaxtune.errors import UserError
 from jaxtune.model.attention.core import Backend
 from jaxtune.model.moe import MoeConfig
-from jaxtune.model.rope import RopeConfig, rotary_dim
+from jaxtune.model.rope import RopeConfig, check_fit
 
 MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1
 """Far beyond any model; a file that states more is damaged, and must not take the machine's memory."""
@@ -121,7 +121,7 @@ class ModelConfig:
         self._check_finite()
         for rope in (self.rope, self.local_rope):
             if rope is not None:
-                rotary_dim(rope, self.head_dim)
+                check_fit(rope, self.head_dim)
 
     def _check_finite(self) -> None:
         names = ("embed_scale", "attn_scale", "attn_soft_cap", "final_soft_cap")

@@ -1,5 +1,6 @@
 """Rotary tables whose frequencies depend on an example's length."""
 
+import dataclasses
 import functools
 
 import hypothesis
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxtune.errors import UserError
 from jaxtune.model import rope, transformer
 from jaxtune.model.attention.core import Backend
 from jaxtune.model.rope import RopeConfig, RopeScaling
@@ -95,3 +97,11 @@ def test_a_cache_that_grows_beyond_the_original_context_equals_the_row_read_at_o
                 continue
             whole = apply(params, *rows([tokens[row, :stop]], [tokens[row, :stop]]))[0]
             np.testing.assert_allclose(hidden[row, stop - 1 - (place - width)], whole[stop - 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["short_factor", "long_factor"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_factors_of_another_head_dimension_are_no_model(name, count):
+    """Prevents a folder from being read that fails when the first batch is computed."""
+    with pytest.raises(UserError, match=f"{name} has {count} numbers; the head dimension needs 2"):
+        dataclasses.replace(CONFIG, rope=dataclasses.replace(LONGROPE, **{name: (1.0,) * count}))
