@@ -128,7 +128,7 @@ class Fields:
             raise UserError(f"{self.origin}: the field {name!r} is {value}; it must be above 0 and finite.")
         return value
 
-    def _float(self, name: str, value: float) -> float:
+    def _float(self, name: str, value: float | int) -> float:
         try:
             return float(value)
         except OverflowError:

@@ -186,8 +186,8 @@ def test_targets_that_match_nothing_are_refused_with_what_there_is():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 0}, "lora rank is 0"),
-        ({"alpha": 0.0}, "lora alpha is 0.0"),
+        ({"rank": 0}, "lora.rank is 0"),
+        ({"alpha": 0.0}, "lora.alpha is 0.0"),
         ({"targets": ()}, "lora targets is empty"),
     ],
 )
