@@ -39,7 +39,16 @@ RUN_OPTIONS = frozenset({"remat", "attention"})
 
 
 def read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
-    """The ModelConfig of a config.json; UserError on unknown and unsupported fields names `origin`."""
+    """The ModelConfig of a config.json; UserError on unknown, unsupported and impossible fields names `origin`."""
+    try:
+        return _read_config(fields, origin)
+    except UserError as error:
+        if str(error).startswith(origin):
+            raise
+        raise UserError(f"{origin}: {error}") from error  # of a part of the model, which does not know the file
+
+
+def _read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
     family = family_of(fields.get("model_type"), origin)
     left = Fields(fields, origin)
     left.require("architectures", [family.architecture])
@@ -69,10 +78,7 @@ def read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
         **family.read(left, sizes),
     }
     left.finish()
-    try:
-        return ModelConfig(**arguments)
-    except UserError as error:
-        raise UserError(f"{origin}: {error}") from error
+    return ModelConfig(**arguments)
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
