@@ -18,7 +18,7 @@ import tyro
 
 from jaxtune.chat import Bos, MaskPolicy, Reasoning
 from jaxtune.data.fit import LengthPolicy
-from jaxtune.errors import Range, UserError, check_fields
+from jaxtune.errors import REAL, WHOLE, Range, UserError, check_fields
 from jaxtune.evaluate.loss import Aggregate, EvalConfig
 from jaxtune.mixture.settings import Budget, Group, MixingUnit, MixtureConfig, OnCap, Selection, Strategy
 from jaxtune.model.attention.core import Backend
@@ -37,12 +37,12 @@ from jaxtune.storage.documents import dotted, json_bytes, plain
 from jaxtune.tasks import Task
 
 __all__ = [
-    "Aggregate", "Backend", "BatchConfig", "Bits", "Budget", "CheckpointConfig", "DataConfig", "Dtype",
-    "EarlyStoppingConfig", "EvalConfig", "ExperimentConfig", "Group", "HealthConfig", "Indivisible", "LengthPolicy",
-    "LoraConfig", "LossConfig", "MaskPolicy", "MeshConfig", "MirrorKind", "MixingUnit", "MixtureConfig",
-    "ModelSource", "Normalization", "OnCap", "OptimConfig", "Optimizer", "PackPolicy", "Remat", "Scaling", "Schedule",
-    "Selection", "Strategy", "Task", "Variant", "describe", "diff", "dump", "leaves", "load", "of_run", "override",
-    "to_json",
+    "Aggregate", "Backend", "BatchConfig", "Bits", "Bos", "Budget", "CheckpointConfig", "ComputeDtype",
+    "DataConfig", "Dtype", "EarlyStoppingConfig", "EvalConfig", "ExperimentConfig", "Group", "HealthConfig",
+    "Indivisible", "LengthPolicy", "LoraConfig", "LossConfig", "MaskPolicy", "MeshConfig", "MirrorKind",
+    "MixingUnit", "MixtureConfig", "ModelSource", "Normalization", "OnCap", "OptimConfig", "Optimizer",
+    "PackPolicy", "Reasoning", "Remat", "Scaling", "Schedule", "Selection", "Strategy", "Task", "Variant",
+    "describe", "diff", "dump", "leaves", "load", "of_run", "override", "to_json",
 ]  # fmt: skip
 
 
@@ -72,7 +72,9 @@ class ModelSource:
     """Folder or file of the tokenizer; by default the model folder."""
     template: str | None = None
     """Name of a built-in chat template, or a Jinja file; by default the one in the tokenizer's folder."""
-    template_variables: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    template_variables: dict[str, bool | Annotated[int, WHOLE] | Annotated[float, REAL] | str] = dataclasses.field(
+        default_factory=dict
+    )
     """What the template may ask for beyond messages and tools, e.g. `{"enable_thinking": False}`. Training, evaluation
     and generation see them, and the exported template takes them for its defaults."""
     template_date: str = "2024-07-26"
