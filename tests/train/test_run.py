@@ -254,8 +254,8 @@ def test_run_folder_rules(tmp_path):
     with pytest.raises(UserError, match="one of them"):
         runfolder.check(tmp_path / "x", resume=True, overwrite=True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        runfolder.check(tmp_path / "file", resume=False, overwrite=False)
+    with pytest.raises(UserError, match="is a file"), runfolder.only_writer(tmp_path / "file"):
+        pass
     runfolder.check(tmp_path / "new", resume=False, overwrite=False)
 
 
