@@ -232,8 +232,8 @@ def test_a_task_without_usable_splits_is_refused():
         words_task(name="a b")
     with pytest.raises(UserError, match="records of the shape `fields` need templates="):
         words_task(shape=Shape.FIELDS, templates=())
-    with pytest.raises(UserError, match="no metric 'bleu'; known: .*'exact_match'"):
-        words_task(metric="bleu")
+    with pytest.raises(UserError, match="no metric 'blue'; known: .*'exact_match'"):
+        words_task(metric="blue")
     with pytest.raises(UserError, match="max_examples must be 1 or more"):
         words_task(max_examples=0)
     with pytest.raises(UserError, match="max_repeats must be 0 or more, got -1.0"):
