@@ -6,6 +6,8 @@ Takes:   not measured. `jaxtune plan-memory configs/gemma_3_270m.py --platform g
 Reaches: not measured.
 """
 
+from smollm2_135m import tasks
+
 from jaxtune.config import (
     BatchConfig,
     Budget,
@@ -17,32 +19,6 @@ from jaxtune.config import (
     OptimConfig,
     Remat,
 )
-from jaxtune.tasks import Task, from_hub
-
-
-def tasks() -> tuple[Task, ...]:
-    """Three data sets of the hub: 15,000 questions, 9,500 chats, 7,500 sums; shares of them are kept for validation."""
-    dolly = {"instruction": "instruction", "input": "context", "output": "response"}
-    return (
-        Task(
-            name="dolly",
-            records=from_hub("databricks/databricks-dolly-15k", split="train"),
-            columns=dolly,
-            splits={"validation": 0.02},
-        ),
-        Task(
-            name="no_robots",
-            splits={
-                s: from_hub("HuggingFaceH4/no_robots", split=h) for s, h in (("train", "train"), ("validation", "test"))
-            },
-        ),
-        Task(
-            name="gsm8k",
-            records=from_hub("openai/gsm8k", config="main", split="train"),
-            columns={"prompt": "question", "completion": "answer"},
-            splits={"validation": 0.02},
-        ),
-    )
 
 
 def config() -> ExperimentConfig:
