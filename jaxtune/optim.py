@@ -343,7 +343,8 @@ def make_schedule(
 
     def schedule(step: int | Int[Array, ""]) -> Float[Array, ""]:
         k = jnp.asarray(step, jnp.float32)
-        return jnp.where(k < warm, (k + 1) / jnp.maximum(warm, 1), _decayed(config, k, total, warm))
+        ramp = jnp.where(k + 1 < warm, (k + 1) / jnp.maximum(warm, 1), 1.0)  # W * (1 / W), as XLA divides, may be < 1
+        return jnp.where(k < warm, ramp, _decayed(config, k, total, warm))
 
     return schedule
 

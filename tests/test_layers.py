@@ -97,3 +97,26 @@ def test_every_import_of_the_package_stands_for_a_module_also_inside_strings():
             if not place.is_dir() and not place.with_suffix(".py").is_file():
                 missing.append((path.relative_to(root).as_posix(), name))
     assert not missing
+
+
+NUMERIC_KERNELS = {("step/losses.py", "_run_chunks")}
+"""Functions that a compiled program calls with its arrays one by one."""
+
+
+def test_the_house_stays_small():
+    """At most 10 modules and 18 packages at the top; modules of 400 lines, functions of 60 lines and 8 parameters."""
+    top = [path for path in PACKAGE.iterdir() if path.suffix == ".py"]
+    rooms = [path for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()]
+    assert len(top) <= 10 and len(rooms) <= 18 and len(LAYERS) <= 10
+    large = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(PACKAGE).as_posix()
+        large += [f"{name}: {text.count(chr(10))} lines"] if text.count("\n") > 400 else []
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and (name, node.name) not in NUMERIC_KERNELS:
+                given = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                parameters = len(given) - (given[:1] in (["self"], ["cls"]))
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > 60 or parameters > 8:
+                    large.append(f"{name}: {node.name} has {lines} lines and {parameters} parameters")
+    assert not large

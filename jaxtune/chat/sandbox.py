@@ -9,7 +9,6 @@ stopped when it loops for ever or builds huge values. The dialect is the one of 
 import dataclasses
 import datetime
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -23,8 +22,18 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
-from jaxtune.chat.meter import guard_arguments, guard_operator, measure, meter, metered, size_of, stopped
-from jaxtune.chat.traced import Piece, Traced, in_block, join, pieces_of, source_of, trace
+from jaxtune.chat.filters import (
+    filter_join,
+    guarded,
+    join_texts,
+    make_dict,
+    raise_exception,
+    strftime_now,
+    to_json,
+    to_text,
+)
+from jaxtune.chat.meter import guard_arguments, guard_operator, meter, metered, size_of
+from jaxtune.chat.traced import Piece, in_block, join, pieces_of, source_of, trace
 from jaxtune.errors import UserError
 
 MAX_SOURCE = 1_000_000
@@ -187,7 +196,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[_Generation, "jinja2.ext.loopcontrols"],
-            finalize=_to_text,
+            finalize=to_text,
             optimized=False,
         )
 
@@ -204,7 +213,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def tilde(self, values: Iterable[Any]) -> str:
         """The `~` operator."""
-        parts = [_to_text(value) for value in values]
+        parts = [to_text(value) for value in values]
         meter().spend(sum(map(len, parts)))
         return join(parts)
 
@@ -235,7 +244,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             guard_arguments(__obj.__name__, owner, args, kwargs)
             if __obj.__name__ == "join":
-                return _join_texts(owner, *args)
+                return join_texts(owner, *args)
         result = super().call(__context, __obj, *args, **kwargs)
         meter().spend(size_of(result))
         if type(owner) is str and type(result) is str:
@@ -249,92 +258,12 @@ def _environment() -> _Environment:
     environment = _Environment()
     for name in ("random", "safe", "escape", "e", "forceescape", "xmlattr", "urlize", "map"):
         del environment.filters[name]
-    environment.filters.update({name: _guarded(name, f) for name, f in environment.filters.items()})
+    environment.filters.update({name: guarded(name, f) for name, f in environment.filters.items()})
     environment.filters.update(
-        tojson=_tojson, join=_filter_join, string=_to_text, map=jinja2.filters.FILTERS["map"], safe=_to_text
+        tojson=to_json, join=filter_join, string=to_text, map=jinja2.filters.FILTERS["map"], safe=to_text
     )
     del environment.globals["lipsum"]  # random text
     environment.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace, dict=_make_dict
+        raise_exception=raise_exception, strftime_now=strftime_now, namespace=_Namespace, dict=make_dict
     )
     return environment
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.datetime.combine(meter().today, datetime.time()).strftime(format)
-
-
-def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)
-
-
-def _to_text(value: Any) -> str:
-    """What is printed for a value."""
-    if isinstance(value, str):
-        return value if type(value) in (str, Traced) else str.__str__(value)
-    if isinstance(value, jinja2.Undefined) and value._undefined_exception is jinja2.exceptions.SecurityError:
-        value._fail_with_undefined_error()
-    meter().spend(measure(value))
-    source = source_of(value)
-    return str(value) if source is None else trace(str(value), source)
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """JSON without the HTML escapes of Jinja's own filter."""
-    guard_arguments("tojson", "", (indent,), {})
-    if any(size_of(text) > 16 for text in separators or ()):
-        raise stopped("separators of more than 16 characters are not allowed")
-    width = len(indent) if isinstance(indent, str) else indent if isinstance(indent, int) else 0
-    meter().spend(measure(value, width))
-    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    source = source_of(value)
-    return text if source is None else trace(text, source)
-
-
-@jinja2.pass_environment
-def _filter_join(
-    environment: jinja2.Environment, value: Iterable[Any], d: str = "", attribute: str | int | None = None
-) -> str:
-    if attribute is not None:
-        value = map(jinja2.filters.make_attrgetter(environment, attribute), value)
-    return _join_texts(d, value)
-
-
-def _join_texts(separator: str, values: Iterable[Any]) -> str:
-    texts: list[str] = []
-    size = 0
-    for value in values:
-        texts += ([separator] if texts and separator else []) + [_to_text(value)]
-        size += len(separator) + len(texts[-1])
-        meter().allow(size)
-    meter().spend(size)
-    return join(texts)
-
-
-_TEXT_FILTERS = frozenset(
-    ("capitalize", "center", "format", "indent", "lower", "upper", "title", "truncate", "wordwrap", "replace")
-    + ("striptags", "urlencode", "pprint", "trim")
-)
-"""Filters whose result is a new text made of their arguments."""
-
-
-def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        given = args[1:] if hasattr(function, "jinja_pass_arg") else args
-        text = given[0] if given and isinstance(given[0], str) else ""
-        guard_arguments(name, text, given[1:] if text else given, kwargs)
-        result = function(*args, **kwargs)
-        meter().spend(size_of(result))
-        if name in _TEXT_FILTERS and isinstance(result, str) and type(result) is not Traced:
-            source = source_of([*given, kwargs])
-            result = str.__str__(result) if source is None else trace(result, source)
-        return result
-
-    return run

@@ -103,6 +103,21 @@ class _Rows:
     """Address of each row's random draws: a digest of the prompt, and how often the same prompt came before."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batching:
+    """The rows, number format and devices of a batch of prompts."""
+
+    rows: int = 64
+    """Most prompts in a batch."""
+    dtype: jax.typing.DTypeLike = jnp.float32
+    """Format of the arithmetic."""
+    mesh: jax.sharding.Mesh | None = None
+    """Devices over whose `data` and `fsdp` axes the rows are split; None: the default device."""
+
+
+ONE_DEVICE = Batching()
+
+
 def generate(
     graphdef: nnx.GraphDef,
     params: PyTree,
@@ -111,19 +126,17 @@ def generate(
     *,
     stop_ids: Collection[int],
     sampling: SamplingConfig,
-    batch_size: int = 64,
-    dtype: jax.typing.DTypeLike = jnp.float32,
-    mesh: jax.sharding.Mesh | None = None,
+    batching: Batching = ONE_DEVICE,
 ) -> list[list[int]]:
     """New tokens of each prompt, in the order given; the stop token that ended an answer is its last token.
 
-    Prompts of similar length share a batch of at most `batch_size`. With a `mesh`, the rows of a batch are split over
-    its `data` and `fsdp` axes; every process passes the same prompts and gets all answers.
+    Prompts of similar length share a batch. Every process of a job passes the same prompts and gets all answers.
     Raises UserError for a prompt that is empty, holds ids the model does not have, or leaves no room in its context.
     """
     check_prompts(prompts, config)
+    mesh = batching.mesh
     shards = 1 if mesh is None else row_shards(mesh)
-    size = -(-min(batch_size, _power_of_two(len(prompts))) // shards) * shards
+    size = -(-min(batching.rows, _power_of_two(len(prompts))) // shards) * shards
     draws = _draws(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, list[int]] = {}
@@ -131,7 +144,7 @@ def generate(
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             rows, slots = _make_rows(config, [prompts[i] for i in chosen], draws[chosen], sampling, size)
-            program = _make_program(graphdef, config, sampling, slots, size, dtype)
+            program = _make_program(graphdef, config, sampling, slots, size, batching.dtype)
             with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
                 placed = rows if mesh is None else jax.device_put(rows, jax.NamedSharding(mesh, jax.P(ROWS)))
                 run = _jitted(_answer, program.dtype)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxtune.data.subset import Encoded, Subset, encode_again
 from jaxtune.evaluate.answers import ScoreResult, generation_scores
-from jaxtune.evaluate.decoding import SamplingConfig, generate
+from jaxtune.evaluate.decoding import Batching, SamplingConfig, generate
 from jaxtune.evaluate.loss import LossResult, per_task_loss
 from jaxtune.plan.planning import Plan
 from jaxtune.step.update import Params
@@ -61,12 +61,13 @@ def score(session: Session, params: Params) -> ScoreResult:
     """Greedy answers to the test questions, scored."""
     inputs, settings = session.inputs, session.config.eval
 
+    dtype = jnp.dtype(compute_dtype(session.config, session.mesh))
+
     def answer(prompts: list[list[int]]) -> list[list[int]]:
         return generate(
             session.program.graphdef, session.full_params(params), inputs.model, prompts,
             stop_ids=sorted(inputs.stop_ids), sampling=SamplingConfig(max_new_tokens=settings.max_new_tokens),
-            batch_size=settings.generate_rows, mesh=session.mesh,
-            dtype=jnp.dtype(compute_dtype(session.config, session.mesh)),
+            batching=Batching(rows=settings.generate_rows, mesh=session.mesh, dtype=dtype),
         )  # fmt: skip
 
     metric_of = {task.name: task.metric for task in (*inputs.tasks.values(), *inputs.held.values())}

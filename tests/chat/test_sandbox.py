@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.chat import meter
+from jaxtune.chat import filters, meter
 from jaxtune.chat import sandbox as jinja
 from jaxtune.chat.traced import trace
 from jaxtune.errors import UserError
@@ -171,7 +171,7 @@ def test_a_template_that_meets_the_end_of_memory_says_so(monkeypatch):
     def none_left(value, indent=0):
         raise MemoryError
 
-    monkeypatch.setattr(jinja, "measure", none_left)
+    monkeypatch.setattr(filters, "measure", none_left)
     with pytest.raises(UserError, match="'toy', line 1: stopped: the machine has no memory left"):
         run("{{ [1] | tojson }}")
 

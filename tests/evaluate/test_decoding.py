@@ -9,7 +9,7 @@ import pytest
 
 from jaxtune.errors import UserError
 from jaxtune.evaluate import decoding as generation
-from jaxtune.evaluate.decoding import SamplingConfig, generate, stream
+from jaxtune.evaluate.decoding import Batching, SamplingConfig, generate, stream
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params, apply
 from jaxtune.parallel import sharding
@@ -34,7 +34,8 @@ def model() -> Any:
 
 
 def answer(model, prompts, sampling: SamplingConfig, stop_ids=NEVER, **options) -> list[list[int]]:
-    return generate(model[0], model[1], CONFIG, prompts, stop_ids=stop_ids, sampling=sampling, **options)
+    batching = Batching(**options)
+    return generate(model[0], model[1], CONFIG, prompts, stop_ids=stop_ids, sampling=sampling, batching=batching)
 
 
 def streamed(model, prompt, sampling: SamplingConfig, stop_ids=NEVER) -> list[int]:
@@ -82,7 +83,7 @@ def test_cached_batches_equal_recomputation(model, prompts, greedy):
 
 def test_one_by_one_equals_batched(model, prompts, greedy):
     sampling = SamplingConfig(max_new_tokens=12)
-    assert answer(model, prompts, sampling, batch_size=1) == greedy
+    assert answer(model, prompts, sampling, rows=1) == greedy
 
 
 def test_an_answer_ends_with_its_stop_token(model, prompts, greedy):
@@ -118,7 +119,7 @@ def test_prompt_and_answer_lengths_share_a_program(model, prompts, greedy):
     before = program._cache_size()
     for new_tokens, chosen in ((3, prompts), (9, prompts[:5]), (1, prompts[::-1])):
         sampling = SamplingConfig(max_new_tokens=new_tokens)
-        answer(model, chosen, sampling, {1, 2, 3}, batch_size=8)
+        answer(model, chosen, sampling, {1, 2, 3}, rows=8)
     assert program._cache_size() == before
 
 
@@ -183,7 +184,7 @@ def test_draws_follow_the_tempered_probabilities(model):
     graphdef, params = model
     prompt, draws, temperature = [7, 8, 9], 400, 2.0
     sampling = SamplingConfig(max_new_tokens=1, temperature=temperature)
-    drawn = answer(model, [prompt] * draws, sampling, batch_size=8)
+    drawn = answer(model, [prompt] * draws, sampling, rows=8)
     tokens, positions = jnp.asarray([prompt]), jnp.arange(3)[None]
     hidden = apply(graphdef, params, tokens, positions, jnp.ones_like(tokens))
     expected = draws * np.asarray(jax.nn.softmax(hidden[0, -1] @ params["embed"]["embedding"].T / temperature))

@@ -293,7 +293,7 @@ def test_partial_rotation_leaves_the_rest_alone():
     ("changed", "message"),
     [
         ({"num_kv_heads": 3}, r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"),
-        ({"d_ff": 0}, "model d_ff is 0; it must be at least 1"),
+        ({"d_ff": 0}, r"model d_ff is 0; it must be in \[1, "),
         ({"sliding_window": 0}, "sliding_window is 0"),
         ({"layer_kinds": (LayerKind.GLOBAL,)}, "layer_kinds has 1 entries; the model has 3 layers"),
         ({"layer_kinds": (LayerKind.LOCAL,) * 3}, "set sliding_window"),

@@ -64,7 +64,7 @@ def test_all_processes_are_told_what_does_not_fit(numbers, message):
 
 def test_a_port_that_is_taken_is_named_at_once():
     with socket.create_server(("", 0)) as server, pytest.raises(UserError, match="is another job running there"):
-        roll_call(f"localhost:{server.getsockname()[1]}", 2, 0, timeout=60)
+        roll_call(f"localhost:{server.getsockname()[1]}", 2, 0, timeout=60.0)
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"jaxtune roll call [1]\n", b"jaxtune roll call {\n"])
