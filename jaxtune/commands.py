@@ -191,7 +191,7 @@ def refuse_missing(paths: Sequence[str]) -> None:
 def run_preview(arguments: argparse.Namespace) -> None:
     from jaxtune import preview
 
-    shown = preview.Shown(
+    shown = preview.ShownExamples(
         examples=arguments.examples, task=arguments.task, id=arguments.id, index=arguments.index,
         search=arguments.search,
     )  # fmt: skip

@@ -34,7 +34,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shown:
+class ShownExamples:
     """Which training examples a preview shows: the first of the order, or those that are asked for."""
 
     examples: int = 2
@@ -64,14 +64,14 @@ class Shown:
 
 def run(
     config: ExperimentConfig,
-    shown: Shown | None = None,
+    shown: ShownExamples | None = None,
     *,
     html: Path | None = None,
     compare: str | None = None,
     as_json: bool = False,
 ) -> None:
     """Print the preview of a config, or its JSON; with `html`, write the page too."""
-    shown = shown or Shown()
+    shown = shown or ShownExamples()
     compared = parse_alternatives(compare) if compare is not None else None
     inputs = resolution.resolve(config, questions=False, show_progress=not as_json)
     if shown.task is not None and shown.task not in inputs.tasks:
@@ -96,7 +96,7 @@ def run(
         out.print(f"\n{html}", markup=False)
 
 
-def chosen(inputs: Inputs, shown: Shown) -> dict[str, list[int]]:
+def chosen(inputs: Inputs, shown: ShownExamples) -> dict[str, list[int]]:
     """Numbers of the examples to show, by task; raises UserError where an example is asked for that is not there."""
     names = [name for name in inputs.tasks if shown.task in (None, name)]
     found = {name: list(itertools.islice(matching(inputs, name, shown), shown.examples)) for name in names}
@@ -108,7 +108,7 @@ def chosen(inputs: Inputs, shown: Shown) -> dict[str, list[int]]:
     return {name: numbers for name, numbers in found.items() if numbers or not shown.asks}
 
 
-def matching(inputs: Inputs, task: str, shown: Shown) -> Iterator[int]:
+def matching(inputs: Inputs, task: str, shown: ShownExamples) -> Iterator[int]:
     """Numbers of a task's examples that fit the request, in the order of the first epoch."""
     store, source = inputs.train[task], inputs.tasks[task].source(TRAIN)
     for number in map(int, order.permutation(inputs.config.seed, task, 0, len(store))):

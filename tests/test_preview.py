@@ -12,7 +12,7 @@ from jaxtune.chat import MaskPolicy
 from jaxtune.config import DataConfig, ExperimentConfig, ModelSource
 from jaxtune.errors import UserError
 from jaxtune.mixture import Budget, MixtureConfig, allocate
-from jaxtune.preview import Shown
+from jaxtune.preview import ShownExamples
 from jaxtune.tasks import Task, from_list
 from jaxtune.train import resolution
 
@@ -44,7 +44,7 @@ def inputs(config):
 
 
 def test_the_preview_prints_mixture_lengths_reasons_and_examples(config, capsys):
-    preview.run(config, Shown(examples=1))
+    preview.run(config, ShownExamples(examples=1))
     out = capsys.readouterr().out
     assert "echo: 1 dropped: longer than the maximum length" in out
     sums = next(line.split() for line in out.splitlines() if line.startswith("sums") and "%" in line)
@@ -54,7 +54,7 @@ def test_the_preview_prints_mixture_lengths_reasons_and_examples(config, capsys)
 
 
 def test_json_holds_the_same_numbers_as_the_plan(config, inputs, capsys):
-    preview.run(config, Shown(examples=2), compare="temperature=1,inf", as_json=True)
+    preview.run(config, ShownExamples(examples=2), compare="temperature=1,inf", as_json=True)
     data = json.loads(capsys.readouterr().out)
     assert [row["count"] for row in data["mixture"]["tasks"]] == list(inputs.plan.allocation.counts.values())
     assert data["mixture"]["plan_hash"] == inputs.plan.hash
@@ -107,13 +107,13 @@ def test_a_histogram_line_shows_every_bin_that_holds_anything():
 
 
 def test_one_task_can_be_shown_alone(config, capsys):
-    preview.run(config, Shown(examples=1, task="sums"))
+    preview.run(config, ShownExamples(examples=1, task="sums"))
     assert capsys.readouterr().out.count("tokens trained, weights 1") == 1
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones(config):
     with pytest.raises(UserError, match="no task 'sum' in the mixture; it has echo, sums"):
-        preview.run(config, Shown(task="sum"))
+        preview.run(config, ShownExamples(task="sum"))
 
 
 def test_a_wrong_comparison_stops_before_anything_is_tokenised(config):
@@ -143,9 +143,9 @@ def test_the_facts_state_what_is_trained(config):
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
-        (Shown(task="sums", index=5), "Question 5: say it."),
-        (Shown(id="list:8", task="sums"), "Question 7: say it."),
-        (Shown(search="ECHO 37"), "echo 37"),
+        (ShownExamples(task="sums", index=5), "Question 5: say it."),
+        (ShownExamples(id="list:8", task="sums"), "Question 7: say it."),
+        (ShownExamples(search="ECHO 37"), "echo 37"),
     ],
 )
 def test_an_example_is_found_by_record_place_or_text(config, inputs, capsys, shown, text):
@@ -159,7 +159,7 @@ def test_every_record_is_found_by_its_index_or_was_dropped(inputs):
     store = inputs.train["echo"]
     kept = {store.record(number) for number in range(len(store))}
     for index in range(61):
-        shown = Shown(task="echo", index=index)
+        shown = ShownExamples(task="echo", index=index)
         if index in kept:
             ((number,),) = preview.chosen(inputs, shown).values()
             assert store.record(number) == index
@@ -170,9 +170,9 @@ def test_every_record_is_found_by_its_index_or_was_dropped(inputs):
 
 def test_a_search_that_finds_nothing_and_two_requests_at_once_are_refused(inputs):
     with pytest.raises(UserError, match=r"no training example of echo, sums fits --search zebra"):
-        preview.chosen(inputs, Shown(search="zebra"))
+        preview.chosen(inputs, ShownExamples(search="zebra"))
     with pytest.raises(UserError, match="give one of --id and --search"):
-        Shown(id="a", search="b")
+        ShownExamples(id="a", search="b")
 
 
 def test_a_misspelt_option_of_a_comparison_names_the_nearest(config):

@@ -38,7 +38,7 @@ SLOW_SECONDS, SLOW_RENDER = 60.0, 0.05
 """Processor seconds that all renders of a process may take: so many, and so many more for each."""
 
 
-class Layout(NamedTuple):
+class ChatLayout(NamedTuple):
     """A rendered chat, taken apart."""
 
     text: str
@@ -67,7 +67,7 @@ class Renderer:
         self._calls_as_text = takes_text(self)
         self.learned = learn(self)
 
-    def layout(self, chat: PlainChat, *, generation_prompt: bool = False) -> Layout:
+    def layout(self, chat: PlainChat, *, generation_prompt: bool = False) -> ChatLayout:
         """Render a chat and take the text apart. Raises `UserError` where responses can't be found and verified."""
         rendered = self.render(chat, generation_prompt)
         if self.learned.thinking and not self.exact and chat.speakers[-1:] == [len(chat.messages) - 1]:
@@ -82,7 +82,7 @@ class Renderer:
         edges = {edge for response in responses for edge in (response.start, response.stop)}
         openings = [rendered.text[r.start : extent(rendered.pieces, r.message)[0]] for r in responses]
         segments = cut(rendered, controls, self._controls, edges)
-        return Layout(rendered.text, tuple(responses), tuple(segments), tuple(openings))
+        return ChatLayout(rendered.text, tuple(responses), tuple(segments), tuple(openings))
 
     def text(self, chat: PlainChat, *, generation_prompt: bool = False) -> str:
         """The rendered text alone, without any tracing."""

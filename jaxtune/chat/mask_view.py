@@ -11,7 +11,7 @@ from jaxtune.errors import printable
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class ShownToken:
     """A token as people see it; several tokens where one character is spread over them."""
 
     text: str
@@ -21,9 +21,9 @@ class Shown:
     """A control token, which text never produces."""
 
 
-def shown_tokens(example: Example, tokenizer: Tokenizer) -> list[Shown]:
+def shown_tokens(example: Example, tokenizer: Tokenizer) -> list[ShownToken]:
     """The tokens of an example as readable text, in order. Bytes that make no character show as U+FFFD."""
-    shown: list[Shown] = []
+    shown: list[ShownToken] = []
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     pending = 0.0
     for token, weight in zip(example.tokens.tolist(), example.loss_weights.tolist(), strict=True):
@@ -44,9 +44,9 @@ def shown_tokens(example: Example, tokenizer: Tokenizer) -> list[Shown]:
     return shown
 
 
-def _append(shown: list[Shown], text: str, weight: float, control: bool) -> None:
+def _append(shown: list[ShownToken], text: str, weight: float, control: bool) -> None:
     if text:
-        shown.append(Shown(text, weight, control))
+        shown.append(ShownToken(text, weight, control))
 
 
 def mask_text(example: Example, tokenizer: Tokenizer) -> rich.text.Text:

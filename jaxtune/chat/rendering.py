@@ -22,7 +22,7 @@ import numpy as np
 from jaxtune.batch import Example
 from jaxtune.chat import thinking
 from jaxtune.chat.conversation import Conversation, plain_chat
-from jaxtune.chat.layout import Layout, Renderer
+from jaxtune.chat.layout import ChatLayout, Renderer
 from jaxtune.chat.responses import Aside
 from jaxtune.chat.template import ChatTemplate, Reasoning
 from jaxtune.chat.tokenizer import Tokenizer
@@ -78,31 +78,31 @@ def render_each(
     ]
 
 
-class Encoded(NamedTuple):
+class RenderedExample(NamedTuple):
     """A conversation with its example, and the layout that the example was made from."""
 
     conversation: Conversation
     """As the template saw it: without reasoning, where that is taken out."""
-    layout: Layout
+    layout: ChatLayout
     example: Example
 
 
 def encode_each(
     renderer: Renderer, conversations: Iterable[Conversation], policy: MaskPolicy, prompt_loss_weight: float
-) -> list[Encoded | UserError]:
+) -> list[RenderedExample | UserError]:
     """Lay out, tokenise and weigh conversations, all texts in one call; errors stand in their places."""
     if not 0 <= prompt_loss_weight < float("inf"):
         raise UserError(f"prompt_loss_weight is {prompt_loss_weight}; it must be a finite number of at least 0.")
     taken = [as_taken(conversation, renderer.template) for conversation in conversations]
     layouts = [_layout(renderer, conversation, policy) for conversation in taken]
-    encoded = iter(renderer.encode([layout.segments for layout in layouts if isinstance(layout, Layout)]))
-    results: list[Encoded | UserError] = []
+    encoded = iter(renderer.encode([layout.segments for layout in layouts if isinstance(layout, ChatLayout)]))
+    results: list[RenderedExample | UserError] = []
     for conversation, layout in zip(taken, layouts, strict=True):
         if isinstance(layout, UserError):
             results.append(layout)
             continue
         weights = segment_weights(layout, conversation.messages, policy, prompt_loss_weight)
-        results.append(Encoded(conversation, layout, _assemble(next(encoded), weights)))
+        results.append(RenderedExample(conversation, layout, _assemble(next(encoded), weights)))
     return results
 
 
@@ -152,7 +152,7 @@ def renderer_of(template: ChatTemplate, tokenizer: Tokenizer) -> Renderer:
     return Renderer(template, tokenizer)
 
 
-def _layout(renderer: Renderer, conversation: Conversation, policy: MaskPolicy) -> Layout | UserError:
+def _layout(renderer: Renderer, conversation: Conversation, policy: MaskPolicy) -> ChatLayout | UserError:
     try:
         if not conversation.messages:
             raise UserError("the conversation has no messages. Remove the record.")
@@ -167,7 +167,7 @@ def _layout(renderer: Renderer, conversation: Conversation, policy: MaskPolicy) 
         return UserError(f"conversation {conversation.id!r}: {error}") if conversation.id else error
 
 
-def _require_reasoning(layout: Layout, conversation: Conversation, template: ChatTemplate) -> None:
+def _require_reasoning(layout: ChatLayout, conversation: Conversation, template: ChatTemplate) -> None:
     """Refuse a conversation whose last turn, or, where all reasoning is to be kept, any turn would be untrue.
 
     Other turns are only set aside; of the last one no prompt could make up for what is missing.

@@ -83,7 +83,9 @@ def marked_responses(
     return [_trim(rendered, controls, b, i, learned) for b, i in zip(blocks, speakers, strict=True)]
 
 
-def _trim(rendered: Rendered, controls: Sequence[Control], block: "Block", message: int, learned: Learned) -> Response:
+def _trim(
+    rendered: Rendered, controls: Sequence[Control], block: "GenerationBlock", message: int, learned: Learned
+) -> Response:
     """The marked text without the generation prompt, up to and with the end-of-turn token.
 
     Set aside where the prompt's block of reasoning stands neither right before it nor, closed, somewhere before it.
@@ -174,7 +176,7 @@ def terminator_after(controls: Sequence[Control], position: int, learned: Learne
 
 
 @dataclasses.dataclass
-class Block:
+class GenerationBlock:
     """A generation block: its characters, the messages in it, and where the last character of a message ends."""
 
     start: int
@@ -183,21 +185,21 @@ class Block:
     last: int
 
 
-def blocks_of(pieces: Sequence[Piece]) -> list[Block]:
+def blocks_of(pieces: Sequence[Piece]) -> list[GenerationBlock]:
     """Generation blocks in order. One that touches the block before it and holds no message belongs to that one."""
-    found: list[Block] = []
+    found: list[GenerationBlock] = []
     start, previous = 0, 0
     for text, source, block in pieces:
         stop = start + len(text)
         if block:
             if block != previous:
-                found.append(Block(start, stop, set(), 0))
+                found.append(GenerationBlock(start, stop, set(), 0))
             found[-1].stop = stop
             if source is not None and source != OTHER:
                 found[-1].sources.add(source)
                 found[-1].last = stop
         start, previous = stop, block
-    merged: list[Block] = []
+    merged: list[GenerationBlock] = []
     for block in found:
         if merged and not block.sources and merged[-1].stop == block.start:
             merged[-1].stop = block.stop

@@ -12,7 +12,7 @@ from jaxtune.batch import Example
 from jaxtune.chat import thinking
 from jaxtune.chat.conversation import Conversation, Message, call_name, plain_chat, plain_message
 from jaxtune.chat.layout import Renderer
-from jaxtune.chat.rendering import Encoded, as_taken, encode_each, render_prompt, renderer_of
+from jaxtune.chat.rendering import RenderedExample, as_taken, encode_each, render_prompt, renderer_of
 from jaxtune.chat.responses import Response
 from jaxtune.chat.template import Bos, ChatTemplate
 from jaxtune.chat.tokenizer import After, Tokenizer
@@ -82,11 +82,13 @@ def check(
     renderer = renderer_of(template, tokenizer)
     taken = as_taken(conversation, template)
     return _violations(
-        Encoded(taken, renderer.layout(plain_chat(taken)), example), renderer, policy, prompt_loss_weight
+        RenderedExample(taken, renderer.layout(plain_chat(taken)), example), renderer, policy, prompt_loss_weight
     )
 
 
-def _violations(one: Encoded, renderer: Renderer, policy: MaskPolicy, prompt_loss_weight: float) -> list[Violation]:
+def _violations(
+    one: RenderedExample, renderer: Renderer, policy: MaskPolicy, prompt_loss_weight: float
+) -> list[Violation]:
     tokenizer, messages = renderer.tokenizer, one.conversation.messages
     tokens = one.example.tokens.tolist()
     trained = trained_messages(one.layout.responses, messages, policy, prompt_loss_weight)
@@ -134,7 +136,7 @@ def _check_text(decoded: str, text: str) -> Iterator[Violation]:
     )
 
 
-def _check_prompt(shown: str, before: list[int], one: Encoded, renderer: Renderer) -> Iterator[Violation]:
+def _check_prompt(shown: str, before: list[int], one: RenderedExample, renderer: Renderer) -> Iterator[Violation]:
     """The text `shown`, of tokens `before`, is the prompt for the last message.
 
     Where marks leave out a block of reasoning that the prompt opens, the block may follow it.

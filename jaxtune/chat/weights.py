@@ -5,7 +5,7 @@ import enum
 from collections.abc import Sequence
 
 from jaxtune.chat.conversation import Message
-from jaxtune.chat.layout import Layout
+from jaxtune.chat.layout import ChatLayout
 from jaxtune.chat.responses import Response
 
 
@@ -19,7 +19,7 @@ class MaskPolicy(enum.Enum):
 
 
 def segment_weights(
-    layout: Layout, messages: Sequence[Message], policy: MaskPolicy, prompt_loss_weight: float
+    layout: ChatLayout, messages: Sequence[Message], policy: MaskPolicy, prompt_loss_weight: float
 ) -> list[float]:
     """The loss weight of each segment; a segment lies wholly inside or outside a response.
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtune import chat
 from jaxtune.batch import Example
 from jaxtune.chat import ChatTemplate, Conversation, MaskPolicy, Proven, Response, Tokenizer
-from jaxtune.data.fit import Fitted, LengthPolicy, Outcome, fit_length
+from jaxtune.data.fit import FitOutcome, Fitted, LengthPolicy, fit_length
 from jaxtune.data.store import Part
 from jaxtune.errors import UserError
 from jaxtune.tasks import Problem, RecordError, Task
@@ -63,7 +63,7 @@ def encode_records(task: Task, split: str, records: Sequence[int], encoding: Enc
             errors = next(result for result in results if not isinstance(result, _Measured))
             problems += _placed(errors, task, split, i)
             continue
-        worst = max(fitted, key=lambda result: (result.example is None, result.outcome is not Outcome.KEPT))
+        worst = max(fitted, key=lambda result: (result.example is None, result.outcome is not FitOutcome.KEPT))
         outcomes[worst.outcome.value] += 1
         problems += _placed(worst.warnings(encoding.max_length), task, split, i)
         if worst.example is not None:
@@ -72,7 +72,7 @@ def encode_records(task: Task, split: str, records: Sequence[int], encoding: Enc
     return _part(kept, numbers, outcomes, task.num_templates, encoding.prompt_loss_weight), problems
 
 
-_CUT = {Outcome.PROMPT_TRUNCATED: "prompt-cut", Outcome.RESPONSE_TRUNCATED: "answer-cut"}
+_CUT = {FitOutcome.PROMPT_TRUNCATED: "prompt-cut", FitOutcome.RESPONSE_TRUNCATED: "answer-cut"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class _Measured(Fitted):
             for response in self.aside
             if response.aside
         ]
-        if self.outcome in (Outcome.KEPT, Outcome.KEPT_IN_PART):
+        if self.outcome in (FitOutcome.KEPT, FitOutcome.KEPT_IN_PART):
             return found
         message = f"{self.length:,} tokens, {max_length:,} fit: {self.outcome.value}"
         return [*found, Problem(rule=_CUT.get(self.outcome, "left-out"), message=message)]
@@ -151,7 +151,7 @@ def _fit(item: Example | Proven | UserError | list[Problem], encoding: Encoding)
         )
     except UserError as error:
         return [Problem(rule="too-long", message=str(error).partition(". ")[0])]
-    outcome = Outcome.KEPT_IN_PART if aside and fitted.outcome is Outcome.KEPT else fitted.outcome
+    outcome = FitOutcome.KEPT_IN_PART if aside and fitted.outcome is FitOutcome.KEPT else fitted.outcome
     return _Measured(fitted.example, outcome, len(item.tokens), aside)
 
 

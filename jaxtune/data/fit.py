@@ -19,7 +19,7 @@ class LengthPolicy(enum.Enum):
     TRUNCATE_RESPONSE = "truncate_response"  # from the right; the end-of-turn token goes with the cut text
 
 
-class Outcome(enum.Enum):
+class FitOutcome(enum.Enum):
     """What the length policy did to an example; the value is the reason to report."""
 
     KEPT = "kept"
@@ -37,7 +37,7 @@ class Fitted:
     """An example after the length policy; None where it was dropped."""
 
     example: Example | None
-    outcome: Outcome
+    outcome: FitOutcome
 
 
 def fit_length(
@@ -60,21 +60,23 @@ def fit_length(
     `ERROR` raises `UserError`.
     """
     if not _trains(example):
-        return Fitted(None, Outcome.NOTHING_TRAINS)
+        return Fitted(None, FitOutcome.NOTHING_TRAINS)
     length = len(example.tokens)
     if length <= max_length:
-        return Fitted(example, Outcome.KEPT)
+        return Fitted(example, FitOutcome.KEPT)
     if policy is LengthPolicy.ERROR:
         raise UserError(
             f"an example has {length} tokens, more than the maximum length {max_length}. Raise the length, shorten the "
             "example, or choose a length policy: drop, truncate_prompt or truncate_response."
         )
     if policy is LengthPolicy.DROP:
-        return Fitted(None, Outcome.TOO_LONG)
+        return Fitted(None, FitOutcome.TOO_LONG)
     if policy is LengthPolicy.TRUNCATE_RESPONSE:
         cut = Example(tokens=example.tokens[:max_length], loss_weights=example.loss_weights[:max_length])
         return (
-            Fitted(cut, Outcome.RESPONSE_TRUNCATED) if _trains(cut) else Fitted(None, Outcome.NOTHING_TRAINS_AFTER_CUT)
+            Fitted(cut, FitOutcome.RESPONSE_TRUNCATED)
+            if _trains(cut)
+            else Fitted(None, FitOutcome.NOTHING_TRAINS_AFTER_CUT)
         )
     return _cut_prompt(example, max_length, prompt_loss_weight, bos_id)
 
@@ -85,7 +87,7 @@ def _cut_prompt(example: Example, max_length: int, prompt_loss_weight: float, bo
     response = _is_response(example, prompt_loss_weight)
     last_start = _start_of_last_run(response)
     if last_start < start:
-        return Fitted(None, Outcome.RESPONSE_TOO_LONG)
+        return Fitted(None, FitOutcome.RESPONSE_TOO_LONG)
     weights = example.loss_weights[start:].copy()
     broken = 0
     while response[start - 1] and response[start + broken]:
@@ -95,7 +97,7 @@ def _cut_prompt(example: Example, max_length: int, prompt_loss_weight: float, bo
     weights = np.concatenate([example.loss_weights[:kept_bos], weights])
     weights[0] = 0.0
     cut = Example(tokens=tokens, loss_weights=weights)
-    return Fitted(cut, Outcome.PROMPT_TRUNCATED) if _trains(cut) else Fitted(None, Outcome.RESPONSE_TOO_LONG)
+    return Fitted(cut, FitOutcome.PROMPT_TRUNCATED) if _trains(cut) else Fitted(None, FitOutcome.RESPONSE_TOO_LONG)
 
 
 def _trains(example: Example) -> bool:

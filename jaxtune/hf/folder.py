@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jaxtune.errors import UserError
 from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.configs import read_config, write_config
-from jaxtune.hf.layout import FLOATS, Params, Piece, from_stored, leaf_at, match_tensors, stored_layout, to_stored
+from jaxtune.hf.layout import FLOATS, Params, TensorRows, from_stored, leaf_at, match_tensors, stored_layout, to_stored
 from jaxtune.hf.safetensors import Entry
 from jaxtune.hf.tensors import Tensor, tensors
 from jaxtune.hf.text_files import GENERATION, TextFiles
@@ -152,7 +152,9 @@ def export_model(
 # -------------------------------------------------------------------------------------------------------------- import
 
 
-def _load(path: tuple[str, ...], leaf: Any, pieces: list[Piece], sharding: jax.sharding.Sharding | None) -> jax.Array:
+def _load(
+    path: tuple[str, ...], leaf: Any, pieces: list[TensorRows], sharding: jax.sharding.Sharding | None
+) -> jax.Array:
     """One parameter: its pieces read, transposed, cast, stacked and placed."""
     if not pieces[0].index:
         return _place(_read(path, pieces[0], leaf.shape, leaf.dtype), sharding)
@@ -174,7 +176,7 @@ def _load(path: tuple[str, ...], leaf: Any, pieces: list[Piece], sharding: jax.s
     return jax.jit(lambda *parts: jnp.concatenate(parts), out_shardings=sharding)(*chunks)
 
 
-def _read(path: tuple[str, ...], piece: Piece, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def _read(path: tuple[str, ...], piece: TensorRows, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     value = safetensors_io.read_tensor(piece.entry, piece.rows)
     safetensors_io.check_finite(piece.entry, value)
     if value.dtype == ml_dtypes.bfloat16 and dtype == np.float32:

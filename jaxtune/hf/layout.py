@@ -22,7 +22,7 @@ FLOATS = ("F32", "BF16", "F16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class TensorRows:
     """Rows of a stored tensor that are the parameter, or its slice at `index`."""
 
     entry: Entry
@@ -65,7 +65,7 @@ def stored_layout(tensor: Tensor, shapes: Params) -> tuple[tuple[int, ...], list
 
 def match_tensors(
     folder: Path, config: ModelConfig, shapes: Params, entries: Mapping[str, Entry]
-) -> dict[tuple[str, ...], list[Piece]]:
+) -> dict[tuple[str, ...], list[TensorRows]]:
     """The stored pieces of every parameter; raises one UserError with everything that does not fit."""
     least = config.num_layers * (1 if config.moe is None else config.moe.num_experts)
     if least > len(entries):
@@ -73,7 +73,7 @@ def match_tensors(
             f"{folder}: config.json states {config.num_layers} layers, which are {least} tensors or more, and the "
             f"weights hold {len(entries)}. Use weights and config.json of the same model."
         )
-    pieces: dict[tuple[str, ...], list[Piece]] = {}
+    pieces: dict[tuple[str, ...], list[TensorRows]] = {}
     wrong, known = [], set()
     for tensor in tensors(config):
         known.add(tensor.name)
@@ -83,7 +83,7 @@ def match_tensors(
             wrong.append(problem)
             continue
         for part, span in zip(tensor.parts, rows, strict=True):
-            pieces.setdefault(part.path, []).append(Piece(entries[tensor.name], span, part.index))
+            pieces.setdefault(part.path, []).append(TensorRows(entries[tensor.name], span, part.index))
     wrong += [_foreign(name, config, entries) for name in sorted(set(entries) - known) if not _says_nothing(name)]
     wrong = [problem for problem in wrong if problem]
     if wrong:

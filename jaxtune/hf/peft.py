@@ -27,7 +27,7 @@ from jaxtune.storage.documents import read_object, write_json
 
 PREFIX = "base_model.model."
 SUFFIXES = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-"""Part of an adapter -> what its tensor's name ends with."""
+"""ParameterSlice of an adapter -> what its tensor's name ends with."""
 READ = {"peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "init_lora_weights"}
 WITHOUT_EFFECT = {
     "target_modules", "exclude_modules", "base_model_name_or_path", "task_type", "inference_mode", "revision",

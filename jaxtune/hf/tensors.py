@@ -8,7 +8,7 @@ from jaxtune.model.settings import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ParameterSlice:
     """One parameter, or the slice of a stacked one at `index` (layer; or layer and expert)."""
 
     path: tuple[str, ...]
@@ -20,19 +20,19 @@ class Tensor:
     """A tensor of the checkpoint; its parts lie one after the other along its first axis."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[ParameterSlice, ...]
 
 
 def tensors(config: ModelConfig) -> Iterator[Tensor]:
     """Every tensor of the family's checkpoint, in the order of the layers."""
     family = family_of(config.family, "the model config")
-    yield Tensor("model.embed_tokens.weight", (Part(("embed", "embedding"), ()),))
+    yield Tensor("model.embed_tokens.weight", (ParameterSlice(("embed", "embedding"), ()),))
     for layer in range(config.num_layers):
         for name, parts in _layer_tensors(config, family, layer):
             yield Tensor(f"model.layers.{layer}.{name}", parts)
-    yield Tensor("model.norm.weight", (Part(("final_norm", "scale"), ()),))
+    yield Tensor("model.norm.weight", (ParameterSlice(("final_norm", "scale"), ()),))
     if not config.tie_embeddings:
-        yield Tensor("lm_head.weight", (Part(("head", "kernel"), ()),))
+        yield Tensor("lm_head.weight", (ParameterSlice(("head", "kernel"), ()),))
 
 
 LAYER_TENSORS = {
@@ -49,9 +49,9 @@ LAYER_TENSORS = {
 """Tensor names inside a layer, by parameter path, as Llama and Qwen have them."""
 
 
-def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[tuple[str, tuple[Part, ...]]]:
-    def part(path: str, *index: int) -> Part:
-        return Part(("layers", *path.split(".")), (layer, *index))
+def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[tuple[str, tuple[ParameterSlice, ...]]]:
+    def part(path: str, *index: int) -> ParameterSlice:
+        return ParameterSlice(("layers", *path.split(".")), (layer, *index))
 
     for name, paths in family.fused.items():
         yield name, tuple(part(path) for path in paths)

@@ -5,7 +5,8 @@ import html
 import math
 from collections.abc import Sequence
 
-from jaxtune.reports.drawing import Format, Frame, Number, XAxis, axes, mark, number_format, shorten, svg, text, ticks
+from jaxtune.reports.drawing import Frame, XAxis, axes, mark, shorten, svg, text, ticks
+from jaxtune.terminal.numbers import Format, Number, axis_numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ def histogram(
         y_low=0.0,
         y_high=1.05 * max([*counts, 1]),
     )
-    parts = [axes(frame, number_format(frame.y_high), x)]
+    parts = [axes(frame, axis_numbers(frame.y_high), x)]
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
         left, y = frame.x(low), frame.y(count)
         wide = max(frame.x(high) - left - 1, 0.8)

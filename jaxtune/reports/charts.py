@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxtune.reports.drawing import Format, Frame, Number, XAxis, YAxis, axes, mark, number_format, svg, text
+from jaxtune.reports.drawing import Frame, XAxis, YAxis, axes, mark, svg, text
+from jaxtune.terminal.numbers import Format, Number, axis_numbers
 
 STEPS, PLAIN = XAxis(), YAxis()
 
@@ -84,7 +85,7 @@ def line_chart(
     drawn = [thinned(one) for one in series]
     right, top = 104 if end_labels else 14, 20 if any(label for _, label in marks) else 8
     frame = _frame(drawn, width, height, y=y, right=right, top=top)
-    form = y.form or number_format(frame.y_high)
+    form = y.form or axis_numbers(frame.y_high)
     parts = [axes(frame, form, x)]
     parts += [mark(frame, place, label) for place, label in marks]
     parts += [_curve(frame, one) for one in drawn]

@@ -14,11 +14,12 @@ from jaxtune.reports.bars import Whisker, whiskers
 from jaxtune.reports.charts import Series, line_chart
 from jaxtune.reports.drawing import XAxis, shorten
 from jaxtune.reports.heatmap import INK_TURNS, Grid, heat_table
-from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, decimals, plain_text, share, signed, tag
+from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, plain_text, tag
 from jaxtune.runs.history import Run, read_run
 from jaxtune.runs.results import macro_mean, reached, status
 from jaxtune.science.intervals import Estimate, mean_of_estimates, paired_proportions
 from jaxtune.storage.documents import Json, dotted, replace_file
+from jaxtune.terminal.numbers import decimal, percent, signed
 
 
 def axis_name(axis: str) -> str:
@@ -153,7 +154,7 @@ def runs_section(runs: Sequence[Run]) -> Section:
         steps = run.summary.get("steps", run.train[-1].step if run.train else 0)
         rows.append(
             [page.swatch(index, run.name), *(plain_text(flat.get(name)) for name in differing), f"{steps:,}"]
-            + [decimals(after.loss), share(after.exact_match), status(run)]
+            + [decimal(after.loss), percent(after.exact_match), status(run)]
         )
     tasks = list(dict.fromkeys(task for run in runs for task in reached(run).task_exact_match))[:TASKS_DRAWN]
     parts: list[object] = [page.table(columns, rows)]

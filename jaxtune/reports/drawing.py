@@ -3,24 +3,9 @@
 import dataclasses
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-Number = int | float
-Format = Callable[[Number], str]
-
-
-def number_format(largest: Number) -> Format:
-    """Axis numbers for values up to `largest`: `0.0012`, `0.35`, `12`, `4.5k`."""
-    if largest >= 10_000:
-        return lambda value: f"{value / 1000:,.4g}k" if value else "0"
-    if largest >= 0.01:
-        return lambda value: f"{value:.4g}"
-    return lambda value: f"{value:.2g}" if value else "0"
-
-
-def percent(value: Number) -> str:
-    """A share as a percentage for an axis."""
-    return f"{100 * value:.3g}%" if value else "0"
+from jaxtune.terminal.numbers import Format, Number, axis_numbers
 
 
 def ticks(low: Number, high: Number, count: int = 4) -> list[Number]:
@@ -97,7 +82,7 @@ def axes(frame: Frame, form: Format, x: XAxis) -> str:
 
 def _round_x_ticks(frame: Frame, x_label: str) -> list[tuple[Number, str]]:
     """Round numbers that leave room for the axis name at the right end."""
-    form = number_format(frame.x_high)
+    form = axis_numbers(frame.x_high)
     values = ticks(frame.x_low, frame.x_high, max(3, round((frame.right - frame.left) / 90)))
     room = frame.right - 7 * len(x_label) - 12 if x_label else frame.right + 12
     return [(value, form(value)) for value in values if frame.x(value) + 3.5 * len(form(value)) < room]

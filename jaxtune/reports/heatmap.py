@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from jaxtune.reports.drawing import Format
 from jaxtune.reports.page import Html, join, tag
+from jaxtune.terminal.numbers import Format
 
 INK_TURNS = 0.68
 """Shade above which a cell's text takes the light ink."""

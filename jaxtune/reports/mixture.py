@@ -8,10 +8,11 @@ from jaxtune.mixture.variants import Alternative
 from jaxtune.reports import page
 from jaxtune.reports.bars import PairedBar, paired_bars
 from jaxtune.reports.charts import Series, Style, line_chart
-from jaxtune.reports.drawing import XAxis, YAxis, percent, shorten
-from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, join, share, tag
+from jaxtune.reports.drawing import XAxis, YAxis, shorten
+from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, join, tag
 from jaxtune.runs.history import TaskShare
 from jaxtune.storage.documents import Json, number
+from jaxtune.terminal.numbers import axis_percent, percent
 
 # One mixture
 
@@ -53,9 +54,9 @@ def about(mixed: Json) -> list[str]:
         effective = number(mixed["effective_tasks"])
         notes.append(f"{effective:.2f} effective tasks (exponential of the entropy of the shares)")
     if mixed.get("total_variation") is not None:
-        notes.append(f"caps and rounding moved {share(number(mixed['total_variation']))} of the run between tasks")
+        notes.append(f"caps and rounding moved {percent(number(mixed['total_variation']))} of the run between tasks")
     if mixed.get("fill") is not None:
-        notes.append(f"rows of {mixed.get('seq_len', '?')} tokens are {share(number(mixed['fill']))} full")
+        notes.append(f"rows of {mixed.get('seq_len', '?')} tokens are {percent(number(mixed['fill']))} full")
     return notes
 
 
@@ -81,9 +82,7 @@ def share_bars(tasks: Sequence[TaskShare]) -> list[PairedBar]:
     for index, one in enumerate(tasks[:TASKS_DRAWN]):
         sampled = one.count / drawn if drawn else one.probability
         note = f"{one.epochs:.2f} epochs{', capped' if one.capped else ''}" if math.isfinite(one.epochs) else ""
-        title = (
-            f"{one.task}: {usable(one):,} usable examples, {one.count:,} drawn, nominal share {share(one.probability)}"
-        )
+        title = f"{one.task}: {usable(one):,} usable, {one.count:,} drawn, nominal share {percent(one.probability)}"
         natural = usable(one) / total if total else 0.0
         colour = page.colour(index)
         bars.append(PairedBar(name=one.task, first=natural, second=sampled, colour=colour, note=note, title=title))
@@ -123,14 +122,14 @@ def table_row(index: int, one: TaskShare) -> list[object]:
         page.swatch(index, one.task),
         f"{one.size:,}",
         f"{one.usable:,}",
-        share(one.probability),
-        share(one.realised),
+        percent(one.probability),
+        percent(one.realised),
         f"{one.count:,}",
         join([f"{one.epochs:.2f}", *capped]),
         f"{one.prompt_tokens:,}",
         f"{one.response_tokens:,}",
         f"{one.loss_tokens:,}",
-        share(one.loss_token_share),
+        percent(one.loss_token_share),
     ]
 
 
@@ -145,7 +144,7 @@ def alternatives_section(option: str, found: Sequence[Alternative]) -> Section:
         tasks = list(kept[0][1].sizes)
         ticks = [(float(index), one.value) for index, (one, _) in enumerate(kept)]
         charts = [
-            ("Sampled share", lambda a, t: a.realised[t], percent),
+            ("Sampled share", lambda a, t: a.realised[t], axis_percent),
             ("Epochs", lambda a, t: a.epochs[t], None),
         ]
         drawn = []
@@ -191,7 +190,7 @@ def alternatives_table(option: str, kept: Sequence[tuple[Alternative, Allocation
         for _, allocation in kept:
             epochs = f"{allocation.epochs[task]:.2f}"
             capped = tag("span", " cap", class_="dim", title="At its repetition cap") if allocation.capped[task] else ""
-            row += [share(allocation.realised[task]), join([epochs, capped])]
+            row += [percent(allocation.realised[task]), join([epochs, capped])]
         rows.append(row)
     total: list[object] = ["Effective tasks"]
     for _, allocation in kept:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.errors import printable
+from jaxtune.terminal.numbers import Number, signed
 
-Number = int | float
 STYLE_SHEET = Path(__file__).parent.parent / "assets" / "page.css"
 PALETTE = 8
 """Number of task colours in the style sheet; further tasks start over and are told apart by their labels."""
@@ -234,23 +234,6 @@ def examples_section(samples: Mapping[str, Sequence[Mapping[str, Any]]], order: 
 
 
 # Numbers as text
-
-
-def decimals(value: Number, digits: int = 3) -> str:
-    """A fixed number of decimals; a dash where there is no number."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
-
-
-def share(value: Number, digits: int = 1) -> str:
-    """A percentage; a dash where there is no number."""
-    return f"{100 * value:.{digits}f}%" if math.isfinite(value) else "–"
-
-
-def signed(value: Number, digits: int, scale: Number = 1.0) -> str:
-    """A difference with its sign (a true minus)."""
-    if not math.isfinite(value):
-        return "–"
-    return f"{scale * value:+.{digits}f}".replace("-", "−")
 
 
 def change(value: Number, digits: int, *, better: int, scale: Number = 1.0, clear: bool = True) -> Html:

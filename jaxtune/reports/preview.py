@@ -8,10 +8,10 @@ from jaxtune.reports import page
 from jaxtune.reports.bars import histogram
 from jaxtune.reports.drawing import XAxis
 from jaxtune.reports.mixture import alternatives_section, mixture_section
-from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, Stat, share, tag
+from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, Stat, tag
 from jaxtune.runs.history import task_shares
 from jaxtune.storage.documents import Json
-from jaxtune.terminal.progress import quantity
+from jaxtune.terminal.numbers import percent, quantity
 
 
 def render(data: Json, compared: tuple[str, Sequence[Alternative]] | None = None) -> str:
@@ -45,8 +45,8 @@ def headline(mixed: Json) -> list[Stat]:
     return [
         Stat("Examples", f"{mixed['examples']:,}", "drawn, repeats included"),
         Stat("Steps", f"{mixed['steps']:,}", f"of {mixed['rows_per_step']:,} rows of {mixed['seq_len']:,} tokens"),
-        Stat("Tokens", quantity(tokens), f"{share(trained / tokens if tokens else 0.0)} carry loss"),
-        Stat("Fill", share(mixed["fill"]), "of the slots hold tokens"),
+        Stat("Tokens", quantity(tokens), f"{percent(trained / tokens if tokens else 0.0)} carry loss"),
+        Stat("Fill", percent(mixed["fill"]), "of the slots hold tokens"),
     ]
 
 

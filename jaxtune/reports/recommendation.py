@@ -8,11 +8,12 @@ from jaxtune.errors import UserError
 from jaxtune.reports import page
 from jaxtune.reports.charts import Series, Style, line_chart
 from jaxtune.reports.drawing import XAxis, YAxis
-from jaxtune.reports.page import Html, Section, share, signed, tag
+from jaxtune.reports.page import Html, Section, tag
 from jaxtune.runs.recommendation import Recommendation, recommend
 from jaxtune.runs.sweeps import MEASURES, Measure, Sweep, option_name
 from jaxtune.science.optimum import Axis, Scale
 from jaxtune.science.surface import Quadratic
+from jaxtune.terminal.numbers import percent, signed
 
 
 def recommendation_section(sweep: Sweep) -> Section | None:
@@ -56,7 +57,7 @@ def facts(found: Recommendation) -> list[tuple[str, object]]:
     rows.append(("expected", f"{measure.form(data['expected'])} {measure.unit}"))
     rows.append(("expected regret", f"{measure.form(found.optimum.regret)} {measure.unit}"))
     if math.isfinite(found.chance):
-        rows.append(("beats the config's setting", f"with probability {share(found.chance, 0)}"))
+        rows.append(("beats the config's setting", f"with probability {percent(found.chance, 0)}"))
     for name, (mean, low, high) in found.gains.items():
         rows.append((f"gain in {MEASURES[name].unit}", gain_text(MEASURES[name], mean, low, high)))
     if found.cheapest is not None:

@@ -9,22 +9,7 @@ from jaxtune.reports import page
 from jaxtune.reports.bars import change_bar
 from jaxtune.reports.drawing import shorten
 from jaxtune.reports.mixture import mixture_section
-from jaxtune.reports.page import (
-    TASKS_DRAWN,
-    Column,
-    Html,
-    Section,
-    Stat,
-    change,
-    decimals,
-    from_to,
-    join,
-    pretty,
-    share,
-    signed,
-    tag,
-    words,
-)
+from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, Stat, change, from_to, join, pretty, tag, words
 from jaxtune.reports.training import training_section
 from jaxtune.runs import seal
 from jaxtune.runs.history import Run, read_run
@@ -32,7 +17,7 @@ from jaxtune.runs.results import TaskResult, macro_mean, measured, overfitting, 
 from jaxtune.science.intervals import Estimate, mean_of_estimates
 from jaxtune.storage.documents import Json, number, replace_file
 from jaxtune.tasks.metrics import forgetting
-from jaxtune.terminal.progress import duration, quantity
+from jaxtune.terminal.numbers import decimal, duration, percent, quantity, signed
 
 REPORT = "report.html"
 ANSWERS_OPEN, ANSWERS_SHOWN = 3, 12
@@ -120,9 +105,9 @@ def headline_stats(run: Run) -> Html:
         under = (
             f"mean of {len(scored)} tasks, {scored[0].n} test questions each" if len({s.n for s in scored}) == 1 else ""
         )
-        items.append(Stat("Exact match", from_to(old, new, share), under or f"mean of {len(scored)} tasks"))
+        items.append(Stat("Exact match", from_to(old, new, percent), under or f"mean of {len(scored)} tasks"))
     if "loss" in after:
-        loss = from_to(number(before.get("loss")), number(after["loss"]), decimals)
+        loss = from_to(number(before.get("loss")), number(after["loss"]), decimal)
         items.append(Stat("Validation loss", loss, "nats per token, over all tasks"))
     if run.summary.get("best", {}).get("step", -1) >= 0:
         best = run.summary["best"]
@@ -134,7 +119,7 @@ def headline_stats(run: Run) -> Html:
     if run.train:
         last = run.train[-1]
         trained = last.loss_tokens / last.tokens if last.tokens else math.nan
-        items.append(Stat("Tokens", quantity(last.tokens), f"{share(trained)} carry loss"))
+        items.append(Stat("Tokens", quantity(last.tokens), f"{percent(trained)} carry loss"))
     if run.summary.get("seconds"):
         memory = run.summary.get("peak_memory_mb")
         under = f"peak memory {memory / 1024:.1f} GiB" if memory else ""
@@ -190,7 +175,7 @@ def result_row(
     name = page.swatch(index, one.task)
     if held and one.task not in held:
         name = join([name, " ", tag("span", "not trained on", class_="tag")])
-    row: list[object] = [name, decimals(one.loss_before), decimals(one.loss_after)]
+    row: list[object] = [name, decimal(one.loss_before), decimal(one.loss_after)]
     row.append(change(one.loss_after - one.loss_before, 3, better=-1))
     if gaps:
         row += [signed(one.gap_before, 3), signed(one.gap_after, 3)]
@@ -203,7 +188,7 @@ def score_cells(before: float, after: float, difference: Estimate | None, colour
     clear = difference is not None and (difference.clear or not math.isfinite(difference.low))
     bar = Html(change_bar(before, after, colour=colour))
     step = change(after - before, 1, better=1, scale=100, clear=clear)
-    return [share(before), share(after), step, points_interval(difference), bar]
+    return [percent(before), percent(after), step, points_interval(difference), bar]
 
 
 def points_interval(estimate: Estimate | None) -> str:
@@ -214,12 +199,12 @@ def points_interval(estimate: Estimate | None) -> str:
 
 
 def other_cell(pair: tuple[float, float] | None) -> str:
-    return "" if pair is None else f"{decimals(pair[0])} → {decimals(pair[1])}"
+    return "" if pair is None else f"{decimal(pair[0])} → {decimal(pair[1])}"
 
 
 def total_row(results: Sequence[TaskResult], scored: bool, gaps: bool, others: Sequence[str]) -> list[object]:
     old, new = macro_mean([one.loss_before for one in results]), macro_mean([one.loss_after for one in results])
-    row: list[object] = ["Mean of tasks", decimals(old), decimals(new), change(new - old, 3, better=-1)]
+    row: list[object] = ["Mean of tasks", decimal(old), decimal(new), change(new - old, 3, better=-1)]
     if gaps:
         row += [signed(macro_mean([one.gap_before for one in results]), 3)]
         row += [signed(macro_mean([one.gap_after for one in results]), 3)]

@@ -7,7 +7,7 @@ from jaxtune.reports import page
 from jaxtune.reports.charts import Series, line_chart
 from jaxtune.reports.comparison import transfer_section
 from jaxtune.reports.heatmap import heatmap_png
-from jaxtune.reports.page import Column, Html, Section, Stat, decimals, share, tag
+from jaxtune.reports.page import Column, Html, Section, Stat, tag
 from jaxtune.reports.recommendation import recommendation_section
 from jaxtune.reports.sweep_best import best_section, headline
 from jaxtune.reports.sweep_contrasts import difference_section
@@ -15,7 +15,7 @@ from jaxtune.reports.sweep_grid import grid_section, sweep_grids, task_section
 from jaxtune.runs.results import reached
 from jaxtune.runs.sweeps import MATCH, Sweep, option_name
 from jaxtune.storage.documents import replace_file
-from jaxtune.terminal.progress import duration
+from jaxtune.terminal.numbers import decimal, duration, percent
 
 CURVES = 120
 """Runs whose curves are drawn over one another."""
@@ -106,8 +106,8 @@ def arms_section(sweep: Sweep) -> Section:
             f"{arm.seed}{' (fresh)' if arm in sweep.confirmations else ''}",
             f"{arm.run.summary.get('steps', 0):,}",
             f"{arm.run.summary.get('best', {}).get('step', -1):,}",
-            decimals(arm.after.loss),
-            share(arm.after.exact_match),
+            decimal(arm.after.loss),
+            percent(arm.after.exact_match),
             duration(float(arm.run.summary.get("seconds", math.nan))),
         ]
         for arm in (*sweep.arms, *sweep.confirmations)

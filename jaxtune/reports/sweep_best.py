@@ -5,11 +5,12 @@ import math
 import numpy as np
 
 from jaxtune.reports import page
-from jaxtune.reports.page import Column, Html, Section, Stat, join, share, signed, tag
+from jaxtune.reports.page import Column, Html, Section, Stat, join, tag
 from jaxtune.runs.sweep_contrasts import differs
 from jaxtune.runs.sweeps import Measure, Sweep
 from jaxtune.science.best import Best, compare_with_best
 from jaxtune.science.contrasts import over_seeds
+from jaxtune.terminal.numbers import percent, signed
 
 SHOWN = 40
 """Settings listed; the rest are counted."""
@@ -94,7 +95,7 @@ def table(sweep: Sweep, measure: Measure, best: Best) -> Html:
             measure.form(float(best.means[index])),
             " · ".join(measure.form(float(value)) for value in values[index]),
             "yes" if best.contenders[index] else "no",
-            share(float(best.probability[index]), 0),
+            percent(float(best.probability[index]), 0),
         ]
         for index in order[:SHOWN]
     ]

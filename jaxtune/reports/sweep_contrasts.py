@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from jaxtune.reports import page
 from jaxtune.reports.bars import Whisker, whiskers
-from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, change, signed, tag
+from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, change, tag
 from jaxtune.runs.sweep_contrasts import Answer, answers, task_answers
 from jaxtune.runs.sweeps import Measure, Sweep, option_name
+from jaxtune.terminal.numbers import signed
 
 
 def difference_section(sweep: Sweep) -> Section | None:

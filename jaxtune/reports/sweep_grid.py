@@ -8,10 +8,11 @@ import numpy as np
 
 from jaxtune.reports import page
 from jaxtune.reports.charts import Series, Style, line_chart
-from jaxtune.reports.drawing import XAxis, YAxis, percent
+from jaxtune.reports.drawing import XAxis, YAxis
 from jaxtune.reports.heatmap import Grid, heat_table
 from jaxtune.reports.page import TASKS_DRAWN, Html, Section, tag
 from jaxtune.runs.sweeps import MATCH, Measure, Setting, Sweep, option_name, task_measure
+from jaxtune.terminal.numbers import axis_percent
 
 
 def setting_name(setting: Setting) -> str:
@@ -126,7 +127,7 @@ def task_panel(sweep: Sweep, measure: Measure, axes: Sequence[str], lines: Seque
         width=250,
         height=150,
         x=XAxis(label=option_name(axes[0]), ticks=list(zip(places, values, strict=True))),
-        y=YAxis(form=percent, within=(0.0, 1.0)) if measure.scale == MATCH.scale else YAxis(),
+        y=YAxis(form=axis_percent, within=(0.0, 1.0)) if measure.scale == MATCH.scale else YAxis(),
     )
     return page.figure(Html(drawing), caption=measure.title)
 

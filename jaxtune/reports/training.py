@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 from jaxtune.reports import page
 from jaxtune.reports.charts import Series, Style, condensed, line_chart, smooth
-from jaxtune.reports.drawing import Format, XAxis, YAxis, percent, shorten
-from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, decimals, tag, words
+from jaxtune.reports.drawing import XAxis, YAxis, shorten
+from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, tag, words
 from jaxtune.runs.history import Run, TrainRow
 from jaxtune.storage.documents import number
+from jaxtune.terminal.numbers import Format, axis_percent, decimal
 
 SMOOTHED = 2000
 """Points that a long curve is condensed to before it is smoothed."""
@@ -97,10 +98,10 @@ def machine_panels(run: Run) -> list[Html]:
         panel(run, "Learning rate", [("rate", lambda row: row.learning_rate)], smoothed=False),
         panel(run, "Gradient norm", [("norm", lambda row: row.grad_norm)], note="before clipping"),
         panel(later, "Tokens per second", speed, labels=True),
-        panel(run, "Padding", [("padding", lambda row: row.padding)], form=percent, note="share of slots"),
-        panel(run, "Waiting for data", [("waiting", extra("data_wait"))], form=percent, note="share of time"),
+        panel(run, "Padding", [("padding", lambda row: row.padding)], form=axis_percent, note="share of slots"),
+        panel(run, "Waiting for data", [("waiting", extra("data_wait"))], form=axis_percent, note="share of time"),
         panel(run, "Peak memory", [("memory", gibibytes)], smoothed=False, note="of the process, GiB"),
-        panel(later, "Share of peak", [("MFU", extra("mfu"))], form=percent, note="of the matrix-multiply rate"),
+        panel(later, "Share of peak", [("MFU", extra("mfu"))], form=axis_percent, note="of the matrix-multiply rate"),
     ]
     return [one for one in panels if one is not None]
 
@@ -168,7 +169,7 @@ def trouble(run: Run) -> list[object]:
             [
                 f"{event['step']:,}",
                 words(event["kind"]),
-                decimals(number(event.get("loss"))),
+                decimal(number(event.get("loss"))),
                 shorten(", ".join(map(str, event.get("examples", []))), 120),
             ]
             for event in run.events[:20]

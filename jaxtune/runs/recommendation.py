@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from jaxtune.errors import UserError
 from jaxtune.runs.results import reached
-from jaxtune.runs.sweeps import RECORD, Arm, Measure, Setting, Sweep, key
+from jaxtune.runs.sweeps import RECORD, FinishedArm, Measure, Setting, Sweep, key
 from jaxtune.science.optimum import Axis, Optimum, axis_of, find_optimum
 from jaxtune.science.surface import GaussianProcess, Points, fit_surface
 from jaxtune.storage.documents import Json, number, read_json
@@ -104,7 +104,7 @@ def recommend(sweep: Sweep, measure: Measure) -> Recommendation:
     )
 
 
-def is_failed(arm: Arm, measure: Measure) -> bool:
+def is_failed(arm: FinishedArm, measure: Measure) -> bool:
     """Whether the run's loss is not finite or above that of the base model: it says where not to go, not how steep."""
     before = reached(arm.run, "before").loss
     return not math.isfinite(measure.pick(arm)) or arm.after.loss > before

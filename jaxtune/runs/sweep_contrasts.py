@@ -15,7 +15,7 @@ MOST_AGAINST_FIRST = 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Question:
+class Comparison:
     """What a contrast compares, as weights over the settings of the sweep."""
 
     axis: str
@@ -27,7 +27,7 @@ class Question:
     """Pairs of settings, alike in all else, that the contrast is averaged over inside a seed."""
 
 
-def questions(sweep: Sweep) -> list[Question]:
+def questions(sweep: Sweep) -> list[Comparison]:
     """Every value of every option against the option's first; without such pairs, settings against the first one."""
     found = [axis_question(sweep, axis, value) for axis, values in sweep.axes.items() for value in values[1:]]
     found = [one for one in found if one.pairs]
@@ -36,7 +36,7 @@ def questions(sweep: Sweep) -> list[Question]:
     return [setting_question(sweep, index) for index in range(1, len(sweep.settings))]
 
 
-def axis_question(sweep: Sweep, axis: str, value: str) -> Question:
+def axis_question(sweep: Sweep, axis: str, value: str) -> Comparison:
     """Settings with `value` against those with the option's first value that agree in everything else."""
     reference = sweep.axes[axis][0]
     place = {key(setting): index for index, setting in enumerate(sweep.settings)}
@@ -49,15 +49,15 @@ def axis_question(sweep: Sweep, axis: str, value: str) -> Question:
     for new, old in pairs:
         weights[new] += 1 / len(pairs)
         weights[old] -= 1 / len(pairs)
-    return Question(axis=axis, value=value, reference=reference, weights=weights, pairs=len(pairs))
+    return Comparison(axis=axis, value=value, reference=reference, weights=weights, pairs=len(pairs))
 
 
-def setting_question(sweep: Sweep, index: int) -> Question:
+def setting_question(sweep: Sweep, index: int) -> Comparison:
     """A whole setting against the first of the list."""
     weights = np.zeros(len(sweep.settings))
     weights[index], weights[0] = 1, -1
     name = lambda setting: sweep.name(setting)
-    return Question(
+    return Comparison(
         axis="", value=name(sweep.settings[index]), reference=name(sweep.settings[0]), weights=weights, pairs=1
     )
 
@@ -66,7 +66,7 @@ def setting_question(sweep: Sweep, index: int) -> Question:
 class Answer:
     """A question with the contrast of one measure."""
 
-    question: Question
+    question: Comparison
     measure: Measure
     contrast: Contrast
 

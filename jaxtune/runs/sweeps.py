@@ -17,12 +17,12 @@ from jaxtune.storage.documents import Json, read_json
 RECORD = "sweep.json"
 Setting = Mapping[str, str]
 """Every option that a run overrides, the seed aside, with its value as written."""
-Pick = Callable[["Arm"], float]
+Pick = Callable[["FinishedArm"], float]
 """A number of an arm."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arm:
+class FinishedArm:
     """One finished run of a sweep."""
 
     name: str
@@ -84,9 +84,9 @@ class Sweep:
     """A sweep folder, read. Runs that did not finish are only named."""
 
     path: Path
-    arms: Sequence[Arm]
+    arms: Sequence[FinishedArm]
     """Runs that settings are compared and chosen by."""
-    confirmations: Sequence[Arm]
+    confirmations: Sequence[FinishedArm]
     """Runs on fresh seeds, made after a setting was chosen; they never choose."""
     unfinished: Sequence[str]
 
@@ -124,7 +124,7 @@ class Sweep:
         """Measures that the runs have."""
         return [one for one in MEASURES.values() if any(math.isfinite(one.pick(arm)) for arm in self.arms)]
 
-    def matrix(self, pick: Pick, arms: Sequence[Arm] | None = None) -> Float[np.ndarray, "settings seeds"]:
+    def matrix(self, pick: Pick, arms: Sequence[FinishedArm] | None = None) -> Float[np.ndarray, "settings seeds"]:
         """A number of every run, NaN where there is none; of other `arms`, by their own seeds."""
         seeds = self.seeds if arms is None else list(dict.fromkeys(arm.seed for arm in arms))
         row = {key(setting): index for index, setting in enumerate(self.settings)}
@@ -188,7 +188,7 @@ def record_entries(path: Path) -> list[Json]:
     return entries
 
 
-def read_arm(path: Path, entry: Json) -> Arm | None:
+def read_arm(path: Path, entry: Json) -> FinishedArm | None:
     """The finished run of an entry; None if it is not finished."""
     folder = path / entry["dir"]
     if not (folder / "summary.json").is_file():
@@ -198,7 +198,7 @@ def read_arm(path: Path, entry: Json) -> Arm | None:
         return None
     setting = {option: str(value) for option, value in entry["overrides"].items()}
     tag = str(entry.get("tag", ""))
-    return Arm(name=entry["name"], setting=setting, seed=entry["seed"], run=run, after=reached(run), tag=tag)
+    return FinishedArm(name=entry["name"], setting=setting, seed=entry["seed"], run=run, after=reached(run), tag=tag)
 
 
 def sweep_table(sweep: Sweep) -> list[Json]:

@@ -36,7 +36,7 @@ def shape(inputs: Inputs) -> Json:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
+class ArmGroup:
     """Runs that train together, in the order of the sweep."""
 
     shape: Json
@@ -44,7 +44,7 @@ class Group:
     runs: tuple[Planned, ...]
 
 
-def group_by_shape(runs: Sequence[Planned], most: int | None = None) -> list[Group]:
+def group_by_shape(runs: Sequence[Planned], most: int | None = None) -> list[ArmGroup]:
     """Runs that can train as one program, at most `most` of them in a group. A run that is profiled stays alone."""
     alike: dict[str, list[Planned]] = {}
     shapes: dict[str, Json] = {}
@@ -55,13 +55,13 @@ def group_by_shape(runs: Sequence[Planned], most: int | None = None) -> list[Gro
         shapes[key] = form
     size = most or len(runs)
     return [
-        Group(shape=shapes[key], runs=tuple(found[i : i + size]))
+        ArmGroup(shape=shapes[key], runs=tuple(found[i : i + size]))
         for key, found in alike.items()
         for i in range(0, len(found), size)
     ]
 
 
-def why_alone(group: Group, groups: Sequence[Group]) -> str:
+def why_alone(group: ArmGroup, groups: Sequence[ArmGroup]) -> str:
     """What keeps the run of a group of one out of the largest group, in words."""
     largest = max(groups, key=lambda other: len(other.runs))
     if group.shape["profile_steps"]:

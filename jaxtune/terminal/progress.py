@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from jaxtune.terminal.foreign import TextConsole
+from jaxtune.terminal.numbers import duration, quantity
 
 Item = TypeVar("Item")
 Clock = Callable[[], float]
@@ -22,25 +23,6 @@ WINDOW = 60.0
 """Seconds of history that a rate is taken from."""
 LEAST_REPORTS = 20
 """Reports that it is taken from at least, so that a validation is not taken for the pace."""
-
-
-def duration(seconds: float | int) -> str:
-    """Seconds as `0:07`, `12:34` or `3:05:09`; `--:--` when unknown."""
-    if not math.isfinite(seconds):
-        return "--:--"
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def quantity(value: float | int) -> str:
-    """A rate in at most five characters: `87`, `940`, `12.3k`, `4.56M`; `-` when unknown."""
-    if not math.isfinite(value):
-        return "-"
-    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * scale:
-            return f"{value / scale:.{3 if abs(value) < 999.5 * scale else 4}g}{suffix}"
-    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
 class Pace:

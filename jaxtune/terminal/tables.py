@@ -10,9 +10,7 @@ from rich.text import Text
 
 from jaxtune.storage.documents import number
 from jaxtune.terminal.foreign import TextConsole
-from jaxtune.terminal.progress import duration, quantity
-
-NONE = "–"
+from jaxtune.terminal.numbers import decimal, duration, percent, quantity, whole
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, text_columns: int = 1) -> Table:
@@ -31,23 +29,6 @@ def console() -> Console:
     """Standard output; as wide as its tables need when it is not a terminal, so that nothing is cut in a pipe."""
     out = TextConsole(highlight=False)
     return out if out.is_terminal else TextConsole(highlight=False, width=200)
-
-
-def percent(value: Any, digits: int = 1) -> str:
-    """A share as a percentage."""
-    value = number(value)
-    return f"{100 * value:.{digits}f}%" if math.isfinite(value) else NONE
-
-
-def decimal(value: Any, digits: int = 3) -> str:
-    """A number with fixed decimals."""
-    value = number(value)
-    return f"{value:.{digits}f}" if math.isfinite(value) else NONE
-
-
-def whole(value: Any) -> str:
-    """An integer with thousands separators."""
-    return NONE if value is None else f"{int(value):,}"
 
 
 def mixture_table(rows: Sequence[Mapping[str, Any]]) -> Table:

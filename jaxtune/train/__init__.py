@@ -6,13 +6,13 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxtune.train.run import Outcome
+    from jaxtune.train.run import TrainResult
 
 
 class CallablePackage(types.ModuleType):
     """A package named like its main function: `jaxtune.train` is both, whichever was imported first."""
 
-    def __call__(self, config: Any, run_dir: pathlib.Path | str, **options: Any) -> "Outcome":
+    def __call__(self, config: Any, run_dir: pathlib.Path | str, **options: Any) -> "TrainResult":
         """Train a config into a run folder; the options are those of `jaxtune.train.run.train`."""
         from jaxtune.train.run import train
 

@@ -28,7 +28,7 @@ from jaxtune.train.session import open_session, open_sessions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrainResult:
     """What a run leaves besides its folder."""
 
     status: Status
@@ -43,7 +43,7 @@ def train(
     config: ExperimentConfig, run_dir: pathlib.Path | str, *, command: Mapping[str, Any] | None = None,
     resume: bool = False, resume_step: int | None = None, overwrite: bool = False, accept_change: bool = False,
     programs: Programs | None = None,
-) -> Outcome:  # fmt: skip
+) -> TrainResult:  # fmt: skip
     """Tune as `config` says and write the run folder. Raises UserError before any training for unusable input.
 
     With `accept_change` a resumed run may go on with other options than it was started with (see `resuming`).
@@ -61,7 +61,7 @@ def train(
     return outcome
 
 
-def train_together(runs: Sequence[Planned], programs: Programs) -> list[Outcome]:
+def train_together(runs: Sequence[Planned], programs: Programs) -> list[TrainResult]:
     """Train runs of one program and write their run folders. A run whose numbers stop being finite ends alone."""
     watch = Stopwatch()
     config = runs[0].inputs.config
@@ -101,10 +101,10 @@ def make_display(names: Sequence[str], total_steps: int) -> TrainProgress | Grou
     return TrainProgress(total_steps) if len(names) == 1 else GroupProgress(names, total_steps)
 
 
-def outcome(arm: Arm, exit_code: int) -> Outcome:
+def outcome(arm: Arm, exit_code: int) -> TrainResult:
     """How an arm ended; `exit_code` is that of a stop."""
     assert arm.status is not None, f"{arm.name} has not ended"
-    return Outcome(
+    return TrainResult(
         status=arm.status, exit_code=exit_code if arm.status is Status.STOPPED else 0, run_dir=arm.run_dir,
         summary=arm.summary, failure=arm.failure,
     )  # fmt: skip
@@ -116,12 +116,12 @@ def is_finished(run_dir: pathlib.Path) -> bool:
     return summary.is_file() and read_json(summary)["status"] in (Status.FINISHED.value, Status.EARLY_STOPPED.value)
 
 
-def finished_before(run_dir: pathlib.Path) -> Outcome:
+def finished_before(run_dir: pathlib.Path) -> TrainResult:
     """How a run ended that has nothing left to do."""
     if is_main():
         print(f"{run_dir} is finished; there is nothing to resume", file=sys.stderr)
     summary = read_json(run_dir / "summary.json")
-    return Outcome(status=Status(summary["status"]), exit_code=0, run_dir=run_dir, summary=summary)
+    return TrainResult(status=Status(summary["status"]), exit_code=0, run_dir=run_dir, summary=summary)
 
 
 def enable_compilation_cache(folder: str | None) -> None:

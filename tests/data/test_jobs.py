@@ -19,7 +19,7 @@ from jaxtune.chat import TEMPLATES, Conversation, MaskPolicy, Message, supervisi
 from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.data import jobs as cache
 from jaxtune.data.encoding import Encoding, encode_records
-from jaxtune.data.fit import LengthPolicy, Outcome
+from jaxtune.data.fit import FitOutcome, LengthPolicy
 from jaxtune.data.jobs import code_fingerprint, tokenize
 from jaxtune.data.store import DamagedStore, allow_open_stores, open_store
 from jaxtune.errors import UserError
@@ -450,7 +450,7 @@ def test_turns_that_carry_no_weight_are_counted_and_named_by_line(tmp_path):
     task = Task(name="thinks", splits={"train": from_list(records, name="L")})
     settings = Encoding(template=TEMPLATES["qwen3"], tokenizer=ByteTokenizer(eos="<|im_end|>"), max_length=160)
     part, problems = encode_records(task, "train", range(2), settings)
-    assert part.outcomes == {Outcome.KEPT_IN_PART.value: 1, "kept": 1}
+    assert part.outcomes == {FitOutcome.KEPT_IN_PART.value: 1, "kept": 1}
     assert [(problem.rule, problem.line) for problem in problems] == [("set-aside", 1)]
     assert "message 1 is shown without its reasoning" in problems[0].message
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from jaxtune.reports.bars import PairedBar, Whisker, histogram, paired_bars, whiskers
 from jaxtune.reports.charts import Series, Style, condensed, line_chart, smooth, spaced, thinned
-from jaxtune.reports.drawing import XAxis, YAxis, percent, ticks
+from jaxtune.reports.drawing import XAxis, YAxis, ticks
 from jaxtune.reports.page import PALETTE, STYLE_SHEET
+from jaxtune.terminal.numbers import axis_percent
 
 
 @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-6, 1e6), count=st.integers(2, 8))
@@ -207,6 +208,6 @@ def test_task_colours_can_be_told_apart_with_every_kind_of_vision(theme, vision)
 def test_shares_that_are_all_alike_stay_on_the_scale_of_shares():
     for value in (0.0, 0.0167, 1.0):
         flat = Series(name="exact match", x=[0, 1, 2], y=[value] * 3)
-        chart = line_chart([flat], width=300, height=150, y=YAxis(form=percent, within=(0, 1)))
+        chart = line_chart([flat], width=300, height=150, y=YAxis(form=axis_percent, within=(0, 1)))
         shown = [float(text) for text in re.findall(r">([-\d.]+)%?</text>", chart)]
         assert all(0 <= number <= 100 for number in shown), chart

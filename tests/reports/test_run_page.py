@@ -5,11 +5,12 @@ import toy_runs
 from pages import assert_self_contained
 
 from jaxtune.errors import UserError
-from jaxtune.reports.page import signed, tokens
+from jaxtune.reports.page import tokens
 from jaxtune.reports.run import render, write_report
 from jaxtune.runs.history import read_run
 from jaxtune.runs.results import measured, overfitting, score_difference, task_results
 from jaxtune.storage.documents import read_json, write_json
+from jaxtune.terminal.numbers import signed
 
 
 @pytest.fixture(scope="module")

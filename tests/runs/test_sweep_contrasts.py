@@ -8,7 +8,7 @@ import toy_runs
 from jaxtune.runs.history import Run
 from jaxtune.runs.results import Outcome
 from jaxtune.runs.sweep_contrasts import answers, questions, task_answers
-from jaxtune.runs.sweeps import LOSS, MATCH, Arm, Sweep, read_sweep
+from jaxtune.runs.sweeps import LOSS, MATCH, FinishedArm, Sweep, read_sweep
 from jaxtune.science.contrasts import over_seeds
 
 BLANK = Run(
@@ -21,7 +21,7 @@ def made(values, settings, seeds):
     """A sweep in memory whose validation losses are `values`, settings x seeds."""
     outcome = lambda loss: Outcome(loss=float(loss), exact_match=math.nan, task_loss={}, task_exact_match={})
     arms = [
-        Arm(name="", setting=settings[row], seed=seeds[column], run=BLANK, after=outcome(values[row, column]))
+        FinishedArm(name="", setting=settings[row], seed=seeds[column], run=BLANK, after=outcome(values[row, column]))
         for row, column in np.ndindex(values.shape)
     ]
     return Sweep(path=pathlib.Path("."), arms=arms, confirmations=[], unfinished=[])

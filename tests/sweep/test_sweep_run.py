@@ -13,7 +13,7 @@ from jaxtune.sweep.language import crossed
 from jaxtune.sweep.record import trials_of
 from jaxtune.train import resolution
 from jaxtune.train.decisions import Status
-from jaxtune.train.run import Outcome
+from jaxtune.train.run import TrainResult
 
 
 def test_arms_of_one_seed_meet_each_task_in_the_same_order(tmp_path):
@@ -63,7 +63,7 @@ def test_a_run_that_is_not_finite_does_not_end_the_sweep(tmp_path, monkeypatch, 
         ran.append(run.name)
         broken = run.inputs.config.optim.peak_lr == 2.0
         return [
-            Outcome(
+            TrainResult(
                 status=Status.FAILED if broken else Status.FINISHED, exit_code=0, run_dir=run.run_dir, summary={},
                 failure="step 3: not finite: loss nan" if broken else None,
             )

@@ -5,7 +5,8 @@ import time
 import pytest
 from rich.console import Console
 
-from jaxtune.terminal.progress import GroupProgress, ItemProgress, Pace, Phase, TrainProgress, duration, quantity
+from jaxtune.terminal.numbers import duration, quantity
+from jaxtune.terminal.progress import GroupProgress, ItemProgress, Pace, Phase, TrainProgress
 
 
 class Clock:

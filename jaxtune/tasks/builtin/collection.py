@@ -27,7 +27,7 @@ EVALUATION_SIZE = 60
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
+class BuiltinTask:
     """One built-in task: how its exercises are drawn, how they may be phrased, and how many are for training."""
 
     draw: Callable[[Stream], Exercise]
@@ -41,18 +41,18 @@ class Family:
 
 
 FAMILIES = {
-    "qa": Family(draw=qa.draw, phrasings=qa.PHRASINGS, train_size=4500),
-    "summarization": Family(draw=summarization.draw, phrasings=summarization.PHRASINGS, train_size=2400),
-    "translation": Family(draw=translation.draw, phrasings=translation.PHRASINGS, train_size=1800),
-    "classification": Family(draw=classification.draw, phrasings=classification.PHRASINGS, train_size=1500),
-    "open_ended": Family(draw=open_ended.draw, phrasings=open_ended.PHRASINGS, train_size=900),
-    "code": Family(draw=python_expressions.draw, phrasings=python_expressions.PHRASINGS, train_size=600),
-    "math": Family(draw=arithmetic.draw, phrasings=arithmetic.PHRASINGS, train_size=300),
+    "qa": BuiltinTask(draw=qa.draw, phrasings=qa.PHRASINGS, train_size=4500),
+    "summarization": BuiltinTask(draw=summarization.draw, phrasings=summarization.PHRASINGS, train_size=2400),
+    "translation": BuiltinTask(draw=translation.draw, phrasings=translation.PHRASINGS, train_size=1800),
+    "classification": BuiltinTask(draw=classification.draw, phrasings=classification.PHRASINGS, train_size=1500),
+    "open_ended": BuiltinTask(draw=open_ended.draw, phrasings=open_ended.PHRASINGS, train_size=900),
+    "code": BuiltinTask(draw=python_expressions.draw, phrasings=python_expressions.PHRASINGS, train_size=600),
+    "math": BuiltinTask(draw=arithmetic.draw, phrasings=arithmetic.PHRASINGS, train_size=300),
 }
 """Largest to smallest; 4500 : 300 is 15 : 1, and all together have 12,000 training examples."""
 
 
-def draw_exercises(task: str, family: Family, split: Split, count: int) -> list[Exercise]:
+def draw_exercises(task: str, family: BuiltinTask, split: Split, count: int) -> list[Exercise]:
     """The first `count` different exercises of a split.
 
     For training, exercises differ in group or in fields; for validation and test they differ in group, so in substance.
@@ -78,7 +78,7 @@ class GeneratedSource(RecordSource):
     user turn in every phrasing.
     """
 
-    def __init__(self, task: str, family: Family, split: Split):
+    def __init__(self, task: str, family: BuiltinTask, split: Split):
         self.task, self.family, self.split = task, family, split
         self.name = f"builtin/{task}/{split.value}"
 

@@ -17,7 +17,7 @@ SYSTEMS = ("You are a helpful writer.", "Write lists on one line, with commas.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Piece:
+class Writing:
     """A piece of writing: its `group`, its title as a document would have it, the request for it, and its text."""
 
     group: str
@@ -26,7 +26,7 @@ class Piece:
     text: str
 
 
-def _count(stream: Stream) -> Piece:
+def _count(stream: Stream) -> Writing:
     low, span = stream.below(90), stream.between(3, 5)
     if stream.chance(50):
         start, stop, numbers = low, low + span, list(range(low, low + span + 1))
@@ -35,15 +35,15 @@ def _count(stream: Stream) -> Piece:
         start, stop, numbers = low + span, low, list(range(low + span, low - 1, -1))
         request = f"Count down from {start} to {stop}."
     title = f"Numbers {start} to {stop}"
-    return Piece(group=title, title=title, request=request, text=", ".join(map(str, numbers)))
+    return Writing(group=title, title=title, request=request, text=", ".join(map(str, numbers)))
 
 
-def _calendar(stream: Stream) -> Piece:
+def _calendar(stream: Stream) -> Writing:
     kind, names = stream.pick((("days", DAYS), ("months", MONTHS)))
     start, span = stream.below(len(names)), stream.between(2, 5)
     run = [names[(start + i) % len(names)] for i in range(span + 1)]
     title = f"{kind.capitalize()} {run[0]} to {run[-1]}"
-    return Piece(
+    return Writing(
         group=title,
         title=title,
         request=f"List the {kind} from {run[0]} to {run[-1]}.",
@@ -51,10 +51,10 @@ def _calendar(stream: Stream) -> Piece:
     )
 
 
-def _alphabetical(stream: Stream) -> Piece:
+def _alphabetical(stream: Stream) -> Writing:
     words = stream.sample(FRUIT, stream.between(2, 4))
     text = ", ".join(sorted(words))
-    return Piece(
+    return Writing(
         group=f"Alphabetical {text}",
         title=f"Words {', '.join(words)}",
         request=f"Write these words in alphabetical order: {', '.join(words)}",
@@ -62,11 +62,11 @@ def _alphabetical(stream: Stream) -> Piece:
     )
 
 
-def _thanks(stream: Stream) -> Piece:
+def _thanks(stream: Stream) -> Writing:
     writer, reader = stream.sample(NAMES, 2)
     gift = f"{stream.pick(COLOUR_NAMES)} {stream.pick(THINGS)}"
     title = f"Thanks of {writer} to {reader}, {gift}"
-    return Piece(
+    return Writing(
         group=title,
         title=title,
         request=f"Write a note in which {writer} thanks {reader} for the {gift}.",
@@ -74,11 +74,11 @@ def _thanks(stream: Stream) -> Piece:
     )
 
 
-def _invitation(stream: Stream) -> Piece:
+def _invitation(stream: Stream) -> Writing:
     writer, reader = stream.sample(NAMES, 2)
     day = stream.pick(DAYS)
     title = f"Invitation of {writer} to {reader}, {day}"
-    return Piece(
+    return Writing(
         group=title,
         title=title,
         request=f"Write a note in which {writer} invites {reader} to a party on {day}.",
@@ -86,10 +86,10 @@ def _invitation(stream: Stream) -> Piece:
     )
 
 
-KINDS: tuple[Callable[[Stream], Piece], ...] = (_count, _calendar, _alphabetical, _thanks, _invitation)
+KINDS: tuple[Callable[[Stream], Writing], ...] = (_count, _calendar, _alphabetical, _thanks, _invitation)
 
 
-def draw_piece(stream: Stream) -> Piece:
+def draw_piece(stream: Stream) -> Writing:
     """A piece of one of the KINDS."""
     return stream.pick(KINDS)(stream)
 

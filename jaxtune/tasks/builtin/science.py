@@ -15,7 +15,7 @@ import functools
 
 from jaxtune.storage.fingerprints import hash64
 from jaxtune.tasks.builtin.arithmetic import STORIES
-from jaxtune.tasks.builtin.collection import Family, GeneratedSource, phrase
+from jaxtune.tasks.builtin.collection import BuiltinTask, GeneratedSource, phrase
 from jaxtune.tasks.builtin.exercise import Exercise, Split
 from jaxtune.tasks.builtin.stream import Stream
 from jaxtune.tasks.builtin.words import CITIES, DAYS, FOODS, JOBS, NAMES, PETS, THINGS
@@ -105,8 +105,8 @@ def six_classes(stream: Stream) -> Exercise:
     return Exercise(group=f"{serial}", fields={"question": question}, answer=CLASSES[label])
 
 
-def _family(draw, train_size: int, world: str = "") -> Family:
-    return Family(
+def _family(draw, train_size: int, world: str = "") -> BuiltinTask:
+    return BuiltinTask(
         draw=draw, phrasings=("{question}",), train_size=train_size, evaluation_size=EVALUATION_SIZE, world=world
     )
 

@@ -29,7 +29,7 @@ CHATTER = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+class NewsReport:
     """A report, its summary in a sentence, which text of base models may hold, and the headline that is asked for."""
 
     sentences: tuple[str, ...]
@@ -49,19 +49,19 @@ def _with_chatter(sentences: list[str], stream: Stream) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _meeting(stream: Stream) -> Report:
+def _meeting(stream: Stream) -> NewsReport:
     first, second = stream.sample(NAMES, 2)
     city, day = stream.pick(CITIES), stream.pick(DAYS)
     plan = f"{stream.pick(('buy', 'sell', 'paint', 'repair'))} the {stream.pick(COLOUR_NAMES)} {stream.pick(THINGS)}"
     sentences = [f"On {day} {first} met {second} in {city}.", f"They agreed to {plan}."]
-    return Report(
+    return NewsReport(
         sentences=_with_chatter(sentences, stream),
         summary=f"{first} and {second} agreed to {plan}.",
         headline=f"{first} meets {second} in {city}",
     )
 
 
-def _match(stream: Stream) -> Report:
+def _match(stream: Stream) -> NewsReport:
     home, away = stream.sample(CITIES, 2)
     home_goals, away_goals = stream.sample(range(10), 2)
     day = stream.pick(DAYS)
@@ -69,25 +69,25 @@ def _match(stream: Stream) -> Report:
     (winner, most), (loser, fewest) = sorted(
         [(home, home_goals), (away, away_goals)], key=lambda side: side[1], reverse=True
     )
-    return Report(
+    return NewsReport(
         sentences=_with_chatter(sentences, stream),
         summary=f"{winner} beat {loser} {most} to {fewest} on {day}.",
         headline=f"{winner} {most}, {loser} {fewest}",
     )
 
 
-def _shop(stream: Stream) -> Report:
+def _shop(stream: Stream) -> NewsReport:
     name, city, day = stream.pick(NAMES), stream.pick(CITIES), stream.pick(DAYS)
     ware = stream.pick(FOODS)
     sentences = [f"{name} has a new shop in {city}.", f"It opened on {day}.", f"The shop sells {ware}."]
-    return Report(
+    return NewsReport(
         sentences=_with_chatter(sentences, stream),
         summary=f"{name} opened a {ware} shop in {city} on {day}.",
         headline=f"{name} opens shop in {city}",
     )
 
 
-def draw_report(stream: Stream) -> Report:
+def draw_report(stream: Stream) -> NewsReport:
     """A report about a meeting, a match, or a new shop."""
     return stream.pick((_meeting, _match, _shop))(stream)
 
