@@ -63,7 +63,7 @@ class ComputeDtype(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Where the base model comes from and how it computes."""
+    """The base model: its source, and the types it computes in."""
 
     path: str
     """Hugging Face folder with config.json, safetensors and tokenizer files (or a hub name, where there is a network).
@@ -174,7 +174,7 @@ class EarlyStoppingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HealthConfig:
-    """What happens when numbers go wrong."""
+    """Limits on updates that are not finite or jump, and measurements of the step."""
 
     skip_budget: Annotated[int, Range(0, 1e9)] = 0
     """Steps with a non-finite loss or gradient that may be skipped (and are counted) before the run stops."""

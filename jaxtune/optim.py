@@ -120,7 +120,7 @@ MUON_AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParamGroups:
-    """What the configuration says of each parameter: trees of Python values shaped like the parameters."""
+    """Settings of each parameter: trees of Python values shaped like the parameters."""
 
     rate: PyTree
     """Factor on the learning rate."""
@@ -288,7 +288,7 @@ def _round_leaf(exact: Array, key: Array, dtype: Any) -> Array:
 
 
 def warmup_steps(config: OptimConfig, total_steps: int) -> int:
-    """How many of `total_steps` warm up.
+    """Number of warmup steps among `total_steps`.
 
     Raises UserError if that leaves no step after the warmup, or if the decay of `wsd` would begin before its end.
     """

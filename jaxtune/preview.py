@@ -1,4 +1,4 @@
-"""What a config will train on: mixture, lengths, masks. In the terminal, as JSON, or as a page."""
+"""Preview of a config's training data: mixture, lengths, masks. In the terminal, as JSON, or as a page."""
 
 import dataclasses
 import itertools
@@ -35,7 +35,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShownExamples:
-    """Which training examples a preview shows: the first of the order, or those that are asked for."""
+    """Training examples that a preview shows: the first of the order, or those that are asked for."""
 
     examples: int = 2
     """At most so many of each task."""
@@ -153,7 +153,7 @@ REASONING = {
 
 
 def facts(inputs: Inputs) -> dict[str, str]:
-    """How records become tokens, and what the plan is."""
+    """Facts about tokenizer, template, lengths and plan, for the preview's list."""
     data, plan = inputs.config.data, inputs.plan
     return {
         "Model": "the built-in base model"
@@ -172,7 +172,7 @@ def facts(inputs: Inputs) -> dict[str, str]:
 
 
 def sources(inputs: Inputs) -> list[Json]:
-    """Where each task's training records come from and what shape they were found to have."""
+    """Source and detected shape of each task's training records."""
     return [
         {
             "task": name,
@@ -263,7 +263,7 @@ def print_chosen(out: Console, inputs: Inputs, numbers: Mapping[str, Sequence[in
 
 
 def print_left_out(out: Console, rows: Sequence[Json]) -> None:
-    """What was dropped or cut, and why."""
+    """Print the records that were dropped or cut, by reason."""
     for row in rows:
         for reason, count in row.get("outcomes", {}).items():
             if reason != "kept" and count:

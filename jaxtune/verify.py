@@ -122,7 +122,7 @@ def check_inputs(recorded: Mapping[str, Any], now: Mapping[str, Any], inputs: In
 
 
 def place_of_change(line: str, recorded: Mapping[str, Any], inputs: Inputs) -> str:
-    """Where the data of a task changed, as ` (examples 12 to 13: qa.jsonl:13 to qa.jsonl:14)`."""
+    """Place where the data of a task changed, as ` (examples 12 to 13: qa.jsonl:13 to qa.jsonl:14)`."""
     task = next((name for name in inputs.tasks if line.startswith(f"data {name}: ")), None)
     then = recorded.get("blocks", {}).get(task, "").split()
     if task is None or not then:

@@ -120,3 +120,18 @@ def test_the_house_stays_small():
                 if lines > 60 or parameters > 8:
                     large.append(f"{name}: {node.name} has {lines} lines and {parameters} parameters")
     assert not large
+
+
+RIDDLE = re.compile("(What|How|Which|Where|Who|Whatever|When|It|Its|As|That|Those|They|So) ")
+"""Beginnings of docstrings that can be resolved only by readers who know the thing already."""
+
+
+def test_the_first_line_of_a_docstring_names_the_thing():
+    riddles = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                name, told = getattr(node, "name", "the module"), ast.get_docstring(node) or ""
+                if not name.startswith("_") and RIDDLE.match(told):
+                    riddles.append(f"{path.relative_to(PACKAGE)}: {name}: {told.splitlines()[0]}")
+    assert not riddles

@@ -29,7 +29,7 @@ def make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
 
 
 def to_text(value: Any) -> str:
-    """What is printed for a value."""
+    """Text that `{{ value }}` prints for a value."""
     if isinstance(value, str):
         return value if type(value) in (str, Traced) else str.__str__(value)
     if isinstance(value, jinja2.Undefined) and value._undefined_exception is jinja2.exceptions.SecurityError:

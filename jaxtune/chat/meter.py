@@ -34,7 +34,7 @@ MAX_INT_ARG = 1_000_000
 
 @dataclasses.dataclass
 class Meter:
-    """What one render has used so far."""
+    """Time and size that one render has used so far, and their bounds."""
 
     max_chars: int
     deadline: float

@@ -1,4 +1,4 @@
-"""How a template writes turns, learned by rendering short chats with it."""
+"""The way a template writes turns, learned by rendering short chats with it."""
 
 import os.path
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ def takes_text(renderer: "Renderer") -> bool:
 
 
 def learn(renderer: "Renderer") -> Learned:
-    """What short chats show: the end-of-turn tokens, and the end of the generation prompt."""
+    """End-of-turn tokens and the end of the generation prompt, as short chats show them."""
     last, middle = (_tail(renderer, chat) for chat in (PROBE, LONG_PROBE))
     if not last:
         raise renderer.error(

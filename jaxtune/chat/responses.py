@@ -1,4 +1,4 @@
-"""Where the responses stand in a rendered chat: by the template's generation marks, else by the prompts before them."""
+"""Places of the responses in a rendered chat: by the template's generation marks, else by the prompts before them."""
 
 import bisect
 import dataclasses
@@ -34,7 +34,7 @@ class Response(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """How a template writes turns, found by rendering short chats with it."""
+    """A template's way of writing turns, found by rendering short chats with it."""
 
     terminators: tuple[tuple[str, ...], ...]
     """End-of-turn sequences, each a run of control tokens, e.g. `("<|im_end|>",)`. The first ends the last turn; a
@@ -209,7 +209,7 @@ def blocks_of(pieces: Sequence[Piece]) -> list[GenerationBlock]:
 
 
 def extent(pieces: Sequence[Piece], message: int) -> tuple[int, int]:
-    """Where the first character of a message stands, and where its last one ends; (-1, -1) if it has none."""
+    """First character and end of a message's text; (-1, -1) if it has none."""
     start, first, last = 0, -1, -1
     for text, source, _ in pieces:
         if source == message and text:
@@ -220,7 +220,7 @@ def extent(pieces: Sequence[Piece], message: int) -> tuple[int, int]:
 
 
 def text_end(pieces: Sequence[Piece], message: int, plain: PlainMessage) -> int:
-    """Where the last character of a message ends, or, in a message with calls, of the piece that completes them.
+    """End of a message's last character, or, in a message with calls, of the piece that completes them.
 
     A template may name a call's function once more, in the header of the tool's turn.
     """
@@ -246,7 +246,7 @@ def _call_texts(plain: PlainMessage) -> Iterator[str]:
 
 
 def prompt_end(rendered: Rendered, prompt: Rendered, first: int) -> int | None:
-    """Where the text goes on after the generation prompt; `first` is where the message's own text begins.
+    """Position after the generation prompt; `first` is where the message's own text begins.
 
     A template may move text (a system message, say) when messages are added, so that the prompt is no prefix. Then what
     stands between the last user text before the message and the message must begin with what ends the prompt.

@@ -14,7 +14,7 @@ from jaxtune.storage.fingerprints import text_fingerprint
 
 
 class Reasoning(enum.Enum):
-    """Which reasoning of the assistant is trained on."""
+    """Policy for the assistant's reasoning: which of it is trained on."""
 
     LAST = "last"  # as the template shows it; a turn shown without its reasoning carries no weight
     KEEP = "keep"  # every turn's; a conversation of which the template leaves reasoning out is refused
@@ -22,7 +22,7 @@ class Reasoning(enum.Enum):
 
 
 class Bos(enum.Enum):
-    """Who writes the token that begins a text (BOS)."""
+    """Rule for the token that begins a text (BOS): who writes it."""
 
     TEMPLATE = "template"  # the template; that it writes none is a problem where the tokenizer's model wants one
     ADD = "add"  # put before the text where the template writes none

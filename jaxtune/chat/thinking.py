@@ -39,7 +39,7 @@ def is_closed(text: str) -> bool:
 
 
 def closing_of(part: str) -> str:
-    """What closes the block that `part` opens, with white space that mirrors it: `<think>\\n` is closed by
+    """Tag that closes the block which `part` opens, with mirrored white space: `<think>\\n` is closed by
     `\\n</think>\\n\\n`, `<think>` by `</think>`."""
     match = _OPENED.search(part)
     if match is None:
@@ -49,7 +49,7 @@ def closing_of(part: str) -> str:
 
 
 def skip_tags(text: str, start: int, stop: int) -> int:
-    """Where the text goes on after an empty block of reasoning, or the tag that opens a block, at `start`."""
+    """Position after an empty block of reasoning, or after the tag that opens a block, at `start`."""
     match = _TAGS.match(text, start, stop)
     return start if match is None else match.end()
 

@@ -1,4 +1,4 @@
-"""What a tokenizer is to the rest of jaxtune, and a byte tokenizer for tests and examples.
+"""The tokenizer interface, and a byte tokenizer for tests and examples.
 
 A *control token* (`<|im_end|>`, `<bos>`, ...) has an id that plain text never produces: `encode` turns the same
 characters inside a user's text into ordinary tokens. Whoever builds a prompt inserts control ids on purpose (`id_of`,
@@ -25,7 +25,7 @@ BLANK = "▁"
 
 
 class After(enum.IntEnum):
-    """What precedes a text that is encoded on its own; decides whether a word-boundary `▁` is put before it."""
+    """The context before a text that is encoded alone; decides whether a word-boundary `▁` is put before it."""
 
     NOTHING = 0  # the start of the whole text
     CONTROL = 1  # a control token
@@ -34,7 +34,7 @@ class After(enum.IntEnum):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of jaxtune needs of a tokenizer. Implementations pickle, so worker processes can hold one."""
+    """The tokenizer interface. Implementations pickle, so that worker processes can hold one."""
 
     @property
     def vocab_size(self) -> int:

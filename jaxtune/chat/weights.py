@@ -1,4 +1,4 @@
-"""Which tokens train, and with what weight."""
+"""Loss weights of the tokens of a rendered chat."""
 
 import bisect
 import enum
@@ -10,7 +10,7 @@ from jaxtune.chat.responses import Response
 
 
 class MaskPolicy(enum.Enum):
-    """Which tokens train with weight 1 (times the message's own weight). All others carry `prompt_loss_weight`."""
+    """Policy for tokens that train, with the weight of their message; all others carry `prompt_loss_weight`."""
 
     ASSISTANT = "assistant"  # every assistant response with its end-of-turn token
     LAST_ASSISTANT = "last_assistant"  # the last assistant response only

@@ -19,7 +19,7 @@ from jaxtune.tasks.shapes import record_id
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How a conversation becomes tokens with loss weights."""
+    """Settings that turn a conversation into tokens with loss weights."""
 
     template: ChatTemplate
     tokenizer: Tokenizer
@@ -83,7 +83,7 @@ class _Measured(Fitted):
     aside: tuple[Response, ...] = ()
 
     def warnings(self, max_length: int) -> list[Problem]:
-        """That it was cut or dropped, if it was, and each response that carries no weight."""
+        """Warnings of one record: that it was cut or dropped, and each response that carries no weight."""
         found = [
             Problem(
                 rule="set-aside", message=f"message {response.message} {response.aside.value}; it carries no weight"

@@ -1,4 +1,4 @@
-"""What happens to an example that is longer than a row, or that has nothing to train on."""
+"""Length policy: examples that are longer than a row, or have nothing to train on, are dropped, cut or refused."""
 
 import dataclasses
 import enum
@@ -11,7 +11,7 @@ from jaxtune.errors import UserError
 
 
 class LengthPolicy(enum.Enum):
-    """What happens to an example that is longer than a row."""
+    """Policy for an example that is longer than a row."""
 
     ERROR = "error"
     DROP = "drop"
@@ -20,7 +20,7 @@ class LengthPolicy(enum.Enum):
 
 
 class FitOutcome(enum.Enum):
-    """What the length policy did to an example; the value is the reason to report."""
+    """Verdict of the length policy on an example; the value is the reason to report."""
 
     KEPT = "kept"
     KEPT_IN_PART = "kept, but turns shown otherwise than they would be generated carry no weight"

@@ -119,7 +119,7 @@ class TaskTokens:
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """What became of the split's records, by reason: kept, truncated or dropped, and how many."""
+        """Number of the split's records by what became of them: kept, truncated, or dropped for a reason."""
         return self.meta["outcomes"]
 
     @property

@@ -34,7 +34,7 @@ PREFILL_TOKENS = 2048
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is chosen. The filters apply in the order top_k, top_p, min_p, after the temperature."""
+    """Choice of the next token. The filters apply in the order top_k, top_p, min_p, after the temperature."""
 
     max_new_tokens: int = 128
     """Longest answer, tokens; at least 1. The model's context may end it earlier."""

@@ -53,7 +53,7 @@ def load(folder: pathlib.Path) -> Speaker:
 
 
 def opening(system: str | None) -> list[Message]:
-    """What a conversation starts with."""
+    """First messages of a conversation: the system prompt, where there is one."""
     return [] if system is None else [Message("system", system)]
 
 

@@ -16,7 +16,7 @@ Data = TypeVar("Data")
 
 
 class Aggregate(enum.Enum):
-    """How per-task validation losses become the one number that early stopping and the best checkpoint watch."""
+    """Rule that makes per-task validation losses the one number which early stopping and the best checkpoint watch."""
 
     TOKEN_MEAN = "token_mean"  # every validation token counts the same
     MACRO_MEAN = "macro_mean"  # every task counts the same

@@ -14,7 +14,7 @@ from jaxtune.model.settings import LayerKind, ModelConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """What sets one `model_type` apart."""
+    """A model family: the differences of one `model_type` from the plain Transformer."""
 
     architecture: str
     read: Callable[[Fields, Sizes], dict[str, Any]]

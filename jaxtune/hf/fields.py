@@ -122,7 +122,7 @@ class Fields:
         return tuple(self._float(name, value) for value in given)
 
     def positive(self, name: str, default: Any = dataclasses.MISSING) -> float:
-        """As `number`, above 0 and finite."""
+        """A number of the config as `number` reads it, above 0 and finite."""
         value = self.number(name, default)
         if not 0 < value < math.inf:
             raise UserError(f"{self.origin}: the field {name!r} is {value}; it must be above 0 and finite.")
@@ -135,7 +135,7 @@ class Fields:
             raise UserError(f"{self.origin}: the field {name!r} is {value!r:.40}...; no float is so large.") from None
 
     def nullable(self, name: str, kind: type, default: Any) -> Any:
-        """As `take` or `number`, but null is a value of its own: the feature is off."""
+        """A field as `take` or `number` reads it, where null is a value of its own: the feature is off."""
         if name in self.left and self.left[name] is None:
             return self.left.pop(name)
         return self.number(name, default) if kind is float else self.take(name, kind, default)

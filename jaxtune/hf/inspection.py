@@ -22,7 +22,7 @@ PROBE = Conversation(messages=(Message("user", "Is this folder whole?"), Message
 
 
 def inspect(source: str | Path) -> dict[str, Any]:
-    """What a model folder or Hub name holds, after every tensor, the tokenizer and the template have been checked.
+    """Contents of a model folder or Hub name, after every tensor, the tokenizer and the template have been checked.
 
     Raises UserError for what a run would refuse: a config of an unknown kind, tensors that do not fit it or hold NaN, a
     tokenizer or template that cannot be used, a conversation with tokens that the embedding has no row for.

@@ -1,4 +1,4 @@
-"""Which stored tensor holds which parameter of a model, in which shape."""
+"""The map from a model's parameters to stored tensors, with shapes."""
 
 import dataclasses
 import math

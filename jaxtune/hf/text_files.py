@@ -1,4 +1,4 @@
-"""What goes beside exported weights: tokenizer files, the chat template, and the settings that generation reads."""
+"""Files beside exported weights: tokenizer, chat template, and the settings that generation reads."""
 
 import dataclasses
 import json

@@ -12,7 +12,7 @@ from jaxtune.mixture.settings import Group
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RateRule:
-    """How a size becomes a rate; `weights` by task name take the place of sizes."""
+    """Rule that turns a size into a mixing rate; `weights` by task name take the place of sizes."""
 
     temperature: Number
     rate_max: Number | None

@@ -14,7 +14,7 @@ Positive = Annotated[Number, POSITIVE]
 
 
 class Strategy(enum.Enum):
-    """How a task's size becomes its rate."""
+    """Strategy that turns a task's size into its mixing rate."""
 
     TEMPERATURE = "temperature"
     """rate = min(size * scale, rate_max) ** (1 / temperature)"""
@@ -29,7 +29,7 @@ class Strategy(enum.Enum):
 
 
 class OnCap(enum.Enum):
-    """What happens to the examples that a capped task cannot supply."""
+    """Policy for the examples that a capped task cannot supply."""
 
     REDISTRIBUTE = "redistribute"
     """The other tasks take them, keeping the ratios among themselves."""
@@ -42,7 +42,7 @@ class OnCap(enum.Enum):
 
 
 class MixingUnit(enum.Enum):
-    """What the probabilities are shares of."""
+    """Unit of the mixing probabilities: shares of examples or of tokens."""
 
     EXAMPLES = "examples"
     TOKENS = "tokens"
@@ -50,7 +50,7 @@ class MixingUnit(enum.Enum):
 
 
 class Selection(enum.Enum):
-    """Which examples `max_examples` keeps."""
+    """Choice of the examples that `max_examples` keeps."""
 
     PERMUTED = "permuted"
     """The first of a seeded permutation."""
@@ -80,7 +80,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
-    """How tasks are mixed; see `allocate`."""
+    """Settings of a mixture of tasks; `allocate` applies them."""
 
     strategy: Strategy = Strategy.TEMPERATURE
     """temperature, proportional, equal, unimax or weights."""
@@ -93,7 +93,7 @@ class MixtureConfig:
     max_examples: Annotated[int, Range(1, 1e15)] | Mapping[str, Annotated[int, Range(1, 1e15)]] | None = None
     """E: at most so many distinct examples of a task are used; for all tasks, or by task name."""
     selection: Selection = Selection.PERMUTED
-    """Which examples `max_examples` keeps."""
+    """Choice of the examples that `max_examples` keeps."""
     max_repeats: Annotated[Number | Mapping[str, Positive], POSITIVE] = math.inf
     """R > 0: no task supplies more than floor(R * usable examples); for all tasks, or by task name."""
     weights: Mapping[str, Annotated[Number, Range(0, 1e12)]] | None = None
@@ -120,7 +120,7 @@ class MixtureConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long a run is: exactly one of the four."""
+    """Length of a run: exactly one of the four."""
 
     examples: Annotated[int, Range(1, 1e12)] | None = None
     """Examples drawn, repeats included."""

@@ -23,7 +23,7 @@ class Kernel(abc.ABC):
 
     @abc.abstractmethod
     def product(self, spec: str, left: Float[Array, "..."], out_dtype: Any) -> Float[Array, "..."]:
-        """What the function `product` gives for this weight."""
+        """Product of activations with this weight, for the function `product`."""
 
     @abc.abstractmethod
     def dense(self) -> Float[Array, "..."]:

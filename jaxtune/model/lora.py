@@ -36,7 +36,7 @@ ADAPTABLE: dict[str, tuple[int, int]] = {
 
 
 class Variant(enum.Enum):
-    """What an adapter learns."""
+    """Form of an adapter's update."""
 
     LORA = "lora"
     DORA = "dora"  # the direction by LoRA, and the length of each output's weights by itself
@@ -51,7 +51,7 @@ class Scaling(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Which kernels are adapted, and how."""
+    """Settings of adapters: the kernels that get one, its rank, scale and form."""
 
     targets: tuple[str, ...] = (r"layers\.attn\.[qkvo]\.kernel", r"layers\.(mlp|moe)\.(gate|up|down)\.kernel")
     """Regular expressions for whole paths of kernels; by default all of attention and feed-forward."""

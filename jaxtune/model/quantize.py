@@ -50,7 +50,7 @@ class Quantized(Kernel):
         return wide.reshape(value.shape)
 
     def product(self, spec: str, left: Float[Array, "..."], out_dtype: Any) -> Float[Array, "..."]:
-        """As `linear.product`; the backward pass widens the weights again instead of keeping them."""
+        """Product as `linear.product` defines it; the backward pass widens the weights again and keeps none."""
         widened = lambda kernel, left: product(spec, left, kernel.dense(), out_dtype=out_dtype)
         return jax.checkpoint(widened, prevent_cse=False)(self, left)
 

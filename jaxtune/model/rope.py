@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class RopeScaling(enum.Enum):
-    """How the base frequencies are stretched for contexts longer than those of pretraining."""
+    """Scaling of the base frequencies for contexts longer than those of pretraining."""
 
     NONE = "default"
     LINEAR = "linear"

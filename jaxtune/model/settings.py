@@ -30,7 +30,7 @@ class LayerKind(enum.Enum):
 
 
 class Remat(enum.Enum):
-    """What the backward pass computes again instead of keeping it in memory."""
+    """Rematerialisation: results that the backward pass computes again instead of keeping them in memory."""
 
     NONE = "none"  # nothing
     DOTS = "dots"  # all but the results of matmuls with weights, and of attention

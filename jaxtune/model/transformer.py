@@ -210,7 +210,7 @@ def init_params(config: ModelConfig, seed: int | Int[Array, ""], dtype=jnp.float
 
 
 def abstract_params(config: ModelConfig, dtype=jnp.float32) -> tuple[nnx.GraphDef, dict]:
-    """As `init_params`, with shapes in place of arrays; nothing is computed."""
+    """Parameters as `init_params` makes them, with shapes in place of arrays; nothing is computed."""
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), param_dtype=dtype))
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)

@@ -40,7 +40,7 @@ _LOST = re.compile(
 
 
 class Source(enum.Enum):
-    """Where a process learned its place in the job."""
+    """Source from which a process learned its place in the job."""
 
     ARGUMENTS = "arguments"
     VARIABLES = "JAXTUNE_* variables"

@@ -22,7 +22,7 @@ ROWS = ("data", "fsdp")
 
 
 class Indivisible(enum.Enum):
-    """What to do with a parameter dimension that the mesh axis does not divide."""
+    """Policy for a parameter dimension that the mesh axis does not divide."""
 
     ERROR = "error"
     REPLICATE = "replicate"  # every device of that axis holds the whole dimension

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh, one table from parameter path to sharding, batches, and constraints on activations.
+"""Shardings: the mesh, one table from parameter path to sharding, batches, and constraints on activations.
 
 Mesh axes, slowest first: `trial` (independent runs of a sweep), `data` (rows), `fsdp` (rows, and parameters),
 `tensor` (heads, feed-forward and vocabulary), `sequence` (tokens of a row). Any of them may be 1.
@@ -43,7 +43,7 @@ are not split. The first match counts."""
 
 
 class Layout(enum.Enum):
-    """How activations are split. The value names the mesh axes of every dimension."""
+    """Split of activations over devices. The value names the mesh axes of every dimension."""
 
     HIDDEN = (ROWS, "sequence", None)  # [rows, seq, model]
     HEADS = (ROWS, "sequence", "tensor", None)  # [rows, seq, heads, head_dim]: queries and attention results
@@ -138,7 +138,7 @@ def batch_sharding(mesh: Mesh | AbstractMesh, *, lead: int = 0, trials: bool = F
 
 
 def local_rows(mesh: Mesh, rows: int) -> Int[np.ndarray, " local"]:
-    """Which rows of a batch the devices of this process hold, ascending; with one process, all of them."""
+    """Rows of a batch that the devices of this process hold, ascending; with one process, all of them."""
     if rows % row_shards(mesh):
         raise UserError(
             f"{rows} rows do not divide over {_axis_text(mesh, ROWS)}; choose rows per micro-batch as a multiple of "

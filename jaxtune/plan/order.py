@@ -181,7 +181,7 @@ class MixedOrder(Order):
 
 
 class Interleaving:
-    """Which task stands at each of sum(counts) positions.
+    """Sequence of tasks over sum(counts) positions.
 
     Use j of a task with c uses stands at time (j + u) / c, with u in [0, 1) hashed from (key, j); positions are the
     ranks of the times. So every prefix holds each task's share within a few examples, all of it at the end, and no

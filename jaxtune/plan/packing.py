@@ -13,7 +13,7 @@ WINDOW = 4096
 
 
 class PackPolicy(enum.Enum):
-    """How examples share rows."""
+    """Policy by which examples share rows."""
 
     BEST_FIT = "best_fit"
     """Best fit, longest first, within windows of consecutive examples."""

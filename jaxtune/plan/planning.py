@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def packing(self) -> PackPolicy:
-        """How examples share rows."""
+        """Policy by which examples share rows."""
         return self.layout.packing
 
     @property
@@ -149,7 +149,7 @@ class Plan:
             return windows
 
     def ledger(self, upto_step: int | None = None) -> Ledger:
-        """What the steps before `upto_step` draw (all steps by default)."""
+        """Ledger of the steps before `upto_step` (all steps by default): examples and tokens drawn."""
         if upto_step is None or upto_step >= self.num_steps:
             return self._ledgers[-1]
         last = upto_step * self.rows_per_step

@@ -22,7 +22,7 @@ SLICES = 80
 
 
 class Style(enum.Enum):
-    """How a series is drawn."""
+    """Drawing style of a series."""
 
     LINE = "line"
     RAW = "raw"  # thin and pale: what a smoothed line was made from

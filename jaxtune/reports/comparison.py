@@ -32,7 +32,7 @@ def axis_name(axis: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """What training on one set of tasks changed on every task."""
+    """Changes on every task after training on one set of tasks."""
 
     rows: Sequence[tuple[str, Mapping[str, float]]]
     """(trained on, change by evaluated task): means over runs of the same training tasks."""
@@ -144,7 +144,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
 
 
 def runs_section(runs: Sequence[Run]) -> Section:
-    """What differs between the runs and what they reached, tasks as a shaded table."""
+    """Section of the runs: the options that differ and the results, tasks as a shaded table."""
     differing = [name for name in differing_options([run.config for run in runs]) if name != "name"][:8]
     columns = [Column("Run", number=False), *(Column(axis_name(name), title=name) for name in differing)]
     columns += [Column("steps"), Column("validation loss"), Column("exact match"), Column("status", number=False)]

@@ -34,7 +34,7 @@ class Grid:
     """(text, address) of the pages of each cell's runs."""
 
     def shade(self, value: float) -> float:
-        """Where the value lies between the worst (0) and the best (1) of the grid."""
+        """Place of the value between the worst (0) and the best (1) of the grid."""
         low, high = np.nanmin(self.mean), np.nanmax(self.mean)
         share = (value - low) / (high - low) if high > low else 0.5
         return float(share if self.higher_is_better else 1 - share)

@@ -34,7 +34,7 @@ def mixture_section(tasks: Sequence[TaskShare], mixed: Json, config: Json) -> Se
 
 
 def mixture_lead(tasks: Sequence[TaskShare], mixed: Json, config: Json) -> str:
-    """How many examples, drawn by which rule."""
+    """Sentence about a mixture: how many examples were drawn, by which rule."""
     drawn = mixed.get("budget") or sum(one.count for one in tasks)
     text = f"{sum(usable(one) for one in tasks):,} usable examples; the plan draws {drawn:,}"
     if mixed.get("strategy") == "temperature":
@@ -48,7 +48,7 @@ def mixture_lead(tasks: Sequence[TaskShare], mixed: Json, config: Json) -> str:
 
 
 def about(mixed: Json) -> list[str]:
-    """What the totals of a mixture say."""
+    """Notes on the totals of a mixture."""
     notes = []
     if mixed.get("effective_tasks") is not None:
         effective = number(mixed["effective_tasks"])
@@ -61,7 +61,7 @@ def about(mixed: Json) -> list[str]:
 
 
 def left_out(tasks: Sequence[TaskShare]) -> str:
-    """What the length policy and the filter for examples without trained tokens did, task by task."""
+    """Table of examples that were cut or left out, task by task."""
     parts = []
     for one in tasks:
         counts = {reason: n for reason, n in one.extra.get("outcomes", {}).items() if reason != "kept" and n}

@@ -1,4 +1,4 @@
-"""What a run will train on, as one self-contained page."""
+"""The preview of a run's training data as one self-contained page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -87,7 +87,7 @@ def quantile_table(lengths: Json, order: Mapping[str, int]) -> Html:
 
 
 def sources_section(data: Json) -> Section:
-    """Where the data come from, how they are read and rendered."""
+    """Section of the data: their sources, how they are read and rendered."""
     columns = [Column(name, number=False) for name in ("Task", "Source", "Record shape")]
     columns += [Column("records"), Column("wordings")]
     rows: list[Sequence[Any]] = [

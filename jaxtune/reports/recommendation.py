@@ -17,7 +17,7 @@ from jaxtune.terminal.numbers import percent, signed
 
 
 def recommendation_section(sweep: Sweep) -> Section | None:
-    """What the sweep recommends by validation loss; None where no surface can be fitted."""
+    """Section of the recommendation by validation loss; None where no surface can be fitted."""
     if not sweep.measures:
         return None
     try:
@@ -75,7 +75,7 @@ def gain_text(measure: Measure, mean: float, low: float, high: float) -> str:
 
 
 def legend_text(found: Recommendation) -> str:
-    """What the marks of the picture are."""
+    """Legend of the picture's marks."""
     own = "; ring: the config's own" if found.own is not None else ""
     return f"dots: settings that ran{own}; cross: lowest expected; outlined: 90 % region of the optimum"
 

@@ -75,7 +75,7 @@ def render(run: Run, changed: Sequence[str] = ()) -> str:
 
 
 def headline(run: Run) -> str:
-    """What was tuned, on what, for how long, in one sentence."""
+    """Headline of a run in one sentence: the model, the data, the length."""
     model = run.config.get("model", {})
     path = str(model.get("path", "a model")) if isinstance(model, dict) else str(model)
     base = "The built-in base model" if path == "builtin" else Path(path).name
@@ -217,7 +217,7 @@ def total_row(results: Sequence[TaskResult], scored: bool, gaps: bool, others: S
 
 
 def result_notes(run: Run, results: Sequence[TaskResult], held: set[str]) -> list[str]:
-    """What the table's numbers are made of, and signs of overfitting."""
+    """Notes under the table of results: the origin of its numbers, and signs of overfitting."""
     notes = []
     if any(one.difference is not None for one in results):
         notes.append(
@@ -236,7 +236,7 @@ def result_notes(run: Run, results: Sequence[TaskResult], held: set[str]) -> lis
 
 
 def forgetting_note(results: Sequence[TaskResult], trained: set[str]) -> str:
-    """What the tasks that were not trained on lost, as a mean."""
+    """Note on the mean loss change of tasks that were not trained on."""
     kept = [one for one in results if one.task not in trained]
     words = [f"their validation loss changed by {signed(macro_mean([o.loss_after - o.loss_before for o in kept]), 3)}"]
     scored = {one.task: (one.score_before, one.score_after) for one in kept if one.difference is not None}
@@ -305,7 +305,7 @@ def changed_section(changed: Sequence[str]) -> Section:
 
 
 def facts_section(run: Run) -> Section:
-    """What is needed to name and repeat the run."""
+    """Section of the facts that name the run and repeat it."""
     environment, summary = run.environment, run.summary
     packages = environment.get("packages", {})
     pairs: list[tuple[str, object]] = [("Run folder", str(run.path)), ("Status", status(run))]

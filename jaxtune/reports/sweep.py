@@ -54,7 +54,7 @@ def render_sweep(sweep: Sweep) -> str:
 
 
 def lead_text(sweep: Sweep) -> str:
-    """How large the sweep is."""
+    """Sentence about the size of the sweep."""
     varied = " × ".join(f"{len(values)} values of {option_name(axis)}" for axis, values in sweep.axes.items())
     shape = varied if sweep.is_grid and sweep.axes else f"{len(sweep.settings)} settings"
     many = len(sweep.seeds)

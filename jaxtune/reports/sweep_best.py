@@ -57,7 +57,7 @@ def gain_text(sweep: Sweep, measure: Measure, winner: str) -> str:
 
 
 def best_section(sweep: Sweep) -> Section | None:
-    """Which settings may be the best, by every measure; None with one setting."""
+    """Section of the settings that may be the best, by every measure; None with one setting."""
     if len(sweep.settings) < 2:
         return None
     parts: list[object] = []

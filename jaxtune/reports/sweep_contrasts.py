@@ -26,7 +26,7 @@ def difference_section(sweep: Sweep) -> Section | None:
 
 
 def lead_text(sweep: Sweep, family: Sequence[Answer]) -> str:
-    """What is shown, how many contrasts there are, and what clear means."""
+    """Sentence about the contrasts: what they show, their number, and what clear means."""
     seeds = len(sweep.seeds)
     text = (
         "Differences between settings that agree in every other option, averaged inside each seed; the rings are the "

@@ -86,7 +86,7 @@ def grid_section(sweep: Sweep) -> Section | None:
 
 
 def colour_span(grid: Grid) -> str:
-    """What the palest and the strongest colour stand for."""
+    """Sentence about the values that the palest and the strongest colour stand for."""
     low, high = float(np.nanmin(grid.mean)), float(np.nanmax(grid.mean))
     worst, best = (low, high) if grid.higher_is_better else (high, low)
     return f"colours from {grid.form(worst)} to {grid.form(best)}"

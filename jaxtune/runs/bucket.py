@@ -15,7 +15,7 @@ from jaxtune.storage.documents import parse_json
 
 
 class StoreError(UserError):
-    """What an object store said instead of doing what it was asked."""
+    """Error of an object store that did not do what it was asked."""
 
 
 class Bucket:

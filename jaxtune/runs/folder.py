@@ -41,7 +41,7 @@ def only_writer(folder: pathlib.Path) -> Iterator[None]:
 
 
 def entries(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What lies in the folder besides the lock of who is asking."""
+    """Files of the folder besides the lock of the process that asks."""
     return [path for path in folder.iterdir() if path.name != locks.NAME] if folder.is_dir() else []
 
 

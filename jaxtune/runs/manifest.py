@@ -1,4 +1,4 @@
-"""What a run was made from: fingerprints of its data, tokenizer, template, plan, config and code, and where it ran.
+"""The manifest of a run: fingerprints of its data, tokenizer, template, plan, config and code, and its environment.
 
 Every fingerprint is a SHA-256 in hexadecimal. A manifest is plain JSON; `compare_manifests` says in words what differs
 between two, which is how a run is verified and how a resumed run knows that nothing changed under it.
@@ -50,7 +50,7 @@ def code() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Where the program runs: code state, versions, devices, variables. It names neither host nor user."""
+    """Environment of the program: code state, versions, devices, variables; neither host nor user."""
     devices = all_devices()
     source = code()
     return {

@@ -17,7 +17,7 @@ Send = Callable[[dict[str, float], int], None]
 
 
 class MirrorKind(enum.Enum):
-    """Where a copy of the metrics goes. Each needs its own package, and reads its own environment variables."""
+    """Services that get a copy of the metrics. Each needs its own package, and reads its own environment variables."""
 
     TENSORBOARD = "tensorboard"  # event files in the run folder
     WANDB = "wandb"  # WANDB_MODE=offline writes into the run folder

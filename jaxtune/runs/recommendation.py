@@ -46,7 +46,7 @@ class Recommendation:
         return {axis.name: axis.value(float(place)) for axis, place in zip(self.axes, places, strict=True)}
 
     def to_json(self) -> Json:
-        """As written to recommendation.json; `recommended` is null where the range must be extended first."""
+        """Contents of recommendation.json; `recommended` is null where the range must be extended first."""
         inside = self.optimum.grid[self.optimum.region]
         spans = {
             axis.name: sorted(axis.value(float(end)) for end in (inside[:, index].min(), inside[:, index].max()))

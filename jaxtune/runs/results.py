@@ -1,4 +1,4 @@
-"""What a run reached: losses and scores before and after tuning, with intervals; how it ended."""
+"""Results of a run: losses and scores before and after tuning, with intervals; its status."""
 
 import dataclasses
 import math
@@ -109,7 +109,7 @@ def macro_mean(values: Sequence[float]) -> float:
 
 
 def status(run: Run) -> str:
-    """How the run ended, in words."""
+    """End of the run, in words."""
     words = {
         "finished": "finished",
         "early_stopped": "stopped early: validation no longer improved",
@@ -123,7 +123,7 @@ def status(run: Run) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run reached: macro means over trained tasks and the tasks' own numbers; NaN where not measured."""
+    """Results of a run: macro means over trained tasks and the tasks' own numbers; NaN where not measured."""
 
     loss: float
     """Validation loss, mean over trained tasks, nats per token."""

@@ -1,4 +1,4 @@
-"""Where checkpoints are kept, when they are written, and which of them stay."""
+"""Retention of checkpoints: their folder, when they are written, and which of them stay."""
 
 import dataclasses
 import importlib.util
@@ -23,7 +23,7 @@ BUCKETS = {"gs": "gcsfs"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are written and which of them stay."""
+    """Settings of checkpoints: when they are written and which of them stay."""
 
     save_every: Annotated[int, Range(1, 1e9)] = 500
     """Steps between two checkpoints, at least 1. The last step and a stop signal save as well."""
@@ -41,7 +41,7 @@ class CheckpointConfig:
     """
 
     def folder(self, run_dir: str | os.PathLike[str]) -> str:
-        """Where the checkpoints of a run folder are written."""
+        """Folder of a run's checkpoints."""
         copied = self.directory is None or self.bucket() is not None
         return os.path.join(run_dir, "checkpoints") if copied else str(self.directory)
 

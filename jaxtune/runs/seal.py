@@ -27,7 +27,7 @@ MIRRORED = ("tensorboard", "wandb", "mlflow", "mlflow.db", "mlflow.db-journal")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogState:
-    """How far a run's metrics went at a moment."""
+    """State of a run's metrics at a moment: number of rows and their running hash."""
 
     rows: int
     sha256: str
@@ -36,7 +36,7 @@ class LogState:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Differences:
-    """How a run folder differs from what its seal says."""
+    """Differences of a run folder from its seal."""
 
     problems: tuple[str, ...] = ()
     """Files that are missing or have other content, and strangers beside the weights of the model."""
@@ -110,7 +110,7 @@ def check_model(model: pathlib.Path) -> None:
 
 
 def check_log(run_dir: pathlib.Path, state: Mapping[str, Any]) -> str | None:
-    """How the rows of `metrics.jsonl` that a checkpoint bound differ from what they were; None where they do not."""
+    """Difference of `metrics.jsonl` from the rows that a checkpoint bound; None where there is none."""
     sha, rows = hashlib.sha256(), 0
     with (run_dir / METRICS).open("rb") as file:
         while rows < state["rows"] and (line := file.readline()).endswith(b"\n"):

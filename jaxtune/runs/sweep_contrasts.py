@@ -16,7 +16,7 @@ MOST_AGAINST_FIRST = 24
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What a contrast compares, as weights over the settings of the sweep."""
+    """A comparison of settings, as contrast weights over the settings of the sweep."""
 
     axis: str
     """Option that is varied; empty where whole settings are compared."""

@@ -14,7 +14,7 @@ from jaxtune.storage.documents import json_line, naming, replace_file
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where the rows of a run go. A row is one JSON object with at least `kind` and `step`."""
+    """Receiver of a run's rows. A row is one JSON object with at least `kind` and `step`."""
 
     def log(self, row: Mapping[str, Any]) -> None: ...
 

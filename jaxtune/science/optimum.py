@@ -1,4 +1,4 @@
-"""Where the minimum of a response surface lies, how sure that is, and which settings would tell more."""
+"""The minimum of a response surface, its uncertainty, and the settings that would tell more."""
 
 import dataclasses
 import enum
@@ -23,7 +23,7 @@ STRETCH = 1.5
 
 
 class Scale(enum.Enum):
-    """How an option's values are laid out along an axis."""
+    """Scale of an axis: the place of an option's values along it."""
 
     LINEAR = "linear"
     LOG = "log"

@@ -75,7 +75,7 @@ def shift(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadSpec:
-    """How hidden states become logits; static facts of the model and of its devices."""
+    """The vocabulary head: facts of the model and its devices that make hidden states logits."""
 
     vocab_axis: int = 0
     """Axis of the head that is the vocabulary: 0 for a tied embedding [V, D], 1 for [D, V]."""
@@ -88,7 +88,7 @@ class HeadSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossSpec:
-    """What is summed beside the cross-entropy, and how much of it at a time."""
+    """Terms beside the cross-entropy, and the number of positions computed at a time."""
 
     head: HeadSpec = HeadSpec()
     z_loss: Scalar = 0.0

@@ -154,7 +154,7 @@ def build(spec: ProgramSpec, trainable: Params) -> Program:
 
 
 def param_shardings(spec: ProgramSpec, trainable: Params) -> Params:
-    """Where trained parameters live: by the rule table, or, for adapters (small), whole on every device."""
+    """Shardings of trained parameters: by the rule table, or, for adapters (small), whole on every device."""
     if spec.lora is not None:
         return jax.tree.map(lambda _: sharding.replicated(spec.mesh), trainable)
     return sharding.shardings(spec.mesh, trainable, indivisible=spec.indivisible)

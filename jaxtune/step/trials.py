@@ -26,7 +26,7 @@ OVER_TRIALS = PartitionSpec("trial")
 
 
 def turns(active: Sequence[int], size: int, mesh: Mesh) -> tuple[Bool[np.ndarray, " trial"], Int[np.ndarray, ""]]:
-    """Which of `size` trials are computed, and the most of them on one device.
+    """The trials of `size` that are computed, and the most of them on one device.
 
     Every device runs the same number of rounds, also with nothing to do: a collective inside a trial needs all devices
     of that trial in the same round.

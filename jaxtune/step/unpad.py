@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Shaped
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strip:
-    """Where the tokens of rows [rows, seq] lie in strips [shards, held]."""
+    """Places of the tokens of rows [rows, seq] in strips [shards, held]."""
 
     places: Int[Array, "shards held"]
     """Slot of each token among those of its shard; one past the last where there is none."""

@@ -22,7 +22,7 @@ Params = PyTree
 
 @runtime_checkable
 class Forward(Protocol):
-    """What the step needs of a model: the last hidden states and the vocabulary head."""
+    """The forward pass of a model: the last hidden states and the vocabulary head."""
 
     def __call__(self, params: Params, frozen: Params, batch: Batch, key: Array | None = None) -> tuple[Array, Array]:
         """Hidden states [rows, seq, model] and head from trainable and frozen parameters.
@@ -33,7 +33,7 @@ class Forward(Protocol):
 
 
 class Normalization(enum.Enum):
-    """What the summed loss of a step is divided by."""
+    """Normalisation of a step's loss: the number that its sum is divided by."""
 
     TOKEN = "token"  # sum of weights: every trained token counts the same
     EXAMPLE = "example"  # every example counts the same, however long its answer
@@ -108,7 +108,7 @@ class Hparams:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """What one update reports. Per-task values are sums; whoever prints them divides.
+    """Report of one update. Per-task values are sums; the reader divides.
 
     The leaves are arrays, or shapes under `jax.eval_shape`; stacked trials give each a leading axis.
     """

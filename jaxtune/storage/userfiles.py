@@ -77,7 +77,7 @@ def importable(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told(doing: str, *, hint: Callable[[BaseException], str] = lambda _: "") -> Iterator[None]:
-    """Whatever is raised inside, `sys.exit` too, becomes a UserError: `doing`, the error, and the user's own line."""
+    """Context that makes any exception, `sys.exit` too, a UserError: `doing`, the error, the user's own line."""
     try:
         yield
     except UserError as error:
@@ -111,7 +111,7 @@ def started_in(folder: Path | None) -> None:
 
 
 def places(path: str | os.PathLike[str]) -> str:
-    """Where `locate` looks for a relative path, for a message that it is in none of them."""
+    """Folders in which `locate` looks for a relative path, for a message that it is in none of them."""
     asked = Path(path).expanduser()
     if asked.is_absolute() or not _folders or _folders[0] == Path.cwd():
         return ""

@@ -1,4 +1,4 @@
-"""Which runs of a sweep can train as one program, and what keeps a run alone."""
+"""Groups of a sweep's runs that can train as one program, and what keeps a run alone."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def group_by_shape(runs: Sequence[Planned], most: int | None = None) -> list[Arm
 
 
 def why_alone(group: ArmGroup, groups: Sequence[ArmGroup]) -> str:
-    """What keeps the run of a group of one out of the largest group, in words."""
+    """Reason why the run of a group of one is not in the largest group, in words."""
     largest = max(groups, key=lambda other: len(other.runs))
     if group.shape["profile_steps"]:
         return "it records a profile"

@@ -37,7 +37,7 @@ class Setting:
         return (self.tag or "_".join(parts) or "config").replace("/", "-").replace(" ", "+")
 
     def arguments(self) -> list[str]:
-        """As options of the command line."""
+        """Options of the command line that set these values."""
         return [word for option, value in self.overrides.items() for word in (f"--{option}", *shlex.split(value))]
 
 
@@ -145,7 +145,7 @@ def setting_of(value: object, where: str) -> Setting:
 
 
 class Law(enum.Enum):
-    """How a random value is spread over its range."""
+    """Distribution of a random value over its range."""
 
     LINEAR = "lin"
     LOG = "log"  # evenly in the logarithm

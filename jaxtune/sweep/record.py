@@ -39,11 +39,11 @@ class Trial:
         return f"{words}_seed={self.seed}"
 
     def arguments(self) -> list[str]:
-        """As options of the command line."""
+        """Options of the command line that set these values."""
         return [*self.setting.arguments(), "--seed", str(self.seed)]
 
     def entry(self) -> dict[str, Any]:
-        """As listed in `sweep.json`."""
+        """Entry of `sweep.json`."""
         row: dict[str, Any] = {"name": self.name, "overrides": dict(self.setting.overrides), "seed": self.seed}
         row |= {"tag": self.setting.tag} if self.setting.tag else {}
         return row | {"dir": f"runs/{self.name}"} | ({"confirms": True} if self.confirms else {})

@@ -1,4 +1,4 @@
-"""What a sweep's command line asks for, as the list of its runs."""
+"""The request of a sweep's command line, as the list of its runs."""
 
 import dataclasses
 import pathlib
@@ -95,7 +95,7 @@ def requested_settings(request: Request, config: ExperimentConfig) -> list[Setti
 
 
 def dry_run(config: ExperimentConfig, sweep_dir: pathlib.Path, trials: Sequence[Trial]) -> Json:
-    """What a sweep would do: its runs, which of them share a program, steps, and time by the folder's finished runs."""
+    """Description of a sweep before it starts: runs, shared programs, steps, and time by the folder's finished runs."""
     planned = [
         plan_run(
             configs.override(config, trial.arguments()), sweep_dir / "runs" / trial.name, command={}, overwrite=True

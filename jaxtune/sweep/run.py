@@ -31,7 +31,7 @@ from jaxtune.train.run import is_finished, train_together
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """What a sweep was started with, for the record: its config file and the overrides that all its runs share."""
+    """Command of a sweep, for the record: its config file and the overrides that all its runs share."""
 
     config: str | None = None
     overrides: Sequence[str] = ()

@@ -26,7 +26,7 @@ def draws(key: bytes, n: int) -> Iterator[int]:
 
 
 def question(conversation: Conversation) -> tuple[str, ...]:
-    """What is asked: the text of all messages but the last."""
+    """Question of a conversation: the text of all messages but the last."""
     return tuple(message.content or "" for message in conversation.messages[:-1] if message.role != "system")
 
 

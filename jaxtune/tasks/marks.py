@@ -44,7 +44,7 @@ def weight_of(holder: Mapping[str, Any]) -> float | None:
 
 
 def check_marks(holder: Mapping[str, Any], where: str) -> list[Finding]:
-    """What is wrong with the marks of a message or record, which messages call `where` ("messages[1].")."""
+    """Problems in the marks of a message or record, which messages call `where` ("messages[1].")."""
     found = given_marks(holder)
     wrong = [
         ("bad-weight", f"{where}{name} is {_shown(value)}") for name, value in found.items() if not is_weight(value)

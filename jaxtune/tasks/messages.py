@@ -67,7 +67,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[Finding]:
 
 
 def check_roles(roles: Sequence[str]) -> list[Finding]:
-    """What is wrong with the order of the roles of one conversation that has an assistant message.
+    """Problems in the order of the roles of one conversation that has an assistant message.
 
     Two turns of one role in a row are a warning and not an error: people do send two messages before an answer comes,
     and every answer still has what it answers before it. A chat template that cannot write them refuses the record,

@@ -1,4 +1,4 @@
-"""What can be wrong with a record: the table of rules, one problem, and collecting many before anything is raised."""
+"""Problems of records: the table of rules, one problem, and a log that collects many before anything is raised."""
 
 import collections
 import dataclasses
@@ -194,12 +194,12 @@ class ProblemLog:
                 self.kept.append(problem)
 
     def count(self, severity: Severity) -> int:
-        """How many problems of a severity were added."""
+        """Number of problems of a severity that were added."""
         return sum(count for rule, count in self.counts.items() if RULES[rule].severity is severity)
 
     @property
     def errors(self) -> int:
-        """How many errors were added."""
+        """Number of errors that were added."""
         return self.count(Severity.ERROR)
 
     def raise_if_any(self, what: str = "the data") -> None:

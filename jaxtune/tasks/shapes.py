@@ -14,7 +14,7 @@ from jaxtune.tasks.token_records import WEIGHT_FIELDS
 
 
 class Shape(enum.Enum):
-    """How a record spells a conversation."""
+    """Shape of a record: the fields that spell a conversation."""
 
     MESSAGES = "messages"
     """{"messages": [{"role": ..., "content": ...}, ...]}, or the same under `conversations`"""

@@ -31,7 +31,7 @@ from jaxtune.tasks.wording import Builder, FewShot, Template, call_builder, fill
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """Where one kind of conversation comes from. Nothing is read before it is needed.
+    """One kind of conversation and its sources. Nothing is read before it is needed.
 
     Task(name="qa", splits={"train": from_jsonl("qa.jsonl"), "validation": from_jsonl("qa_dev.jsonl")})
     Task(name="sums", records=from_parquet("sums.parquet"), splits={"validation": 0.02, "test": 0.02})
@@ -112,7 +112,7 @@ class Task:
         log.raise_if_any(self.records.name)
 
     def split_of(self, record: Mapping[str, Any], *, file: str = "", line: int | None = None) -> str:
-        """Which share of `records` a record falls in, by a hash of its content without its id.
+        """Split of a record among the shares of `records`, by a hash of its content without its id.
 
         Adding or reordering records moves no other record; equal records fall in one split, whatever task they are in.
         `train` comes last on the scale, so another share may grow at its cost alone.

@@ -32,7 +32,7 @@ def tokens_of(record: Mapping[str, Any]) -> Any:
 
 
 def check_tokens(record: Mapping[str, Any]) -> list[Finding]:
-    """What is wrong with a record of token ids."""
+    """Problems of a record of token ids."""
     fields = _weight_fields(record)
     if not fields:
         return [("missing-field", f"tokens without weights; give one of {', '.join(WEIGHT_FIELDS)}")]

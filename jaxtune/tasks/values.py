@@ -38,7 +38,7 @@ def type_name(value: Any) -> str:
 
 
 def keys_and_depth(value: Any) -> tuple[int, int]:
-    """How many object keys a value holds at all depths, and how many objects and arrays lie in one another.
+    """Number of object keys in a value at all depths, and the depth of its objects and arrays.
 
     Goes level by level, as a recursion would end at Python's own limit; stops counting below `MAX_DEPTH`.
     """

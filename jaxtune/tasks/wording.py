@@ -52,7 +52,7 @@ class Template:
 
 
 class FewShotStyle(enum.Enum):
-    """Where exemplars stand."""
+    """Place of exemplars in a conversation."""
 
     TURNS = "turns"
     """As earlier user and assistant turns of weight 0."""

@@ -13,7 +13,7 @@ class TextConsole(Console):
     """A rich console that prints text only; what rich itself draws with (colours, cursor of a bar) still works."""
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich renders, with every control character in a text as its escape."""
+        """Segments that rich renders, with every control character in a text as its escape."""
         for segment in super().render(renderable, options):
             text = segment.text if segment.control else printable(segment.text)
             yield segment if text == segment.text else Segment(text, segment.style)

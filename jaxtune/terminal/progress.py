@@ -1,4 +1,4 @@
-"""How far a long job is: a live bar in a terminal, one line every few seconds anywhere else. Writes to stderr."""
+"""Progress of a long job: a live bar in a terminal, one line every few seconds anywhere else. Writes to stderr."""
 
 import collections
 import dataclasses
@@ -212,7 +212,7 @@ class TrainProgress:
         self._display.show(step, "  ".join(parts))
 
     def of(self, name: str) -> "TrainProgress":
-        """Where the run reports: it is the only one."""
+        """Display of the only run."""
         return self
 
     def show(self, running: Collection[str]) -> None:
@@ -251,7 +251,7 @@ class GroupProgress:
         self._display.__exit__(*exception)
 
     def of(self, name: str) -> "RunProgress":
-        """Where one run reports."""
+        """Display of one run of the group."""
         return RunProgress(self, name)
 
     def show(self, running: Collection[str]) -> None:
@@ -276,7 +276,7 @@ class GroupProgress:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoundNumbers:
-    """What a run of a group last reported."""
+    """Last report of a run of a group."""
 
     step: int = 0
     loss: float = math.nan

@@ -14,7 +14,7 @@ class Surviving:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """As of a text stream; never raises OSError."""
+        """Method of a text stream; never raises OSError."""
         try:
             self._stream.write(text)
         except OSError:
@@ -22,7 +22,7 @@ class Surviving:
         return len(text)
 
     def flush(self) -> None:
-        """As of a text stream; never raises OSError."""
+        """Method of a text stream; never raises OSError."""
         try:
             self._stream.flush()
         except OSError:

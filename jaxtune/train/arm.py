@@ -36,7 +36,7 @@ class NotFinite(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """Where a run's numbers and states go: open trackers and checkpoints."""
+    """Receivers of a run's numbers and states: open trackers and checkpoints."""
 
     run: Planned
     checkpoints: Checkpoints
@@ -69,7 +69,7 @@ class Arm:
 
     @property
     def ended(self) -> Status | None:
-        """How the run ends where it stands; None while it goes on."""
+        """Status with which the run ends where it stands; None while it goes on."""
         return ended(self.counters, self.done, self.rules)
 
     def decide(self, *, stopping: bool = False, watched: float | None = None) -> Decision:

@@ -1,4 +1,4 @@
-"""What a run decides after each update: validate, save, end. Pure functions of counters and rules.
+"""Decisions after each update: validate, save, end. Pure functions of counters and rules.
 
 The loop asks after every update, and a second time with the validation loss where the first answer was to validate.
 """
@@ -18,7 +18,7 @@ FEWEST_RECENT = 10
 
 
 class Status(enum.Enum):
-    """How a run ended."""
+    """Status of a run that ended."""
 
     FINISHED = "finished"
     EARLY_STOPPED = "early_stopped"
@@ -63,7 +63,7 @@ def rules(config: ExperimentConfig, total: int, *, validated: bool) -> Rules:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counters:
-    """What a run remembers from update to update besides its train state; saved with every checkpoint."""
+    """Counters that a run carries from update to update besides its train state; saved with every checkpoint."""
 
     tokens: int = 0
     loss_tokens: int = 0
@@ -135,7 +135,7 @@ def _added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What to do after an update, in this order."""
+    """Actions after an update, in this order."""
 
     validate: bool = False
     """Validate, and ask again with the result: nothing else is decided yet."""
@@ -168,14 +168,14 @@ def decide(
 
 
 def ended(counters: Counters, done: int, rules: Rules) -> Status | None:
-    """How a run ends after `done` updates that are validated; None while it goes on."""
+    """Status with which a run ends after `done` validated updates; None while it goes on."""
     if rules.patience is not None and counters.since_reference >= rules.patience:
         return Status.EARLY_STOPPED
     return Status.FINISHED if done == rules.total else None
 
 
 class Health(enum.Enum):
-    """What an update's numbers say about it."""
+    """Health of an update, by its numbers."""
 
     GOOD = enum.auto()
     EMPTY = enum.auto()  # nothing carried weight

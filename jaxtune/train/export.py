@@ -39,7 +39,7 @@ def export_adapter(session: Session, params: Params, folder: pathlib.Path, *, ov
 
 
 def text_files(inputs: Inputs) -> TextFiles:
-    """What an export holds besides weights: tokenizer, trained template and terminator, the base's settings."""
+    """Files of an export besides weights: tokenizer, trained template and terminator, the base's settings."""
     words = inputs.tokenizer
     return TextFiles(
         eos_token_id=chat.terminator_id(inputs.template, words), bos_token_id=words.bos_id, pad_token_id=words.pad_id,

@@ -1,4 +1,4 @@
-"""What computes: a run alone, in place, or several side by side on the trial axis. Both are a `Lane` for the loop.
+"""Lanes, which compute: a run alone, in place, or several side by side on the trial axis.
 
 The bits of a run do not depend on its lane: it may go on alone, or in another group, from where it stood.
 """

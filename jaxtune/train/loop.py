@@ -102,7 +102,7 @@ def run(ensemble: Ensemble) -> int:
 
 
 def begin(ensemble: Ensemble) -> None:
-    """What comes before the loop: the base's numbers, validations that are still to be done, arms at their end."""
+    """Start of the loop: the base's numbers, validations that are still to be done, arms at their end."""
     fresh = [arm for arm in ensemble.arms if arm.done == 0]
     behind = [arm for arm in ensemble.arms if arm.counters.unvalidated]
     results = losses(ensemble, [*fresh, *behind])
@@ -186,7 +186,7 @@ def say_validation(ensemble: Ensemble, arm: Arm, watched: float | None) -> None:
 
 
 def say_end(ensemble: Ensemble, arm: Arm, status: Status) -> None:
-    """How an arm ends before its last update, on the terminal."""
+    """Print the end of an arm that stops before its last update."""
     if status is Status.STOPPED:
         total = arm.rules.total
         ensemble.say(arm, f"stopped after step {arm.done} of {total}; the same command with --resume continues")

@@ -349,7 +349,7 @@ def work_of(config: ExperimentConfig, *, devices: int | None = None, platform: s
 
 
 def planned_devices(mesh: MeshConfig) -> int:
-    """How many devices a mesh is meant for: its own product, or for an axis of -1 the devices here."""
+    """Number of devices that a mesh is meant for: its own product, or for an axis of -1 the devices here."""
     sizes = [getattr(mesh, axis) for axis in AXES]
     if -1 not in sizes:
         return math.prod(sizes)

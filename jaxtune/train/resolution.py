@@ -98,12 +98,12 @@ class Inputs:
         return [self.describe(p.task, p.example, p.epoch) for p in placed]
 
     def describe(self, task: str, example: int, epoch: int = 0) -> str:
-        """Where an example of the plan stands in its source."""
+        """Place of an example of the plan in its source."""
         where = self.tasks[task].source(TRAIN).where(self.train[task].record(example))
         return f"{task}: {where}" + (f" (epoch {epoch + 1})" if epoch else "")
 
     def examples_in(self, step: int) -> dict[str, int]:
-        """How many examples of each task a step holds."""
+        """Number of examples of each task in a step."""
         counts: dict[str, int] = {}
         for row in self.plan.rows(step):
             for placement in row:
@@ -113,7 +113,7 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What a config names besides its records, found and checked: no record has been read."""
+    """Parts that a config names besides its records, found and checked: no record has been read."""
 
     config: ExperimentConfig
     folder: pathlib.Path
@@ -134,14 +134,14 @@ class Prepared:
 
     @property
     def yardstick(self) -> Encoding:
-        """How records are encoded where their loss is measured: responses weigh 1, whatever the run trains with.
+        """Encoding for measuring loss: responses weigh 1, whatever the run trains with.
 
         So the validation losses of two objectives, of another mask or prompt weight, are of the same tokens.
         """
         return dataclasses.replace(self.encoding, mask_policy=MaskPolicy.ASSISTANT, prompt_loss_weight=0.0)
 
     def encoding_of(self, split: str) -> Encoding:
-        """How the records of a split become tokens."""
+        """Encoding that turns the records of a split into tokens."""
         return self.encoding if split == TRAIN else self.yardstick
 
     @property
@@ -259,5 +259,5 @@ def _find_template(named: str | None, folder: pathlib.Path) -> ChatTemplate:
 
 
 def cache_folder(config: ExperimentConfig) -> pathlib.Path:
-    """Where tokenised data and decompressed copies of the config's files are kept."""
+    """Cache folder of tokenised data and of decompressed copies of the config's files."""
     return pathlib.Path(config.data.cache_dir) if config.data.cache_dir is not None else default_cache()

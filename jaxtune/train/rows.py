@@ -1,4 +1,4 @@
-"""What a run writes about itself: rows of metrics.jsonl and the contents of summary.json. Pure functions."""
+"""Rows of metrics.jsonl and the contents of summary.json. Pure functions."""
 
 import dataclasses
 import math

@@ -29,7 +29,7 @@ from jaxtune.train.session import open_session, open_sessions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run leaves besides its folder."""
+    """Result of a run besides its folder."""
 
     status: Status
     exit_code: int
@@ -102,7 +102,7 @@ def make_display(names: Sequence[str], total_steps: int) -> TrainProgress | Grou
 
 
 def outcome(arm: Arm, exit_code: int) -> TrainResult:
-    """How an arm ended; `exit_code` is that of a stop."""
+    """Result of an arm that ended; `exit_code` is that of a stop."""
     assert arm.status is not None, f"{arm.name} has not ended"
     return TrainResult(
         status=arm.status, exit_code=exit_code if arm.status is Status.STOPPED else 0, run_dir=arm.run_dir,
@@ -117,7 +117,7 @@ def is_finished(run_dir: pathlib.Path) -> bool:
 
 
 def finished_before(run_dir: pathlib.Path) -> TrainResult:
-    """How a run ended that has nothing left to do."""
+    """Result of a run that has nothing left to do."""
     if is_main():
         print(f"{run_dir} is finished; there is nothing to resume", file=sys.stderr)
     summary = read_json(run_dir / "summary.json")

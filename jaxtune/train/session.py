@@ -38,7 +38,7 @@ class Base:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Session:
-    """What the training loop holds besides its state."""
+    """An experiment on its devices: all that the training loop holds besides its state."""
 
     inputs: Inputs
     mesh: jax.sharding.Mesh
@@ -174,7 +174,7 @@ def load_base(inputs: Inputs, mesh: jax.sharding.Mesh, seed: int) -> Base:
 
 
 def program_spec(inputs: Inputs, mesh: jax.sharding.Mesh) -> ProgramSpec:
-    """What the compiled steps of an experiment depend on."""
+    """Key of an experiment's compiled steps: all that they depend on."""
     config = inputs.config
     return ProgramSpec(
         model=inputs.model, optim=config.optim, loss=config.loss, lora=config.lora,

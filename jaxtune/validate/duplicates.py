@@ -67,7 +67,7 @@ _PREFIX = np.array([(1 << (8 * k)) - 1 for k in range(8)] + [2**64 - 1], np.uint
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sketch:
-    """What is kept of some texts."""
+    """Sketch of some texts: the hashes that are kept of them."""
 
     rows: np.ndarray
     """One `DTYPE` element a text, without its id."""
@@ -281,7 +281,7 @@ class Words:
 
 
 def similarity(left: Words, right: Words) -> float:
-    """How alike two texts are, from 0 to 1: the Jaccard index (shared / all) of their sets of three consecutive words.
+    """Similarity of two texts, from 0 to 1: the Jaccard index (shared / all) of their sets of three consecutive words.
 
     It is 0 when the last messages share less than half of their words: two questions about one long passage are two
     examples, however long the passage is.

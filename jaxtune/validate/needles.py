@@ -17,7 +17,7 @@ class Needles:
             self._second[start[0]][start[1] if len(start) > 1 else slice(None)] = True
 
     def found_in(self, block: bytes) -> list[str]:
-        """Those that the block holds."""
+        """Needles that the block holds."""
         data = np.frombuffer(block + b"\0", np.uint8)
         found: dict[str, None] = {}
         for first, second in self._second.items():

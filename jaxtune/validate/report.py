@@ -26,7 +26,7 @@ class FileSummary:
 
 @dataclasses.dataclass(kw_only=True)
 class Report:
-    """What `validate_files` and `validate_tasks` found."""
+    """Findings of `validate_files` and `validate_tasks`."""
 
     log: ProblemLog = dataclasses.field(default_factory=lambda: ProblemLog(KEPT))
     files: list[FileSummary] = dataclasses.field(default_factory=list)

@@ -349,7 +349,7 @@ def _keys_in(block: bytes) -> int | None:
 
 
 def record_texts(record: Any, task: Task, shape: Shape) -> list[str]:
-    """What of a record is compared: the text of each message; all text where the task's own templates word it."""
+    """Texts of a record that are compared: each message; all text where the task's own templates word it."""
     if shape in (Shape.FIELDS, Shape.TOKENS):
         return [" ".join(_leaves({key: value for key, value in record.items() if key != "id"}))]
     messages = messages_of(record, shape, task.columns)

@@ -1,4 +1,4 @@
-"""Which attention backend to run: what can run here, proven against the reference before the first step, and named."""
+"""Choice of the attention backend: one that can run here, proven against the reference before the first step."""
 
 import dataclasses
 

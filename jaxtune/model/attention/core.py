@@ -12,7 +12,7 @@ from jaxtune.model.linear import product
 
 
 class Backend(enum.Enum):
-    """How attention is computed; `jaxtune.model.attention.choice` says which run where, and picks one."""
+    """Attention backends; `jaxtune.model.attention.choice` says which run where, and picks one."""
 
     AUTO = "auto"  # resolved before training; unresolved, the plain path of the default device
     REFERENCE = "reference"  # all scores of a row at once, in plain XLA operations

@@ -8,7 +8,7 @@ from jaxtune.storage.fingerprints import hash64
 
 
 class Split(enum.Enum):
-    """Where an exercise may appear."""
+    """Split in which an exercise may appear."""
 
     TRAIN = "train"
     VALIDATION = "validation"

@@ -97,7 +97,7 @@ def draw_expression(stream: Stream) -> str:
 
 
 def value_of(expression: str) -> str:
-    """What the interpreter prints: `repr` of the value."""
+    """Value that the interpreter prints, as its `repr`."""
     return repr(eval(expression, {}))
 
 

@@ -18,7 +18,7 @@ SYSTEMS = ("Answer with one word from the text.", "You answer questions about sh
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Relation:
-    """What may be said of a person, and how it is asked, forwards (person known) and backwards (value known)."""
+    """A fact about a person, and its questions, forwards (person known) and backwards (value known)."""
 
     sentences: tuple[str, ...]
     forward: str

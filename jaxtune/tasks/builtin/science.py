@@ -62,7 +62,7 @@ def pseudoword(stream: Stream, syllables: int) -> str:
 
 
 def noisy(stream: Stream) -> Exercise:
-    """Which of 64 answers belongs to a made-up name: decided by a hash of the name."""
+    """Random labels: one of 64 answers for a made-up name, decided by a hash of the name."""
     name = pseudoword(stream, 3)
     answer = NOISY_ANSWERS[hash64(f"noisy/{name}".encode()) % len(NOISY_ANSWERS)]
     return Exercise(group=name, fields={"question": f"What belongs to {name}?"}, answer=answer)

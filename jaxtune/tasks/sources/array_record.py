@@ -53,7 +53,7 @@ class ArrayRecordSource(FileSource):
 
 
 def decoded(decode: Callable[[bytes], Any], raw: bytes) -> tuple[Any, list[tuple[str, str]]]:
-    """What a user's function makes of a record's bytes, or what it says of them."""
+    """Record that a user's function makes of bytes, or the problem that it raised."""
     try:
         value = decode(raw)
     except Exception as error:  # a user's function may raise anything, and all of it is about this record

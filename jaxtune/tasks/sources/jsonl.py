@@ -35,7 +35,7 @@ _MAGIC = (
 
 
 def foreign_format(head: bytes) -> Finding | None:
-    """What a file is when its first bytes show that it is not UTF-8 JSON lines; None when they do not."""
+    """Format of a file whose first bytes show that it is not UTF-8 JSON lines; None when they do not."""
     for magic, rule, message in _MAGIC:
         if head.startswith(magic):
             return rule, message
@@ -48,7 +48,7 @@ def foreign_format(head: bytes) -> Finding | None:
 
 
 def written_keys(raw: bytes) -> int | None:
-    """How many object keys stand in JSON text, repeated ones included; None where that cannot be told quickly.
+    """Number of object keys in JSON text, repeated ones included; None where that cannot be told quickly.
 
     A quote inside a string is escaped, so a quote and a colon close a key unless a backslash stands before them. White
     space before the colon, and two backslashes before the quote, are left to the slow parser.
@@ -142,7 +142,7 @@ def _hint(text: str, at: int) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LineIndex:
-    """Where the non-blank lines of a file are: 12 bytes a record."""
+    """Index of the non-blank lines of a file: 12 bytes a record."""
 
     starts: Int[np.ndarray, " records"]
     lengths: UInt[np.ndarray, " records"]
@@ -199,7 +199,7 @@ class JsonlSource(FileSource):
 
     @functools.cached_property
     def index(self) -> LineIndex:
-        """Where each record's line is."""
+        """Index of each record's line."""
         self.check_format()
         return build_index(self.path)
 
