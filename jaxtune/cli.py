@@ -5,6 +5,7 @@ of the job died; a traceback is a bug.
 """
 
 import argparse
+import importlib
 import os
 import pathlib
 import re
@@ -20,12 +21,15 @@ from jaxtune.mixture import OnCap, Strategy
 from jaxtune.storage.faults import EXIT_STORAGE, describe_fault
 from jaxtune.storage.userfiles import blame
 from jaxtune.terminal import streams
+from jaxtune.terminal.display import Phase
 
 EPILOG = (
     "Options after the config change it: `jaxtune train configs/quickstart.py --run-dir runs/a --optim.peak-lr 1e-3`. "
     "`jaxtune options CONFIG` lists them. `--debug` shows the traceback of an error."
 )
 Subparsers = argparse._SubParsersAction
+USE_JAX = ("train", "validate", "preview", "plan-memory", "evaluate", "generate", "sweep", "verify", "export-hf")
+"""Commands that need the whole library, whose import takes seconds."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(arguments: argparse.Namespace, *, debug: bool) -> int:
     """Run a parsed command; returns the exit code. What ends it in a foreseen way is told in one message."""
     try:
+        if arguments.command in USE_JAX:
+            with Phase("loading JAX"):
+                importlib.import_module("jaxtune.train.run")
         code = arguments.run(arguments) or 0
         sys.stdout.flush()
         return code
@@ -346,6 +353,9 @@ def add_export(rows: Subparsers) -> None:
     parser.add_argument("--step", help="checkpoint step, `best` (default) or `latest`", default="best")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=None)
     parser.add_argument("--adapter", action="store_true", help="the LoRA adapter alone, as a folder that PEFT loads")
+    text = "upload the folder to the Hugging Face hub as this model, owner/model (extra hub)"
+    parser.add_argument("--push", metavar="NAME", help=text)
+    parser.add_argument("--private", action="store_true", help="a model that --push makes is private")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
 
 

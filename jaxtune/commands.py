@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jaxtune
 from jaxtune.errors import UserError, did_you_mean, printable
 from jaxtune.mixture.allocation import allocate
 from jaxtune.mixture.settings import MixtureConfig, OnCap, Strategy
@@ -87,10 +88,12 @@ def run_mix(arguments: argparse.Namespace) -> None:
 def load_config(arguments: argparse.Namespace):
     """The config file of a command with its overrides applied; `quickstart` is the one in the package."""
     from jaxtune import config
+    from jaxtune.terminal.display import Phase
 
     if arguments.config == "quickstart" and not pathlib.Path(arguments.config).exists():
         arguments.config = str(pathlib.Path(__file__).parent / "train" / "quickstart.py")
-    return config.override(config.load(arguments.config), arguments.rest)
+    with Phase("reading the config"):
+        return config.override(config.load(arguments.config), arguments.rest)
 
 
 def run_init(arguments: argparse.Namespace) -> None:
@@ -360,10 +363,21 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 def run_export(arguments: argparse.Namespace) -> None:
     from jaxtune import config
+    from jaxtune.hf.push import check_push, push
+    from jaxtune.terminal.display import Phase
     from jaxtune.train.export import export_checkpoint
 
+    if arguments.push is not None:
+        check_push(arguments.push)
+    elif arguments.private:
+        raise UserError("--private goes with --push NAME")
     export_checkpoint(
         config.of_run(arguments.run_dir), arguments.run_dir, arguments.out, arguments.step, arguments.dtype,
         overwrite=arguments.overwrite, adapter=arguments.adapter,
     )  # fmt: skip
     print(arguments.out)
+    if arguments.push is not None:
+        with Phase(f"uploading to {arguments.push}"):
+            message = f"{arguments.run_dir.name}, checkpoint {arguments.step}, by jaxtune {jaxtune.__version__}"
+            address = push(arguments.out, arguments.push, private=arguments.private, message=message)
+        print(address)

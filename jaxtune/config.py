@@ -19,7 +19,8 @@ import tyro
 from jaxtune.chat import Bos, MaskPolicy, Reasoning
 from jaxtune.data.fit import LengthPolicy
 from jaxtune.errors import REAL, WHOLE, Range, UserError, check_fields
-from jaxtune.evaluate.loss import Aggregate, EvalConfig
+from jaxtune.evaluate.hooks import Hook, check_hook
+from jaxtune.evaluate.loss import Aggregate, EarlyStoppingConfig, EvalConfig
 from jaxtune.mixture.settings import Budget, Group, MixingUnit, MixtureConfig, OnCap, Selection, Strategy
 from jaxtune.model.attention.core import Backend
 from jaxtune.model.lora import LoraConfig, Scaling, Variant
@@ -153,26 +154,6 @@ class BatchConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EarlyStoppingConfig:
-    """Stop when validation no longer improves. The best checkpoint is kept whether or not this is on."""
-
-    patience: Annotated[int, Range(1, 1e9)] | None = None
-    """Validations without improvement before the run stops; None: never stops early."""
-    min_change: Annotated[float, Range(0, 1e6)] = 0.0
-    """Decrease of the watched loss that counts as improvement, nats per token."""
-    aggregate: Aggregate = Aggregate.MACRO_MEAN
-    task: str | None = None
-    """The task to watch when `aggregate` is `task`."""
-
-    def __post_init__(self):
-        check_fields(self, "early_stopping")
-        if (self.aggregate is Aggregate.TASK) != (self.task is not None):
-            raise UserError(
-                "early_stopping.task names the watched task when aggregate is `task`, and is empty otherwise"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class HealthConfig:
     """Limits on updates that are not finite or jump, and measurements of the step."""
 
@@ -235,6 +216,12 @@ class ExperimentConfig:
     health: HealthConfig = HealthConfig()
     mirrors: tuple[MirrorKind, ...] = ()
     """Optional copies of the metrics: tensorboard, wandb, mlflow, trackio."""
+    mirror_group: str | None = None
+    """Group of the run in W&B and MLflow; None: for a run of a sweep, the name of the sweep's folder."""
+    mirror_tags: tuple[str, ...] = ()
+    """Tags of the run in W&B and MLflow."""
+    on_validation: FileOnly[Hook | None] = None
+    """Called at every validation as `on_validation(step, params, metrics)` (see `jaxtune.evaluate.hooks`)."""
     compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Options of XLA for the compiled step, by name, over those that jaxtune chooses for the platform."""
     compilation_cache: str | None = ".cache/jax"
@@ -243,6 +230,7 @@ class ExperimentConfig:
     def __post_init__(self):
         _check_tasks(self.tasks)
         check_fields(self, "")
+        check_hook(self.on_validation)
         names = [task.name for task in self.tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -24,6 +24,7 @@ from jaxtune.plan import order
 from jaxtune.reports.preview import render
 from jaxtune.storage.documents import Json, json_bytes, plain, replace_file
 from jaxtune.terminal import tables as terminal
+from jaxtune.terminal.display import Phase
 from jaxtune.train import documents, plans, resolution
 from jaxtune.train.resolution import TRAIN, Inputs
 
@@ -73,7 +74,8 @@ def run(
     """Print the preview of a config, or its JSON; with `html`, write the page too."""
     shown = shown or ShownExamples()
     compared = parse_alternatives(compare) if compare is not None else None
-    inputs = resolution.resolve(config, questions=False, show_progress=not as_json)
+    with Phase("preparing"):
+        inputs = resolution.resolve(config, questions=False, show_progress=not as_json)
     if shown.task is not None and shown.task not in inputs.tasks:
         raise UserError(f"no task {shown.task!r} in the mixture; it has {', '.join(inputs.tasks)}")
     numbers = chosen(inputs, shown)
@@ -164,6 +166,7 @@ def facts(inputs: Inputs) -> dict[str, str]:
         "Reasoning": REASONING[inputs.template.reasoning],
         "Trained": f"{data.mask_policy.value.replace('_', ' ')}, prompt loss weight {data.prompt_loss_weight:g}",
         "Too long": data.length_policy.value.replace("_", " "),
+        "Size": documents.size_in_words(inputs),
         "Rows": f"{plan.rows_per_step:,} of {plan.seq_len:,} tokens a step, {plan.packing.value.replace('_', ' ')}",
         "Held out": ", ".join(inputs.held) or "nothing",
         "Without validation": ", ".join(inputs.unwatched) or "no task",

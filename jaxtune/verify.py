@@ -23,6 +23,7 @@ from jaxtune.runs.retention import has_checkpoint
 from jaxtune.step.programs import Programs
 from jaxtune.step.update import StepMetrics, TrainState
 from jaxtune.storage.documents import read_json, read_sealed
+from jaxtune.terminal.display import Phase
 from jaxtune.train import resolution, resuming
 from jaxtune.train.identity import global_batch, identify
 from jaxtune.train.resolution import TRAIN, Inputs
@@ -80,16 +81,18 @@ def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, repla
     except UserError as error:
         return Verification(run_dir=run_dir, checks=(Check(name="manifest", ok=False, lines=(str(error),)),))
     config = configs.of_run(run_dir) if config_path is None else configs.load(config_path)
-    inputs = resolution.resolve(config, questions=False, show_progress=False)
-    now = identify(inputs)
+    with Phase("deriving data, plan and batches again"):
+        inputs = resolution.resolve(config, questions=False)
+        now = identify(inputs)
+    with Phase("files of the run"):
+        files = [check_checkpoints(run_dir, config), check_files(run_dir)]
     checks = [
         Check(name="manifest", ok=True, lines=("its own fingerprint fits",)),
         check_recorded_config(run_dir, recorded),
         *check_inputs(recorded, now, inputs),
         check_log(run_dir, inputs),
         check_rates(run_dir, recorded, inputs.total_steps),
-        check_checkpoints(run_dir, config),
-        check_files(run_dir),
+        *files,
         describe_changes(recorded),
         describe_circumstances(recorded, now),
     ]
@@ -304,11 +307,13 @@ def replay(
     """Train `steps` steps from `state`, comparing each with its logged row and with the saved states on the way."""
     start = int(state.step)
     lines, last = [], min(start + steps, max(rows))
-    for step, batch in zip(range(start, last), stream(session, start, last), strict=True):
-        state, metrics = session.program.train_step(state, session.base.frozen, batch, session.numbers)
-        lines += compare_row(rows[step + 1], jax.device_get(metrics), exact=exact)
-        if step + 1 in states:
-            lines += compare_state(step + 1, state, states[step + 1], exact=exact)
+    with Phase("replay", last - start, unit="steps") as phase:
+        for step, batch in zip(range(start, last), stream(session, start, last), strict=True):
+            state, metrics = session.program.train_step(state, session.base.frozen, batch, session.numbers)
+            lines += compare_row(rows[step + 1], jax.device_get(metrics), exact=exact)
+            if step + 1 in states:
+                lines += compare_state(step + 1, state, states[step + 1], exact=exact)
+            phase.advance()
     how = "bit for bit" if exact else f"within {TOLERANCE:g}, as code or environment differ"
     compared = f", and the state{'s' * (len(states) > 1)} of step {', '.join(map(str, states))}" if states else ""
     text = f"steps {start + 1} to {last}: losses and gradient norms{compared} are equal {how}"

@@ -63,7 +63,7 @@ def tiny_config(folder: pathlib.Path, **changes) -> ExperimentConfig:
         data=DataConfig(seq_len=64, cache_dir=str(folder / "cache")),
         batch=BatchConfig(rows=4, micro_rows=2),
         optim=OptimConfig(peak_lr=1e-2, warmup_frac=0.2),
-        eval=EvalConfig(every=3, rows=4, generate_examples=4, max_new_tokens=4, generate_rows=8),
+        eval=EvalConfig(every=3, rows=4, generate_examples=4, max_new_tokens=4, generate_rows=8, answers=0),
         checkpoint=CheckpointConfig(save_every=2),
         mesh=MeshConfig(devices=1),
         compilation_cache=None,

@@ -17,7 +17,8 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.fetched += [value for name, value in attrs if name in ("src", "data", "srcset", "xlink:href")]
-        addresses = [value or "" for name, value in attrs if name == "href" and not (value or "").startswith("#")]
+        inside = ("#", "data:")
+        addresses = [value or "" for name, value in attrs if name == "href" and not (value or "").startswith(inside)]
         (self.links if tag == "a" else self.fetched).extend(addresses)
         self.fetched += [tag] if tag in ("script", "iframe", "object", "embed") else []
         self.classes += [name for key, value in attrs if key == "class" for name in (value or "").split()]

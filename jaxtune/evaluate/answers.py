@@ -19,6 +19,8 @@ class Question:
     id: str
     text: str
     """The last user message, for people."""
+    context: str
+    """What was said before it, one message a line with its role; empty for a question alone."""
     prompt: list[int]
     """Token ids up to where the answer starts."""
     reference: str
@@ -33,7 +35,7 @@ class ScoreResult:
     macro_exact_match: float
     """Mean over trained tasks of the share of exactly matching answers."""
     answers: Mapping[str, Sequence[Mapping[str, Any]]]
-    """Task -> {id, prompt, prediction, reference, correct} of every question."""
+    """Task -> {id, prompt, prediction, reference, correct} of every question; `context` where something came before."""
 
 
 def question(
@@ -50,9 +52,21 @@ def question(
         task=task,
         id=name,
         text=before.messages[-1].content or "",
+        context="\n".join(f"{said.role}: {said.content or ''}" for said in before.messages[:-1]),
         prompt=chat.render_prompt(before, template, tokenizer),
         reference=conversation.messages[cut].content or "",
     )
+
+
+def spread(asked: Sequence[Question], count: int) -> list[Question]:
+    """A number of the questions: in turn the first of each task, the second of each, and so on."""
+    places: dict[str, int] = {}
+    turns = []
+    for q in asked:
+        turns.append(places.get(q.task, 0))
+        places[q.task] = turns[-1] + 1
+    chosen = sorted(sorted(range(len(asked)), key=lambda i: turns[i])[:count])
+    return [asked[i] for i in chosen]
 
 
 def generation_scores(
@@ -78,8 +92,9 @@ def generation_scores(
         scores[name] = metrics.METRICS[name](prediction, q.reference)
         for metric, value in scores.items():
             values.setdefault(q.task, {}).setdefault(metric, []).append(float(value))
+        before = {"context": q.context} if q.context else {}
         rows.setdefault(q.task, []).append(
-            {"id": q.id, "prompt": q.text, "prediction": prediction, "reference": q.reference,
+            {"id": q.id, **before, "prompt": q.text, "prediction": prediction, "reference": q.reference,
              "correct": bool(scores["exact_match"] == 1), "tokens": len(ids)}
         )  # fmt: skip
     task_score = {

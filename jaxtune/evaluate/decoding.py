@@ -24,7 +24,7 @@ from jaxtune.model.transformer import Cache, apply_cached, apply_logits, init_ca
 from jaxtune.parallel import compilation as compiling
 from jaxtune.parallel.mesh import ROWS
 from jaxtune.parallel.sharding import row_shards
-from jaxtune.terminal.progress import Phase
+from jaxtune.terminal.display import Phase
 
 SMALLEST_CACHE = 128
 """Least slots of a cache: shorter ones would save little and compile more programs."""

@@ -16,6 +16,7 @@ from jaxtune.hf.text_files import end_tokens, read_generation
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
 from jaxtune.step.update import Params
+from jaxtune.terminal.display import Phase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ class Speaker:
 
 def load(folder: pathlib.Path) -> Speaker:
     """A Hugging Face folder, ready to answer."""
-    config, params = hf.import_model(folder, dtype=jnp.float32)
+    with Phase("reading the model"):
+        config, params = hf.import_model(folder, dtype=jnp.float32)
     return Speaker(
         config=config, params=params, tokenizer=load_tokenizer(folder), template=load_template(folder),
         named_ends=tuple(end_tokens(read_generation(folder))),

@@ -42,9 +42,34 @@ class EvalConfig:
     """Prompts per generation batch."""
     max_new_tokens: Annotated[int, Range(1, 2**20)] = 64
     """Longest generated answer, tokens."""
+    answers: Annotated[int, Range(0, 1e6)] = 4
+    """Test questions, spread over the tasks, that are answered at every validation too; the report shows the answers,
+    and from 20 on the share of right ones over the steps. 0: none. They are the same at every validation."""
+    print_answers: bool = False
+    """Show those answers on the terminal."""
 
     def __post_init__(self):
         check_fields(self, "eval")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """Stop when validation no longer improves. The best checkpoint is kept whether or not this is on."""
+
+    patience: Annotated[int, Range(1, 1e9)] | None = None
+    """Validations without improvement before the run stops; None: never stops early."""
+    min_change: Annotated[float, Range(0, 1e6)] = 0.0
+    """Decrease of the watched loss that counts as improvement, nats per token."""
+    aggregate: Aggregate = Aggregate.MACRO_MEAN
+    task: str | None = None
+    """The task to watch when `aggregate` is `task`."""
+
+    def __post_init__(self):
+        check_fields(self, "early_stopping")
+        if (self.aggregate is Aggregate.TASK) != (self.task is not None):
+            raise UserError(
+                "early_stopping.task names the watched task when aggregate is `task`, and is empty otherwise"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxtune.reports.drawing import Frame, XAxis, YAxis, axes, mark, svg, text
+from jaxtune.reports.drawing import Frame, XAxis, YAxis, axes, mark, svg, text, ticks
 from jaxtune.terminal.numbers import Format, Number, axis_numbers
 
 STEPS, PLAIN = XAxis(), YAxis()
 
 POINTS = 500
 """Points kept of a long curve; more cannot be seen at these widths."""
+MOST_RINGS = 40
+"""Rings of a curve of measurements; the line between them goes through all."""
 SLICES = 80
 """Hover zones of a chart."""
 
@@ -85,7 +87,7 @@ def line_chart(
     drawn = [thinned(one) for one in series]
     right, top = 104 if end_labels else 14, 20 if any(label for _, label in marks) else 8
     frame = _frame(drawn, width, height, y=y, right=right, top=top)
-    form = y.form or axis_numbers(frame.y_high)
+    form = y.form or axis_numbers(max(frame.y_ticks, default=frame.y_high))
     parts = [axes(frame, form, x)]
     parts += [mark(frame, place, label) for place, label in marks]
     parts += [_curve(frame, one) for one in drawn]
@@ -102,9 +104,16 @@ def _frame(series: Sequence[Series], width: int, height: int, *, y: YAxis, right
     low, high = min(ys), max(ys)
     start = 0.0 if 0 < min(xs) <= 1 < max(xs) else min(xs)
     pad = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
+    least = min((value for value in ys if value > 0), default=0.0)
+    if y.log and 0 < 10 * least <= high:
+        return Frame(
+            left=46, right=width - right, top=top, bottom=height - 24, x_low=start, x_high=max(xs),
+            y_low=least / 1.15, y_high=high * 1.15, log=True,
+        )  # fmt: skip
     low, high = (0.0 if y.from_zero else low - pad), high + pad
     if low >= 0 and low < 0.12 * high:
         low = 0.0
+    low, high = low, _up_to_a_tick(low, high)
     if y.within is not None:
         low, high = max(low, y.within[0]), min(high, y.within[1])
         if not low < high:  # all values lie on one bound
@@ -112,6 +121,16 @@ def _frame(series: Sequence[Series], width: int, height: int, *, y: YAxis, right
     return Frame(
         left=46, right=width - right, top=top, bottom=height - 24, x_low=start, x_high=max(xs), y_low=low, y_high=high
     )
+
+
+def _up_to_a_tick(low: Number, high: Number) -> Number:
+    """The next round number above `high`, so that the scale ends in a number; `high` where that is far."""
+    marks = ticks(low, high)
+    if len(marks) < 2:
+        return high
+    step = marks[1] - marks[0]
+    above = marks[-1] if math.isclose(marks[-1], high) else marks[-1] + step
+    return above if above - high <= 0.75 * step else high
 
 
 def _bounds(one: Series) -> list[Number]:
@@ -162,14 +181,17 @@ def _curve(frame: Frame, one: Series) -> str:
             current = []
     pieces.append(current)
     kind = {Style.LINE: "line", Style.RAW: "raw", Style.DOTS: "link", Style.POINTS: "line"}[one.style]
+    rings = range(len(one.x))
+    if one.style is Style.DOTS and len(one.x) > MOST_RINGS:
+        rings = sorted({round(i * (len(one.x) - 1) / (MOST_RINGS - 1)) for i in range(MOST_RINGS)})
     parts = [f'<polyline class="{kind}" points="{" ".join(piece)}"/>' for piece in pieces if len(piece) > 1]
     if one.spread is not None:
         parts += [_whisker(frame, x, y, s) for x, y, s in zip(one.x, one.y, one.spread, strict=True)]
     if one.style in (Style.DOTS, Style.POINTS) or len(one.x) == 1:
-        radius = 3.2 if len(one.x) < 40 else 2
+        radius = 3.2 if len(rings) < 20 else 2.4
         parts += [
             f'<circle class="dot" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}"/>'
-            for x, y in zip(one.x, one.y, strict=True)
+            for x, y in ((one.x[i], one.y[i]) for i in rings)
             if math.isfinite(y)
         ]
     return f'<g style="{one.colour}">{"".join(parts)}</g>'

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from jaxtune.errors import UserError
 from jaxtune.reports import page
 from jaxtune.reports.bars import Whisker, whiskers
 from jaxtune.reports.charts import Series, line_chart
-from jaxtune.reports.drawing import XAxis, shorten
+from jaxtune.reports.drawing import XAxis, YAxis, shorten
 from jaxtune.reports.heatmap import INK_TURNS, Grid, heat_table
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, plain_text, tag
-from jaxtune.runs.history import Run, read_run
+from jaxtune.reports.training import LOSS, loss_series, subheading
+from jaxtune.runs.history import Run, TrainRow, read_run
 from jaxtune.runs.results import macro_mean, reached, status
 from jaxtune.science.intervals import Estimate, mean_of_estimates, paired_proportions
 from jaxtune.storage.documents import Json, dotted, replace_file
@@ -132,7 +133,13 @@ def write_comparison(run_dirs: Sequence[Path | str], out: Path) -> Path:
 
 def render_comparison(runs: Sequence[Run]) -> str:
     """The page over several runs."""
-    sections = [runs_section(runs), curves_section(runs), against_first_section(runs), transfer_section(runs)]
+    sections = [
+        runs_section(runs),
+        curves_section(runs),
+        training_section(runs),
+        against_first_section(runs),
+        transfer_section(runs),
+    ]
     return page.page(
         " · ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs",
         kicker="jaxtune comparison",
@@ -158,6 +165,11 @@ def runs_section(runs: Sequence[Run]) -> Section:
         )
     tasks = list(dict.fromkeys(task for run in runs for task in reached(run).task_exact_match))[:TASKS_DRAWN]
     parts: list[object] = [page.table(columns, rows)]
+    if not differing:
+        parts.append(tag("p", "All options of these runs are the same:", class_="note"))
+        flat = dotted(runs[0].config)
+        shown = [(name, plain_text(value)) for name, value in flat.items() if not name.startswith("tasks")]
+        parts.append(page.details(f"{len(shown)} options", page.facts(shown)))
     if tasks:
         scores = np.array([[reached(run).task_exact_match.get(task, math.nan) for task in tasks] for run in runs])
         grid = Grid(
@@ -177,6 +189,11 @@ def runs_section(runs: Sequence[Run]) -> Section:
     return Section("runs", "Runs", lead, parts)
 
 
+def line_of(index: int, count: int) -> str:
+    """Colour and width of a run's line: the first ones are the widest, so that equal runs show beneath one another."""
+    return f"{page.colour(index)};--width:{1.8 + 1.7 * max(0, min(count, 5) - 1 - index):g}"
+
+
 def curves_section(runs: Sequence[Run]) -> Section | None:
     """Validation loss over steps, all runs in one chart, then task by task."""
     drawn = [(index, run) for index, run in enumerate(runs) if run.evals]
@@ -187,9 +204,13 @@ def curves_section(runs: Sequence[Run]) -> Section | None:
             name=shorten(run.name, 24),
             x=[row.step for row in run.evals],
             y=[row.macro_loss if math.isfinite(row.macro_loss) else row.loss for row in run.evals],
-            colour=page.colour(index),
+            colour=line_of(index, len(runs)),
         )
         for index, run in drawn
+    ]
+    by_tokens = [
+        dataclasses.replace(one, x=[tokens_at(run, step) for step in one.x])
+        for one, (_, run) in zip(overall, drawn, strict=True)
     ]
     tasks = list(dict.fromkeys(task for _, run in drawn for row in run.evals for task in row.task_loss))[:TASKS_DRAWN]
     panels = []
@@ -198,15 +219,66 @@ def curves_section(runs: Sequence[Run]) -> Section | None:
         for index, run in drawn:
             rows = [row for row in run.evals if task in row.task_loss]
             losses = [row.task_loss[task] for row in rows]
-            series.append(Series(name=run.name, x=[row.step for row in rows], y=losses, colour=page.colour(index)))
-        panels.append(page.figure(Html(line_chart(series, width=250, height=150, x=XAxis(named=False))), caption=task))
+            colour = line_of(index, len(runs))
+            series.append(Series(name=run.name, x=[row.step for row in rows], y=losses, colour=colour))
+        drawing = line_chart(series, width=250, height=150, x=XAxis(named=False), y=LOSS)
+        panels.append(page.figure(Html(drawing), caption=task))
     entries = [("stroke", page.colour(index), run.name) for index, run in drawn]
-    chart = Html(line_chart(overall, width=1040, height=280))
-    parts = [page.legend(entries), page.figure(chart, caption="Mean of tasks", note="nats per token", wide=True)]
-    parts += [tag("h3", "By task"), tag("div", *panels, class_="grid4")]
+    note = "nats per token; logarithmic where it falls tenfold"
+    chart = Html(line_chart(overall, width=1040, height=280, y=LOSS))
+    parts = [page.legend(entries), page.figure(chart, caption="Mean of tasks", note=note, wide=True)]
+    if any(run.train for _, run in drawn):
+        chart = Html(line_chart(by_tokens, width=1040, height=220, x=XAxis(label="tokens"), y=LOSS))
+        parts.append(page.figure(chart, caption="The same over the tokens trained on", note=note, wide=True))
+    parts += [subheading("By task", "each panel has its own scale"), tag("div", *panels, class_="grid4")]
     return Section(
         "curves", "Validation loss", "By step, on the same validation examples where the tasks are the same.", parts
     )
+
+
+def tokens_at(run: Run, step: float) -> int:
+    """Tokens that a run had trained on after so many steps."""
+    return next((row.tokens for row in reversed(run.train) if row.step <= step), 0)
+
+
+def training_section(runs: Sequence[Run]) -> Section | None:
+    """Training loss, learning rate and throughput of all runs over one another."""
+    drawn = [(index, run) for index, run in enumerate(runs) if run.train]
+    if not drawn:
+        return None
+    entries = [("stroke", page.colour(index), run.name) for index, run in drawn]
+    parts: list[object] = [page.legend(entries)]
+    wide = overlay(drawn, lambda row: row.loss, width=1040, height=250, y=LOSS, smoothed=True)
+    note = "nats per trained token of each run's own mixture, smoothed"
+    parts.append(page.figure(Html(wide), caption="Training loss", note=note, wide=True))
+    small: list[tuple[str, str, Callable[[TrainRow], float], bool]] = [
+        ("Learning rate", "", lambda row: row.learning_rate, False),
+        ("Gradient norm", "before clipping", lambda row: row.grad_norm, True),
+        ("Tokens per second", "all real ones", lambda row: row.tokens_per_s, True),
+    ]
+    panels = [
+        page.figure(
+            Html(overlay(drawn, value, width=336, height=150, y=YAxis(from_zero=True), smoothed=smoothed)),
+            caption=caption, note=remark,
+        )
+        for caption, remark, value, smoothed in small
+    ]  # fmt: skip
+    parts.append(tag("div", *panels, class_="grid3", style="margin-top:24px"))
+    return Section("training", "Training", "By step.", parts)
+
+
+def overlay(
+    drawn: Sequence[tuple[int, Run]], value: Callable[[TrainRow], float], *, width: int, height: int, y: YAxis,
+    smoothed: bool,
+) -> str:  # fmt: skip
+    """A number of the train rows of several runs in one chart."""
+    series = []
+    for index, run in drawn:
+        rows = run.train[1:] if len(run.train) > 1 else run.train  # the first step compiles
+        raw, smooth = loss_series([row.step for row in rows], [value(row) for row in rows], [1.0] * len(rows))
+        colour, line = line_of(index, len(drawn)), smooth.y if smoothed else raw.y
+        series.append(dataclasses.replace(smooth, name=shorten(run.name, 24), y=line, colour=colour))
+    return line_chart(series, width=width, height=height, x=XAxis(named=width > 400), y=y)
 
 
 def against_first_section(runs: Sequence[Run]) -> Section | None:

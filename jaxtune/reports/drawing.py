@@ -19,6 +19,20 @@ def ticks(low: Number, high: Number, count: int = 4) -> list[Number]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def log_ticks(low: Number, high: Number, count: int = 4) -> list[Number]:
+    """About `count` numbers inside [low, high] for a logarithmic scale: powers of ten, with 2 and 5 times them if few.
+
+    >>> log_ticks(0.03, 8), log_ticks(1, 30)
+    ([0.1, 1.0], [1.0, 2.0, 5.0, 10.0, 20.0])
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    powers = [round(10.0**n, 12) for n in decades if low * 0.999 <= 10.0**n <= high * 1.001]
+    if len(powers) >= count - 2 and len(powers) >= 2:
+        return powers[:: -(-len(powers) // (count + 1))]
+    finer = [round(factor * 10.0**n, 12) for n in decades for factor in (1, 2, 5)]
+    return [value for value in finer if low * 0.999 <= value <= high * 1.001]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class XAxis:
     """The horizontal axis of a chart."""
@@ -39,11 +53,13 @@ class YAxis:
     from_zero: bool = False
     within: tuple[Number, Number] | None = None
     """Bounds that the scale never leaves, such as (0, 1) for shares."""
+    log: bool = False
+    """Logarithmic where every value is positive and the largest is ten times the smallest or more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The plot rectangle and the two linear scales."""
+    """The plot rectangle and its two scales."""
 
     left: Number
     right: Number
@@ -53,6 +69,8 @@ class Frame:
     x_high: Number
     y_low: Number
     y_high: Number
+    log: bool = False
+    """Whether the vertical scale is logarithmic."""
 
     def x(self, value: Number) -> float:
         span = self.x_high - self.x_low or 1.0
@@ -60,31 +78,40 @@ class Frame:
 
     def y(self, value: Number) -> float:
         clipped = min(max(value, self.y_low), self.y_high)
-        return self.bottom - (clipped - self.y_low) / (self.y_high - self.y_low) * (self.bottom - self.top)
+        place = math.log10 if self.log else float
+        share = (place(clipped) - place(self.y_low)) / (place(self.y_high) - place(self.y_low))
+        return self.bottom - share * (self.bottom - self.top)
+
+    @property
+    def y_ticks(self) -> list[Number]:
+        """Round numbers of the vertical scale."""
+        count = 4 if self.bottom - self.top > 90 else 3
+        return log_ticks(self.y_low, self.y_high, count) if self.log else ticks(self.y_low, self.y_high, count)
 
 
 def axes(frame: Frame, form: Format, x: XAxis) -> str:
     """Grid lines, numbers and the line of the x-axis."""
     parts = []
-    for value in ticks(frame.y_low, frame.y_high, 4 if frame.bottom - frame.top > 90 else 3):
+    for value in frame.y_ticks:
         y = frame.y(value)
         parts.append(f'<line class="grid" x1="{frame.left:g}" x2="{frame.right:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(text(frame.left - 8, y + 4, form(value), "end"))
     bottom, label = frame.bottom, x.label if x.named else ""
     parts.append(f'<line class="axis" x1="{frame.left:g}" x2="{frame.right:g}" y1="{bottom:g}" y2="{bottom:g}"/>')
-    shown = x.ticks if x.ticks is not None else _round_x_ticks(frame, label)
-    for value, words in shown:
+    last = ""
+    if x.ticks is None:  # the right end says where the axis ends, and what it counts
+        last = f"{label} {axis_numbers(frame.x_high)(frame.x_high)}".strip()
+        parts.append(text(frame.right, bottom + 17, last, "end"))
+    for value, words in x.ticks if x.ticks is not None else _round_x_ticks(frame, last):
         parts.append(text(frame.x(value), bottom + 17, words, "middle"))
-    if x.ticks is None and label:
-        parts.append(text(frame.right, bottom + 17, label, "end"))
     return "".join(parts)
 
 
-def _round_x_ticks(frame: Frame, x_label: str) -> list[tuple[Number, str]]:
-    """Round numbers that leave room for the axis name at the right end."""
+def _round_x_ticks(frame: Frame, last: str) -> list[tuple[Number, str]]:
+    """Round numbers that leave room for the text at the right end."""
     form = axis_numbers(frame.x_high)
-    values = ticks(frame.x_low, frame.x_high, max(3, round((frame.right - frame.left) / 90)))
-    room = frame.right - 7 * len(x_label) - 12 if x_label else frame.right + 12
+    values = ticks(frame.x_low, frame.x_high, max(4, round((frame.right - frame.left) / 90)))
+    room = frame.right - 7 * len(last) - 12
     return [(value, form(value)) for value in values if frame.x(value) + 3.5 * len(form(value)) < room]
 
 

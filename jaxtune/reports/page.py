@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import math
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ def swatch(index: int, name: str) -> Html:
     return join([tag("span", class_="swatch", style=colour(index)), name])
 
 
+ICON = "data:image/svg+xml," + urllib.parse.quote(
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" fill="#1f6fc4"/>'
+    '<path d="M3 4c2 7 5 8 10 8" fill="none" stroke="#fff" stroke-width="2" stroke-linecap="round"/></svg>'
+)
+"""The picture in a browser's tab: a falling curve."""
+
 LINE_BREAK = join([tag("span", "↵", class_="nl"), "\n"])
 
 
@@ -83,6 +90,7 @@ def document(title: str, body: Html, *, refresh: int | None = None) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<link rel="icon" href="{ICON}">\n'
         f"{again}<title>{html.escape(title)}</title>\n<style>\n{STYLE_SHEET.read_text(encoding='utf-8')}</style>\n"
         f"</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
@@ -155,7 +163,10 @@ def table(
 
 
 def _cells(columns: Sequence[Column], row: Sequence[object]) -> list[Html]:
-    return [tag("td", cell, class_="n" if column.number else None) for column, cell in zip(columns, row, strict=True)]
+    return [
+        tag("td", cell, class_="n" if column.number else None, data_label=None if column.number else column.label)
+        for column, cell in zip(columns, row, strict=True)
+    ]
 
 
 def figure(drawing: Html, *, caption: object = "", note: object = "", wide: bool = False) -> Html:

@@ -26,7 +26,8 @@ def recommendation_section(sweep: Sweep) -> Section | None:
         return None  # options in words, or too few settings: `jaxtune recommend` says which
     parts: list[object] = [page.facts(facts(found))]
     drawing = surface_picture(found) if len(found.axes) > 1 else curve_picture(found)
-    parts.append(page.figure(drawing, caption=f"Expected {lower(found.measure.title)}", note=legend_text(found)))
+    figure = page.figure(drawing, caption=f"Expected {lower(found.measure.title)}", note=legend_text(found))
+    parts.append(tag("div", figure, style="max-width:560px"))
     smooth = isinstance(found.optimum.surface, Quadratic)
     kind = "a full quadratic" if smooth else "a Gaussian process, because a quadratic does not fit"
     lead = f"The minimum of {kind} through {len(found.points)} settings and {found.seeds} seeds."

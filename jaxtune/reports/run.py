@@ -6,10 +6,10 @@ from pathlib import Path
 
 from jaxtune.errors import UserError
 from jaxtune.reports import page
+from jaxtune.reports.answers import answers_section
 from jaxtune.reports.bars import change_bar
-from jaxtune.reports.drawing import shorten
 from jaxtune.reports.mixture import mixture_section
-from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, Stat, change, from_to, join, pretty, tag, words
+from jaxtune.reports.page import Column, Html, Section, Stat, change, from_to, join, pretty, tag, words
 from jaxtune.reports.training import training_section
 from jaxtune.runs import seal
 from jaxtune.runs.history import Run, read_run
@@ -20,9 +20,6 @@ from jaxtune.tasks.metrics import forgetting
 from jaxtune.terminal.numbers import decimal, duration, percent, quantity, signed
 
 REPORT = "report.html"
-ANSWERS_OPEN, ANSWERS_SHOWN = 3, 12
-
-
 LIVE_SECONDS = 30
 """How often the page of a run that still trains is read again by a browser."""
 
@@ -62,7 +59,7 @@ def render(run: Run, changed: Sequence[str] = ()) -> str:
     ]
     return page.page(
         str(run.config.get("name", run.name)),
-        kicker=f"jaxtune run · {run.name} · {status(run)}",
+        kicker=" · ".join(["jaxtune run", run.name, status(run), *when_and_where(run)]),
         lead=headline(run),
         top=headline_stats(run),
         sections=[section for section in sections if section is not None],
@@ -72,6 +69,15 @@ def render(run: Run, changed: Sequence[str] = ()) -> str:
 
 
 # Head
+
+
+def when_and_where(run: Run) -> list[str]:
+    """The day on which a run began, and its devices."""
+    found, started = run.environment.get("devices", {}), str(run.environment.get("started", ""))
+    kind = run.environment.get("cpu") if found.get("platform") == "cpu" else found.get("kind")
+    count = run.environment.get("cpus") if found.get("platform") == "cpu" else found.get("count")
+    where = f"{count:,} × {kind}" if kind and isinstance(count, int) else ""
+    return [text for text in (started.replace("T", " ").removesuffix(":00+00:00"), where) if text]
 
 
 def headline(run: Run) -> str:
@@ -246,51 +252,13 @@ def forgetting_note(results: Sequence[TaskResult], trained: set[str]) -> str:
     return f"Forgetting, {len(kept)} task{'s' * (len(kept) != 1)} not trained on: {', '.join(words)} (means)."
 
 
-# Examples and answers
+# Examples
 
 
 def examples_section(run: Run) -> Section | None:
     """Examples of each task with the trained tokens marked."""
     order = {task: index for index, task in enumerate(run.task_names)}
     return page.examples_section(run.samples, order) if run.samples else None
-
-
-def answers_section(run: Run) -> Section | None:
-    """Answers to the same test questions before and after."""
-    before, after = run.generations.get("before", {}), run.generations.get("after", {})
-    if not before and not after:
-        return None
-    order = {task: index for index, task in enumerate(run.task_names)}
-    parts: list[object] = []
-    for task in list({**before, **after})[:TASKS_DRAWN]:
-        old = {row["id"]: row for row in before.get(task, [])}
-        new = {row["id"]: row for row in after.get(task, [])}
-        keys = list({**old, **new})
-        rows = [answer_row(old.get(key), new.get(key)) for key in keys[:ANSWERS_SHOWN]]
-        parts += [tag("h3", page.swatch(order.get(task, 0), task)), answer_table(rows[:ANSWERS_OPEN])]
-        if len(rows) > ANSWERS_OPEN:
-            parts.append(page.details(f"{len(rows) - ANSWERS_OPEN} more of {task}", answer_table(rows[ANSWERS_OPEN:])))
-    lead = "The first test questions of each task, answered greedily by the base model and by the tuned one."
-    return Section("answers", "Answers before and after", lead, parts)
-
-
-def answer_table(rows: Sequence[Sequence[object]]) -> Html:
-    columns = [Column(name, number=False) for name in ("Question", "Reference", "Before", "After")]
-    return page.table(columns, rows, class_="answers")
-
-
-def answer_row(before: Json | None, after: Json | None) -> list[object]:
-    known = after or before or {}
-    texts = [str(known.get("prompt", "")), str(known.get("reference", ""))]
-    return [*(shorten(text, 400) for text in texts), answer_cell(before), answer_cell(after)]
-
-
-def answer_cell(row: Json | None) -> Html:
-    if row is None:
-        return Html("–")
-    word, sign, kind = ("right", "✓", "good") if row["correct"] else ("wrong", "✗", "bad")
-    text = shorten(str(row["prediction"]), 300) or tag("span", "(empty)", class_="dim")
-    return tag("div", tag("span", sign, class_=f"mark {kind}", title=word), tag("div", text), class_="answer")
 
 
 # Facts

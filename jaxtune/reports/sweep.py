@@ -12,6 +12,7 @@ from jaxtune.reports.recommendation import recommendation_section
 from jaxtune.reports.sweep_best import best_section, headline
 from jaxtune.reports.sweep_contrasts import difference_section
 from jaxtune.reports.sweep_grid import grid_section, sweep_grids, task_section
+from jaxtune.reports.training import LOSS
 from jaxtune.runs.results import reached
 from jaxtune.runs.sweeps import MATCH, Sweep, option_name
 from jaxtune.storage.documents import replace_file
@@ -89,9 +90,9 @@ def curves_section(sweep: Sweep) -> Section | None:
     if not series:
         return None
     legend = [("stroke", page.colour(i), f"{option_name(axis)} {value}") for i, value in enumerate(values) if axis]
-    drawing = line_chart(series, width=980, height=300)
+    drawing = line_chart(series, width=980, height=300, y=LOSS)
     part = f" (the first {CURVES})" if len(sweep.arms) > CURVES else ""
-    lead = f"Validation loss, mean of tasks, of every run{part}."
+    lead = f"Validation loss, mean of tasks, of every run{part}; logarithmic where it falls tenfold."
     return Section("curves", "Curves", lead, [page.legend(legend), page.figure(Html(drawing), wide=True)])
 
 

@@ -106,7 +106,10 @@ def task_section(sweep: Sweep) -> Section | None:
         panels = [task_panel(sweep, task_measure(task, measure), axes, lines) for task in sweep.tasks[:TASKS_DRAWN]]
         title = measure.title.split(",")[0]
         parts += [tag("h3", f"{title} by {option_name(axes[0])}"), tag("div", *panels, class_="grid4")]
-    lead = "Mean over seeds; whiskers are one standard deviation of a run, not an interval of the mean."
+    lead = (
+        "Mean over seeds; whiskers are one standard deviation of a run, not an interval of the mean. Each panel "
+        "has its own scale."
+    )
     return Section("tasks", "Task by task", lead, parts)
 
 

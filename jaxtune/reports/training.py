@@ -9,9 +9,16 @@ from jaxtune.reports.charts import Series, Style, condensed, line_chart, smooth
 from jaxtune.reports.drawing import XAxis, YAxis, shorten
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, tag, words
 from jaxtune.runs.history import Run, TrainRow
+from jaxtune.runs.results import exact_over_steps, fixed_answers, macro_mean
 from jaxtune.storage.documents import number
 from jaxtune.terminal.numbers import Format, axis_percent, decimal
 
+SHARE = YAxis(form=axis_percent, within=(0.0, 1.0))
+ENOUGH_QUESTIONS = 20
+"""Fixed questions from which on their share of right answers is drawn; of fewer it is mostly chance."""
+LOG_NOTE = "logarithmic where it falls tenfold"
+LOSS = YAxis(log=True)
+"""A loss falls fast and then little for long; only on a logarithmic scale both can be seen."""
 SMOOTHED = 2000
 """Points that a long curve is condensed to before it is smoothed."""
 
@@ -32,17 +39,29 @@ def training_section(run: Run) -> Section | None:
         width=1040,
         height=290,
         marks=marks,
+        y=LOSS,
     )
     parts: list[object] = [
         page.legend(entries),
-        page.figure(Html(overall), caption="Loss, all tasks", note="nats per trained token", wide=True),
+        page.figure(
+            Html(overall),
+            caption="Loss, all tasks",
+            note=f"nats per trained token; {LOG_NOTE}",
+            wide=True,
+        ),
     ]
     panels = [task_panel(run, task, index, marks) for index, task in enumerate(run.task_names[:TASKS_DRAWN])]
     if len(run.task_names) > 1:
-        parts += [subheading("Loss by task", "by step"), tag("div", *panels, class_="grid4")]
+        parts += [
+            subheading("Loss by task", "by step; each panel has its own scale"),
+            tag("div", *panels, class_="grid4"),
+        ]
     if len(run.task_names) > TASKS_DRAWN:
         rest = len(run.task_names) - TASKS_DRAWN
         parts.append(tag("p", f"The curves of {rest:,} more tasks are in metrics.jsonl.", class_="note"))
+    over_steps = quality_panels(run)
+    if over_steps:
+        parts += [subheading("Answers and tokens", "by step"), tag("div", *over_steps, class_="grid3")]
     parts += [subheading("Optimizer and throughput", "by step"), tag("div", *machine_panels(run), class_="grid3")]
     parts += trouble(run)
     lead = (
@@ -86,8 +105,44 @@ def task_panel(run: Run, task: str, index: int, marks: Sequence[tuple[float, str
         losses = [row.task_loss[task] for row in rows]
         series = loss_series([row.step for row in rows], losses, weights, page.colour(index)) + series
     bare = [(step, "") for step, _ in marks]
-    drawing = line_chart(series, width=250, height=150, marks=bare, x=XAxis(named=False))
+    drawing = line_chart(series, width=250, height=150, marks=bare, x=XAxis(named=False), y=LOSS)
     return page.figure(Html(drawing), caption=page.swatch(index, task))
+
+
+def quality_panels(run: Run) -> list[Html]:
+    """Shares of validation tokens that were predicted, and of fixed questions that were answered exactly."""
+    rows = [row for row in run.evals if row.extra.get("task_accuracy")]
+    accuracy = [macro_mean([number(value) for value in row.extra["task_accuracy"].values()]) for row in rows]
+    found = [("Token accuracy", "validation, mean of tasks", [row.step for row in rows], accuracy)]
+    exact, asked = exact_over_steps(run), fixed_answers(run)
+    many = len(next(iter(asked.values()), {}))
+    if many >= ENOUGH_QUESTIONS:
+        steps, shares = zip(*exact, strict=True)
+        found.append(("Exact match", f"{many} fixed questions", list(steps), list(shares)))
+    hooked = dict.fromkeys(name for row in run.evals for name in row.extra.get("hook", {}))
+    panels = [small_panel(steps, shares, name, note, SHARE) for name, note, steps, shares in found if len(steps) > 1]
+    for name in hooked:
+        pairs = [(row.step, number(row.extra["hook"].get(name))) for row in run.evals if "hook" in row.extra]
+        steps, values = zip(*pairs, strict=True)
+        panels.append(small_panel(steps, values, name, "by the config's hook", YAxis()))
+    return panels
+
+
+def small_panel(steps: Sequence[int], values: Sequence[float], name: str, note: str, y: YAxis) -> Html:
+    """One measurement over the validations."""
+    series = [Series(name=name, x=steps, y=values, style=Style.POINTS)]
+    return page.figure(
+        Html(line_chart(series, width=336, height=150, x=XAxis(named=False), y=y)), caption=name, note=note
+    )
+
+
+def schedule_words(run: Run) -> str:
+    """The schedule of the learning rate, with its warmup."""
+    optim = run.config.get("optim", {})
+    steps, share_of_run = optim.get("warmup_steps"), number(optim.get("warmup_frac", 0.0))
+    parts = [f"warmup of {steps:,} steps" if steps else f"warmup of {100 * share_of_run:.3g}% of the run"]
+    parts = parts if steps or share_of_run > 0 else []
+    return ", then ".join([*parts, *([words(optim["schedule"])] if "schedule" in optim else [])])
 
 
 def machine_panels(run: Run) -> list[Html]:
@@ -95,7 +150,9 @@ def machine_panels(run: Run) -> list[Html]:
     later = dataclasses.replace(run, train=run.train[1:])  # the first step compiles
     speed: list[Curve] = [("all", lambda row: row.tokens_per_s), ("trained", lambda row: row.loss_tokens_per_s)]
     panels = [
-        panel(run, "Learning rate", [("rate", lambda row: row.learning_rate)], smoothed=False),
+        panel(
+            run, "Learning rate", [("rate", lambda row: row.learning_rate)], smoothed=False, note=schedule_words(run)
+        ),
         panel(run, "Gradient norm", [("norm", lambda row: row.grad_norm)], note="before clipping"),
         panel(later, "Tokens per second", speed, labels=True),
         panel(run, "Padding", [("padding", lambda row: row.padding)], form=axis_percent, note="share of slots"),

@@ -1,6 +1,7 @@
 """A run folder's life: refused, prepared, filled with facts, resumed."""
 
 import contextlib
+import datetime
 import pathlib
 import re
 import shutil
@@ -99,7 +100,8 @@ def write_facts(
     """Config, environment, manifest, mixture, samples and the command: what is known before step 0."""
     write_json(run_dir / MARK, config)
     write_json(run_dir / "command.json", command)
-    write_json(run_dir / "environment.json", manifest.environment())
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_json(run_dir / "environment.json", {"started": started, **manifest.environment()})
     write_sealed(run_dir / "manifest.json", identity)
     write_json(run_dir / "mixture.json", mixture)
     write_json(run_dir / "samples.json", samples)

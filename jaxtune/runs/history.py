@@ -132,6 +132,8 @@ class Run:
     train: tuple[TrainRow, ...]
     evals: tuple[EvalRow, ...]
     scores: tuple[ScoreRow, ...]
+    answers: tuple[Json, ...]
+    """Rows of answers to the fixed questions, as they are."""
     events: tuple[Json, ...]
     """Rows of any other kind, as they are."""
 
@@ -177,7 +179,8 @@ def read_run(run_dir: Path | str) -> Run:
         train=tuple(_typed(TrainRow, row, path / METRICS) for row in rows if row["kind"] == "train"),
         evals=tuple(_typed(EvalRow, row, path / METRICS) for row in rows if row["kind"] == "eval"),
         scores=tuple(_typed(ScoreRow, row, path / METRICS) for row in rows if row["kind"] == "score"),
-        events=tuple(row for row in rows if row["kind"] not in ("train", "eval", "score")),
+        answers=tuple(row for row in rows if row["kind"] == "answers"),
+        events=tuple(row for row in rows if row["kind"] not in ("train", "eval", "score", "answers")),
     )
 
 

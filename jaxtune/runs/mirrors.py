@@ -1,5 +1,6 @@
 """Optional copies of the metrics in TensorBoard, Weights & Biases, MLflow or trackio; the run folder is the record."""
 
+import dataclasses
 import enum
 import importlib
 import importlib.util
@@ -23,6 +24,15 @@ class MirrorKind(enum.Enum):
     WANDB = "wandb"  # WANDB_MODE=offline writes into the run folder
     MLFLOW = "mlflow"  # MLFLOW_TRACKING_URI, or a database in the run folder
     TRACKIO = "trackio"  # TRACKIO_DIR, or trackio's own folder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Place of a run's copied metrics. Group and tags are shown by W&B and MLflow; others know the project."""
+
+    project: str = "jaxtune"
+    group: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 class Mirror:
@@ -67,7 +77,7 @@ def make_mirror(
     run_dir: Path | str,
     *,
     config: Mapping[str, Any],
-    project: str = "jaxtune",
+    labels: Labels = Labels(),
     resume_step: int | None = None,
 ) -> Mirror:
     """Open a copy of the run's metrics; the run's name is the folder's.
@@ -80,7 +90,7 @@ def make_mirror(
         if kind not in known:
             raise UserError(f"unknown mirror {kind!r}; known: {', '.join(known)}")
         kind = MirrorKind(kind)
-    return OPENERS[kind](Path(run_dir).resolve(), dict(config), project, resume_step)
+    return OPENERS[kind](Path(run_dir).resolve(), dict(config), labels, resume_step)
 
 
 def check_packages(kinds: Iterable[MirrorKind]) -> None:
@@ -104,7 +114,7 @@ def _package(name: str) -> Any:
         ) from None
 
 
-def _tensorboard(run_dir: Path, config: dict[str, Any], project: str, resume_step: int | None) -> Mirror:
+def _tensorboard(run_dir: Path, config: dict[str, Any], labels: Labels, resume_step: int | None) -> Mirror:
     """Event files under `tensorboard/`; on resume a session mark makes TensorBoard drop the steps trained again."""
     writers = _package("tensorboard.summary.writer.event_file_writer")
     event_pb2 = _package("tensorboard.compat.proto.event_pb2")
@@ -122,12 +132,14 @@ def _tensorboard(run_dir: Path, config: dict[str, Any], project: str, resume_ste
     return Mirror(send, writer.close)
 
 
-def _wandb(run_dir: Path, config: dict[str, Any], project: str, resume_step: int | None) -> Mirror:
+def _wandb(run_dir: Path, config: dict[str, Any], labels: Labels, resume_step: int | None) -> Mirror:
     """A W&B run whose x-axis is our step, so that steps trained again after a resume are accepted."""
     wandb = _package("wandb")
     try:
         run = wandb.init(
-            project=project,
+            project=labels.project,
+            group=labels.group,
+            tags=list(labels.tags) or None,
             name=run_dir.name,
             id=_run_id(run_dir, resume_step, "wandb"),
             dir=str(run_dir),
@@ -143,20 +155,21 @@ def _wandb(run_dir: Path, config: dict[str, Any], project: str, resume_step: int
     return Mirror(lambda values, step: run.log({**values, "step": step}), run.finish)
 
 
-def _mlflow(run_dir: Path, config: dict[str, Any], project: str, resume_step: int | None) -> Mirror:
+def _mlflow(run_dir: Path, config: dict[str, Any], labels: Labels, resume_step: int | None) -> Mirror:
     """An MLflow run; without MLFLOW_TRACKING_URI its database lies in the run folder."""
     mlflow = _package("mlflow")
     server = os.environ.get("MLFLOW_TRACKING_URI")
     client = mlflow.MlflowClient(server or f"sqlite:///{run_dir / 'mlflow.db'}")
-    found = client.get_experiment_by_name(project)
+    found = client.get_experiment_by_name(labels.project)
     files = None if server else (run_dir / "mlflow").as_uri()
-    experiment = found.experiment_id if found else client.create_experiment(project, artifact_location=files)
+    experiment = found.experiment_id if found else client.create_experiment(labels.project, artifact_location=files)
     note = run_dir / "mlflow_run_id"
     if resume_step is not None and note.exists():
         identity = note.read_text().strip()
         client.update_run(identity, status="RUNNING")
     else:
-        identity = client.create_run(experiment, run_name=run_dir.name).info.run_id
+        tags = {**({"group": labels.group} if labels.group else {}), **dict.fromkeys(labels.tags, "")}
+        identity = client.create_run(experiment, run_name=run_dir.name, tags=tags).info.run_id
         note.write_text(identity)
         client.log_dict(identity, config, "config.json")
 
@@ -174,10 +187,10 @@ def _plain_name(name: str) -> str:
     return "".join(char if char.isalnum() or char in "_-. :/" else "_" for char in name)
 
 
-def _trackio(run_dir: Path, config: dict[str, Any], project: str, resume_step: int | None) -> Mirror:
+def _trackio(run_dir: Path, config: dict[str, Any], labels: Labels, resume_step: int | None) -> Mirror:
     trackio = _package("trackio")
     resume = "never" if resume_step is None else "allow"
-    run = trackio.init(project=project, name=run_dir.name, config=config, resume=resume, embed=False)
+    run = trackio.init(project=labels.project, name=run_dir.name, config=config, resume=resume, embed=False)
     return Mirror(lambda values, step: run.log(values, step=step), run.finish)
 
 
@@ -189,7 +202,7 @@ def _run_id(run_dir: Path, resume_step: int | None, kind: str) -> str:
     return note.read_text().strip()
 
 
-OPENERS: dict[MirrorKind, Callable[[Path, dict[str, Any], str, int | None], Mirror]] = {
+OPENERS: dict[MirrorKind, Callable[[Path, dict[str, Any], Labels, int | None], Mirror]] = {
     MirrorKind.TENSORBOARD: _tensorboard,
     MirrorKind.WANDB: _wandb,
     MirrorKind.MLFLOW: _mlflow,

@@ -161,3 +161,25 @@ def overfitting(run: Run, by: float = 0.02) -> list[tuple[str, int, float, float
             if curve[-1][0] > (1 + by) * low:
                 found.append((task, step, low, curve[-1][0]))
     return found
+
+
+def fixed_answers(run: Run) -> dict[int, dict[tuple[str, str], Json]]:
+    """Step of a validation -> (task, id of a fixed question) -> the answer given then."""
+    return {
+        row["step"]: {(task, one["id"]): one for task, rows in row["answers"].items() for one in rows}
+        for row in run.answers
+    }
+
+
+def exact_over_steps(run: Run) -> list[tuple[int, float]]:
+    """Share of the fixed questions that were answered exactly, by step, from the base model to the tuned one."""
+    asked = fixed_answers(run)
+    if not asked:
+        return []
+    keys = set(next(iter(asked.values())))
+    by_step = dict(asked)
+    for when, step in (("before", 0), ("after", run.summary.get("exported_step"))):
+        rows = {(t, one["id"]): one for t, many in run.generations.get(when, {}).items() for one in many}
+        if step is not None and keys <= set(rows):
+            by_step[step] = {key: rows[key] for key in keys}
+    return [(step, sum(one["correct"] for one in by_step[step].values()) / len(keys)) for step in sorted(by_step)]

@@ -7,6 +7,7 @@ alone, so two arms of one seed meet each task's examples in the same order whate
 import contextlib
 import csv
 import dataclasses
+import math
 import pathlib
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
@@ -21,9 +22,11 @@ from jaxtune.runs import folder as runfolder
 from jaxtune.runs.sweeps import read_sweep, sweep_table
 from jaxtune.step.programs import Programs
 from jaxtune.storage import locks
-from jaxtune.storage.documents import naming
+from jaxtune.storage.documents import naming, number
 from jaxtune.sweep.groups import group_by_shape, why_alone
 from jaxtune.sweep.record import Trial, grow, written_alone
+from jaxtune.terminal.numbers import duration
+from jaxtune.terminal.progress import ItemProgress
 from jaxtune.train.decisions import Status
 from jaxtune.train.planned import Planned, plan_run
 from jaxtune.train.run import is_finished, train_together
@@ -65,12 +68,14 @@ def sweep(
     waiting = waiting_runs(sweep_dir, trials, resolved, command)
     failures: dict[str, str] = {}
     programs = Programs()
-    planned = planned_together(waiting, stacking.size) if stacking.stacked else planned_one_by_one(waiting)
-    with contextlib.closing(planned):
-        for group in planned:
-            if train_group(group, programs, failures) is Status.STOPPED:
-                print("stopped; the same command continues the sweep")
-                return Status.STOPPED
+    with ItemProgress("sweep", len(waiting), unit="runs") as display:
+        planned = planned_together(waiting, stacking.size) if stacking.stacked else planned_one_by_one(waiting)
+        with contextlib.closing(planned):
+            for group in planned:
+                if train_group(group, programs, failures) is Status.STOPPED:
+                    print("stopped; the same command continues the sweep")
+                    return Status.STOPPED
+                display.advance(len(group))
     if any(is_finished(sweep_dir / "runs" / trial.name) for trial in trials):
         write_results(sweep_dir)
     if failures:
@@ -86,9 +91,9 @@ def waiting_runs(
 ) -> list["Waiting"]:
     """The runs that are not finished."""
     waiting = []
-    for number, (trial, settings) in enumerate(zip(trials, resolved, strict=True), start=1):
+    for place, (trial, settings) in enumerate(zip(trials, resolved, strict=True), start=1):
         run = Waiting(
-            label=f"[{number}/{len(trials)}]", folder=sweep_dir / "runs" / trial.name, settings=settings,
+            label=f"[{place}/{len(trials)}]", folder=sweep_dir / "runs" / trial.name, settings=settings,
             command=command.of(trial),
         )  # fmt: skip
         if is_finished(run.folder):
@@ -106,7 +111,19 @@ def train_group(runs: Sequence[Planned], programs: Programs, failures: dict[str,
             print(f"{outcome.run_dir.name} ended, the others go on: {outcome.failure}", flush=True)
         if outcome.status is Status.STOPPED:
             return Status.STOPPED
+        if outcome.failure is None:
+            print(f"{outcome.run_dir.name}: {reached(outcome.summary)}", flush=True)
     return Status.FINISHED
+
+
+def reached(summary: Mapping[str, Any]) -> str:
+    """Result of a run of a sweep, in a line."""
+    after = summary.get("after", {})
+    loss, exact = (number(after.get(name)) for name in ("macro_loss", "macro_exact_match"))
+    parts = [f"{summary['status'].replace('_', ' ')} after {summary['steps']:,} steps"]
+    parts += [f"validation loss {loss:.4f}"] if math.isfinite(loss) else []
+    parts += [f"exact match {exact:.1%}"] if math.isfinite(exact) else []
+    return ", ".join([*parts, duration(float(summary["seconds"]))])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,29 +4,33 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxtune.config import to_json
 from jaxtune.errors import UserError
-from jaxtune.evaluate.answers import ScoreResult
+from jaxtune.evaluate.answers import ScoreResult, spread
+from jaxtune.evaluate.hooks import call_hook
 from jaxtune.evaluate.loss import LossResult
 from jaxtune.parallel.job import from_main, is_main
 from jaxtune.reports import run as report
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs import seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
-from jaxtune.runs.mirrors import make_mirror
+from jaxtune.runs.mirrors import Labels, make_mirror
 from jaxtune.runs.retention import WATCHED
+from jaxtune.runs.sweeps import is_sweep
 from jaxtune.runs.tracker import JsonlTracker, Tracker, Trackers
 from jaxtune.step.update import StepMetrics, TrainState
 from jaxtune.storage.documents import read_object, write_json
-from jaxtune.terminal.progress import Phase, RunProgress, TrainProgress
+from jaxtune.terminal.display import Phase
+from jaxtune.terminal.progress import RunProgress, TrainProgress
 from jaxtune.train import measure, resuming
 from jaxtune.train.decisions import Counters, Decision, Health, Status, decide, ended, judge, rules
 from jaxtune.train.export import export_model
 from jaxtune.train.lanes import Lane
 from jaxtune.train.planned import MODEL, Planned
-from jaxtune.train.rows import Exported, eval_row, score_row, summary, train_row
+from jaxtune.train.rows import Exported, answers_row, eval_row, score_row, summary, train_row
 from jaxtune.train.session import Session
 
 
@@ -64,6 +68,8 @@ class Arm:
         self.seconds = record.run.seconds
         """Its own time and its share of the time of those that train together."""
         self.summary: dict[str, Any] = {}
+        self.answers: Mapping[str, Sequence[Mapping[str, Any]]] = {}
+        """Task -> answers to the fixed questions at the last validation; empty where none were asked."""
         self._validated: tuple[int, LossResult | None] | None = None
         self._clock, self._waited = time.monotonic(), 0.0
 
@@ -130,21 +136,37 @@ class Arm:
                 f"look at the examples of the step: {', '.join(examples[:8])}{' ...' if len(examples) > 8 else ''}"
             )
 
-    def validated(self, result: LossResult | None, seen: LossResult | None = None) -> float | None:
+    def validated(
+        self, result: LossResult | None, state: Callable[[], TrainState], seen: LossResult | None = None
+    ) -> float | None:
         """A validation after the last update into the metrics; returns the number that is watched.
 
-        `seen`: losses of training examples by the same parameters.
+        `state`: gives the parameters that were validated, to the config's hook and to the fixed questions. `seen`:
+        losses of training examples by the same parameters.
         """
         self._validated = self.done, result
         if result is None:
             return None
-        self.record.tracker.log(eval_row(self.done, result, seen))
+        row, hook = eval_row(self.done, result, seen), self.config.on_validation
+        if hook is not None:
+            row["hook"] = call_hook(hook, self.done, self.session.full_params(state().measured), row)
+        self.record.tracker.log(row)
+        self._answer(state)
         stopping = self.config.early_stopping
         return from_main(result.watched(stopping.aggregate, stopping.task))
 
-    def catch_up(self, result: LossResult | None) -> float | None:
+    def _answer(self, state: Callable[[], TrainState]) -> None:
+        """Answers to the fixed questions into the metrics. Those before and after tuning are in generations.json."""
+        self.answers = {}
+        asked = spread(self.inputs.questions, self.config.eval.answers)
+        if asked and 0 < self.done < self.rules.total:
+            result = measure.score(self.session, state().measured, asked)
+            self.record.tracker.log(answers_row(self.done, result))
+            self.answers = result.answers
+
+    def catch_up(self, result: LossResult | None, state: Callable[[], TrainState]) -> float | None:
         """The validation that a stop signal left undone: the metrics become those of a run that never stopped."""
-        watched = self.validated(result)
+        watched = self.validated(result, state)
         self.decide(watched=watched)
         if watched is not None:
             self.record.checkpoints.set_metrics(self.done, {WATCHED: watched})
@@ -265,6 +287,13 @@ def restore(checkpoints: Checkpoints, state: TrainState, run: Planned) -> tuple[
     return restored, counters
 
 
+def labels_of(run: Planned) -> Labels:
+    """Labels of a run in its mirrors: a run of a sweep in the group of the sweep's folder, if the config names none."""
+    config, above = run.inputs.config, run.run_dir.absolute().parent.parent
+    group = config.mirror_group or (above.name if is_sweep(above) else None)
+    return Labels(project=config.name, group=group, tags=config.mirror_tags)
+
+
 def open_tracker(
     run: Planned, resume_step: int | None, *, validated: bool = True
 ) -> tuple[Tracker, JsonlTracker | None]:
@@ -273,7 +302,7 @@ def open_tracker(
         return Trackers([]), None
     config = run.inputs.config
     mirrors = [
-        make_mirror(kind, run.run_dir, config=to_json(config), project=config.name, resume_step=resume_step)
+        make_mirror(kind, run.run_dir, config=to_json(config), labels=labels_of(run), resume_step=resume_step)
         for kind in config.mirrors
     ]
     rows = JsonlTracker(run.run_dir, resume_step=resume_step, validated=validated)

@@ -4,6 +4,8 @@ from typing import Any
 
 from jaxtune.chat import mask_view as masks
 from jaxtune.plan import order
+from jaxtune.terminal.numbers import quantity
+from jaxtune.train.forecast import times
 from jaxtune.train.resolution import TRAIN, Inputs
 
 
@@ -15,6 +17,22 @@ def mixture_json(inputs: Inputs) -> dict[str, Any]:
         row["outcomes"] = dict(store.outcomes)
     table["held_out"] = sorted(inputs.held)
     return table
+
+
+def size_in_words(inputs: Inputs) -> str:
+    """Size of a run in words: steps, tokens, validations, test questions."""
+    table, config = inputs.plan.to_json(), inputs.config
+    tokens, trained = (sum(row[name] for row in table["tasks"]) for name in ("tokens", "loss_tokens"))
+    said = (
+        f"{inputs.total_steps:,} steps of {config.batch.rows:,} rows of {config.data.seq_len:,} tokens: "
+        f"{quantity(tokens)} tokens, {quantity(trained)} of them trained, in {table['examples']:,} examples"
+    )
+    if inputs.eval_plan is not None:
+        count = times(config.eval.every, 0, inputs.total_steps) + 1
+        said += f"; {count:,} validations of {inputs.eval_plan.num_examples:,} examples"
+    if inputs.questions:
+        said += f"; {len(inputs.questions):,} test questions, before and after"
+    return said
 
 
 def samples(inputs: Inputs, per_task: int = 3) -> dict[str, list[dict[str, Any]]]:

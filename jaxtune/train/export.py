@@ -12,6 +12,7 @@ from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.step.programs import Programs
 from jaxtune.step.update import Params
+from jaxtune.terminal.display import Phase
 from jaxtune.train.identity import identify
 from jaxtune.train.resolution import Inputs, resolve
 from jaxtune.train.session import Session, open_session
@@ -57,8 +58,9 @@ def export_checkpoint(
         raise UserError(f"{run_dir} trained all parameters and has no adapter; leave --adapter away")
     if adapter and dtype is not None:
         raise UserError("adapters are written in float32; leave --dtype away")
-    inputs = resolve(config, questions=False)
-    runfolder.check_same(run_dir, identify(inputs))
+    with Phase("preparing"):
+        inputs = resolve(config, questions=False)
+        runfolder.check_same(run_dir, identify(inputs))
     session = open_session(inputs, Programs())
     with Checkpoints(config.checkpoint.folder(run_dir), config.checkpoint, read_only=True) as checkpoints:
         number = {"best": checkpoints.best, "latest": checkpoints.latest}.get(step, lambda: checkpoint_number(step))()
@@ -66,11 +68,13 @@ def export_checkpoint(
             number = checkpoints.latest()  # nothing was validated, so no step is better than the last
         if number is None:
             raise UserError(f"{run_dir} holds no checkpoint")
-        params = checkpoints.restore_params(number, abstract(session.base.trainable))
-    if adapter:
-        export_adapter(session, params, out, overwrite=overwrite)
-    else:
-        export_model(session, params, out, dtype, overwrite=overwrite)
+        with Phase(f"reading checkpoint {number}"):
+            params = checkpoints.restore_params(number, abstract(session.base.trainable))
+    with Phase(f"writing {out}"):
+        if adapter:
+            export_adapter(session, params, out, overwrite=overwrite)
+        else:
+            export_model(session, params, out, dtype, overwrite=overwrite)
 
 
 def checkpoint_number(text: str) -> int:

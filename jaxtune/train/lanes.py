@@ -21,7 +21,7 @@ from jaxtune.step.losses import LossSums
 from jaxtune.step.programs import Programs
 from jaxtune.step.trials import TrialPrograms
 from jaxtune.step.update import Hparams, StepMetrics, TrainState
-from jaxtune.terminal.progress import Phase
+from jaxtune.terminal.display import Phase
 from jaxtune.train import measure
 from jaxtune.train.session import Session
 

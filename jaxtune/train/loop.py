@@ -3,23 +3,26 @@
 import contextlib
 import dataclasses
 import math
+import textwrap
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from jaxtune.data.batches import BatchIterator
 from jaxtune.evaluate.loss import LossResult
 from jaxtune.parallel.job import StopSignal
-from jaxtune.step.update import StepMetrics
-from jaxtune.terminal.progress import GroupProgress, Phase, TrainProgress
+from jaxtune.step.update import StepMetrics, TrainState
+from jaxtune.terminal.display import Phase
+from jaxtune.terminal.progress import GroupProgress, TrainProgress
 from jaxtune.train import measure
 from jaxtune.train.arm import Arm, NotFinite
 from jaxtune.train.decisions import Status
+from jaxtune.train.forecast import Forecast
 from jaxtune.train.lanes import Lane
 from jaxtune.train.profile import StepTrace
 
-SLOW_STEP = 10.0
-"""Seconds of a step after which the terminal says that it is still being computed."""
+SLOW_STEP = 3.0
+"""Seconds of a step after which the terminal says that it is still being computed, and how far it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,7 @@ class Ensemble:
     shared: dict[Any, Any]
     """Results that one arm computes for all."""
     watch: "Stopwatch"
+    forecast: Forecast = dataclasses.field(default_factory=Forecast)
 
     @property
     def running(self) -> list[Arm]:
@@ -41,6 +45,17 @@ class Ensemble:
     def say(self, arm: Arm, text: str) -> None:
         """A line on the terminal about an arm."""
         self.display.of(arm.name).write(text)
+
+    def state_of(self, arm: Arm) -> Callable[[], TrainState]:
+        """A function that gives an arm's state; where runs are stacked that is a copy, made when it is needed."""
+        return lambda: self.lane.state(arm.number)
+
+    def step_phase(self, step: int) -> Phase:
+        """The line of a step that takes long: its micro-batches, as far as they can be estimated."""
+        expected = self.display.seconds_a_step * len(self.running)
+        count = self.arms[0].config.batch.micro_batches
+        total = count if count > 1 and math.isfinite(expected) else 0
+        return Phase(f"step {step}", total, unit="micro-batches", first=SLOW_STEP, expected=expected)
 
     def share_time(self) -> None:
         """Count the time since this was last called, in equal parts, to the arms that still train."""
@@ -72,7 +87,13 @@ class Round:
 
 def run(ensemble: Ensemble) -> int:
     """Train every arm to its end, or until a signal; returns the exit code of the process, 0 without a signal."""
-    begin(ensemble)
+    with ensemble.display:
+        begin(ensemble)
+        return train_to_end(ensemble)
+
+
+def train_to_end(ensemble: Ensemble) -> int:
+    """The updates of every arm, and what comes between and after them; returns the exit code of the process."""
     running = ensemble.running
     with contextlib.ExitStack() as stack:
         feeds = {arm.number: arm.session.train_batches(arm.done) for arm in running}
@@ -80,7 +101,6 @@ def run(ensemble: Ensemble) -> int:
             stack.enter_context(contextlib.closing(feed))
         first = ensemble.arms[0]  # a run that is traced has no others beside it
         trace = stack.enter_context(StepTrace(first.config.health.profile_steps, first.run_dir / "profile"))
-        stack.enter_context(ensemble.display)
         stop = stack.enter_context(StopSignal())
         for arm in running:
             arm.restart_clock()
@@ -105,14 +125,15 @@ def begin(ensemble: Ensemble) -> None:
     """Start of the loop: the base's numbers, validations that are still to be done, arms at their end."""
     fresh = [arm for arm in ensemble.arms if arm.done == 0]
     behind = [arm for arm in ensemble.arms if arm.counters.unvalidated]
-    results = losses(ensemble, [*fresh, *behind])
+    forecast = ensemble.forecast
+    results = forecast.timed("validation", lambda: losses(ensemble, [*fresh, *behind]))
     for arm in fresh:
         state = ensemble.lane.state(arm.number)
         seen = measure.seen_loss(arm.session, state.measured, arm.rules.total)
-        say_validation(ensemble, arm, arm.validated(results[arm.number], seen))
-        arm.score(state, 0, "before", ensemble.shared)
+        say_validation(ensemble, arm, arm.validated(results[arm.number], lambda state=state: state, seen))
+        forecast.timed("answers", lambda arm=arm, state=state: arm.score(state, 0, "before", ensemble.shared))
     for arm in behind:
-        say_validation(ensemble, arm, arm.catch_up(results[arm.number]))
+        say_validation(ensemble, arm, arm.catch_up(results[arm.number], ensemble.state_of(arm)))
     finish(ensemble, {arm: arm.ended for arm in ensemble.arms if arm.ended is not None})
 
 
@@ -126,7 +147,7 @@ def update(ensemble: Ensemble, feeds: Mapping[int, BatchIterator], trace: StepTr
     waited = time.monotonic() - asked
     for arm in running:
         arm.updated(waited)
-    with Phase("compiling the training step" if compiles else f"step {first}"):
+    with Phase("compiling the training step") if compiles else ensemble.step_phase(first):
         metrics = lane.update(batch, [arm.number for arm in running])
     trace.after(first, metrics)
     return Round(steps={arm.number: arm.done for arm in running}, metrics=metrics)
@@ -134,7 +155,9 @@ def update(ensemble: Ensemble, feeds: Mapping[int, BatchIterator], trace: StepTr
 
 def log(ensemble: Ensemble, round: Round) -> None:
     """A round's numbers into each arm's metrics; an arm whose numbers are not finite ends, and only that arm."""
-    with Phase(f"step {max(round.steps.values())}", first=SLOW_STEP):
+    step = max(round.steps.values())
+    ensemble.display.expect(max(ensemble.forecast.seconds(arm.rules, step - 1) for arm in ensemble.running))
+    with ensemble.step_phase(step):
         values = ensemble.lane.fetch(round.metrics, round.steps)
     for arm in [arm for arm in ensemble.running if arm.number in round.steps]:
         try:
@@ -148,20 +171,27 @@ def log(ensemble: Ensemble, round: Round) -> None:
 
 def settle(ensemble: Ensemble, *, stopping: bool) -> None:
     """Validate, save and end the arms whose last update asks for it."""
+    started, forecast = time.monotonic(), ensemble.forecast
     decisions = {arm: arm.decide(stopping=stopping) for arm in ensemble.running}
-    results = losses(ensemble, [arm for arm, decision in decisions.items() if decision.validate])
+    validating = [arm for arm, decision in decisions.items() if decision.validate]
+    results = losses(ensemble, validating) if validating else {}
     ending: dict[Arm, Status] = {}
+    saving = 0.0
     for arm, decision in decisions.items():
         watched = None
         if decision.validate:
-            watched = arm.validated(results[arm.number])
+            watched = arm.validated(results[arm.number], ensemble.state_of(arm))
             decision = arm.decide(watched=watched)
             say_validation(ensemble, arm, watched)
             arm.write_report()
         if decision.save:
+            before = time.monotonic()
             arm.save(ensemble.lane.state(arm.number), watched)
+            saving += time.monotonic() - before
         if decision.end is not None:
             ending[arm] = decision.end
+    forecast.saving = saving or forecast.saving
+    forecast.validation = time.monotonic() - started - saving if validating else forecast.validation
     ensemble.share_time()
     for arm, status in ending.items():
         say_end(ensemble, arm, status)
@@ -170,6 +200,7 @@ def settle(ensemble: Ensemble, *, stopping: bool) -> None:
     finish(ensemble, {arm: status for arm, status in ending.items() if status is not Status.STOPPED})
     for arm in ensemble.running:
         arm.restart_clock()
+    ensemble.display.pause(time.monotonic() - started)
 
 
 def say_validation(ensemble: Ensemble, arm: Arm, watched: float | None) -> None:
@@ -183,6 +214,16 @@ def say_validation(ensemble: Ensemble, arm: Arm, watched: float | None) -> None:
     if counters.best_step >= 0:
         text += f", best {counters.best_value:.4f} at step {counters.best_step}"
     ensemble.say(arm, text)
+    if arm.config.eval.print_answers:
+        for task, rows in arm.answers.items():
+            for row in rows:
+                ensemble.say(arm, f"  {'✓' if row['correct'] else '✗'} {task}: {in_short(row)}")
+
+
+def in_short(row: Mapping[str, Any]) -> str:
+    """A question and its answer in one line."""
+    question, answer = (textwrap.shorten(str(row[name]), 120, placeholder=" ...") for name in ("prompt", "prediction"))
+    return f"{question} -> {answer or '(empty)'}"
 
 
 def say_end(ensemble: Ensemble, arm: Arm, status: Status) -> None:

@@ -3,20 +3,20 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from jaxtune.data.subset import Encoded, Subset, encode_again
-from jaxtune.evaluate.answers import ScoreResult, generation_scores
+from jaxtune.evaluate.answers import Question, ScoreResult, generation_scores
 from jaxtune.evaluate.decoding import Batching, SamplingConfig, generate
 from jaxtune.evaluate.loss import LossResult, per_task_loss
 from jaxtune.plan.planning import Plan
 from jaxtune.step.update import Params
 from jaxtune.storage.documents import plain
 from jaxtune.storage.fingerprints import json_fingerprint
-from jaxtune.terminal.progress import Phase
+from jaxtune.terminal.display import Phase
 from jaxtune.train.plans import make_validation_plan, seen_examples
 from jaxtune.train.resolution import TRAIN
 from jaxtune.train.session import Session, compute_dtype
@@ -57,9 +57,10 @@ def loss_of(
         return per_task_loss(step, phase.count(batches), list(plan.tasks), session.inputs.held)
 
 
-def score(session: Session, params: Params) -> ScoreResult:
-    """Greedy answers to the test questions, scored."""
+def score(session: Session, params: Params, asked: Sequence[Question] | None = None) -> ScoreResult:
+    """Greedy answers to the test questions, scored; `asked`: to these of them only."""
     inputs, settings = session.inputs, session.config.eval
+    asked = inputs.questions if asked is None else asked
 
     dtype = jnp.dtype(compute_dtype(session.config, session.mesh))
 
@@ -71,9 +72,7 @@ def score(session: Session, params: Params) -> ScoreResult:
         )  # fmt: skip
 
     metric_of = {task.name: task.metric for task in (*inputs.tasks.values(), *inputs.held.values())}
-    return generation_scores(
-        answer, inputs.questions, inputs.tokenizer, metric_of, stop_ids=inputs.stop_ids, held_out=inputs.held
-    )
+    return generation_scores(answer, asked, inputs.tokenizer, metric_of, stop_ids=inputs.stop_ids, held_out=inputs.held)
 
 
 def score_key(session: Session, identity: Mapping[str, Any]) -> str:

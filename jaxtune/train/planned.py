@@ -16,6 +16,7 @@ from jaxtune.parallel.mesh import all_devices
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.mirrors import check_packages
 from jaxtune.storage.documents import Json
+from jaxtune.terminal.display import Phase
 from jaxtune.train import resuming
 from jaxtune.train.documents import mixture_json, samples
 from jaxtune.train.identity import identify
@@ -80,6 +81,17 @@ def plan_run(
 
     With `accept_change` a resumed run may go on with other options than it was started with (see `resuming`).
     """
+    with Phase("preparing"):
+        return _plan_run(
+            config, run_dir, command or {"config": None, "overrides": []}, resume=resume, resume_step=resume_step,
+            overwrite=overwrite, accept_change=accept_change,
+        )  # fmt: skip
+
+
+def _plan_run(
+    config: ExperimentConfig, run_dir: pathlib.Path, command: Mapping[str, Any], *, resume: bool,
+    resume_step: int | None, overwrite: bool, accept_change: bool,
+) -> Planned:  # fmt: skip
     started = time.monotonic()
     runfolder.check(run_dir, resume=resume, overwrite=overwrite)
     check_packages(config.mirrors)
@@ -94,7 +106,7 @@ def plan_run(
     elif from_main(config.checkpoint.in_use()):
         raise UserError(f"{config.checkpoint.directory} holds checkpoints of another run; set checkpoint.directory")
     return Planned(
-        run_dir=run_dir, inputs=inputs, identity=identity, command=command or {"config": None, "overrides": []},
+        run_dir=run_dir, inputs=inputs, identity=identity, command=command,
         resume=resume, resume_step=resume_step, overwrite=overwrite, changes=tuple(changes),
         seconds=time.monotonic() - started,
     )  # fmt: skip

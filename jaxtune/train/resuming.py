@@ -15,7 +15,8 @@ from jaxtune.storage.documents import Json, read_sealed, write_json, write_seale
 FREE = frozenset(
     {
         # labels, display and copies of the record
-        *("name", "mirrors", "health.peak_flops", "health.spike_factor", "health.profile_steps"),
+        *("name", "mirrors", "mirror_group", "mirror_tags", "on_validation", "eval.answers", "eval.print_answers"),
+        *("health.peak_flops", "health.spike_factor", "health.profile_steps"),
         # folders: what lies in them is compared by its content
         *("model.path", "model.tokenizer", "model.template", "lora.start"),
         *("data.cache_dir", "checkpoint.directory", "compilation_cache"),

@@ -58,6 +58,11 @@ def score_row(step: int, result: ScoreResult) -> Row:
     return {"kind": "score", "step": step, "split": "test", **scores_of(result)}
 
 
+def answers_row(step: int, result: ScoreResult) -> Row:
+    """The row of the answers to the fixed questions at a validation."""
+    return {"kind": "answers", "step": step, "answers": result.answers}
+
+
 def losses_of(result: LossResult | None) -> Row:
     """Validation losses as JSON; nothing where none were measured."""
     if result is None:

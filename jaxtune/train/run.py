@@ -14,8 +14,9 @@ from jaxtune.parallel.job import Guard, barrier, from_main, is_main
 from jaxtune.runs.folder import only_writer
 from jaxtune.step.programs import Programs
 from jaxtune.storage.documents import read_json
-from jaxtune.terminal.progress import GroupProgress, Phase, TrainProgress
-from jaxtune.train import measure
+from jaxtune.terminal.display import Phase
+from jaxtune.terminal.progress import GroupProgress, TrainProgress
+from jaxtune.train import documents, measure
 from jaxtune.train.agreement import check_processes
 from jaxtune.train.arm import Arm, NotFinite, open_arm
 from jaxtune.train.decisions import Status
@@ -55,6 +56,8 @@ def train(
         )  # fmt: skip
         if resume and resume_step is None and from_main(is_finished(run.run_dir)):
             return finished_before(run.run_dir)
+        if is_main():
+            print(documents.size_in_words(run.inputs), file=sys.stderr, flush=True)
         [outcome] = train_together([run], programs or Programs())
     if outcome.failure is not None:
         raise NotFinite(outcome.failure)
@@ -71,8 +74,7 @@ def train_together(runs: Sequence[Planned], programs: Programs) -> list[TrainRes
     for run in runs:
         start = {"--resume": run.resume, "--resume-step": run.resume_step, "--overwrite": run.overwrite}
         check_processes(run.identity, start)
-    with Phase("reading the base model"):
-        sessions = open_sessions([run.inputs for run in runs], programs)
+    sessions = open_sessions([run.inputs for run in runs], programs)
     with contextlib.ExitStack() as stack:
         stack.enter_context(Guard())
         stack.enter_context(jax.set_mesh(sessions[0].mesh))
@@ -135,7 +137,8 @@ def enable_compilation_cache(folder: str | None) -> None:
 def evaluate_only(config: ExperimentConfig) -> dict[str, Any]:
     """Validation loss and test scores by task of a config's model, as it is."""
     enable_compilation_cache(config.compilation_cache)
-    inputs = resolve(config)
+    with Phase("preparing"):
+        inputs = resolve(config)
     session = open_session(inputs, Programs())
     with jax.set_mesh(session.mesh):
         loss = measure.validation_loss(session, session.base.trainable)

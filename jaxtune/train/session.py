@@ -24,6 +24,7 @@ from jaxtune.parallel.mesh import make_mesh
 from jaxtune.plan.planning import Plan
 from jaxtune.step.programs import Program, Programs, ProgramSpec
 from jaxtune.step.update import Hparams, Params, TrainState, hparams
+from jaxtune.terminal.display import Phase
 from jaxtune.train import plans
 from jaxtune.train.resolution import Inputs
 
@@ -102,9 +103,10 @@ def flops_per_token(session: Session) -> float:
 
 def open_session(inputs: Inputs, programs: Programs) -> Session:
     """Load the base model onto a mesh and build the program."""
-    inputs, mesh, attention = on_mesh(inputs)
-    config, seed = inputs.config, inputs.config.seed
-    base = load_base(inputs, mesh, seed)
+    with Phase("reading the base model"):
+        inputs, mesh, attention = on_mesh(inputs)
+        config, seed = inputs.config, inputs.config.seed
+        base = load_base(inputs, mesh, seed)
     return Session(
         inputs=inputs, mesh=mesh, base=base, program=programs.get(program_spec(inputs, mesh), base.trainable),
         attention=attention, numbers=hparams(config.optim.peak_lr, config.optim.weight_decay, seed),

@@ -1,10 +1,12 @@
 import math
 import sys
+import types
+from typing import ClassVar
 
 import pytest
 
 from jaxtune.errors import UserError
-from jaxtune.runs.mirrors import MirrorKind, make_mirror, scalars
+from jaxtune.runs.mirrors import Labels, MirrorKind, make_mirror, scalars
 
 ROWS = [
     {"kind": "train", "step": 1, "loss": 2.0, "task_loss": {"qa": 1.5, "maths, easy": 2.5}, "skipped": False},
@@ -92,3 +94,23 @@ def test_trackio_keeps_the_steps_of_a_run(tmp_path, monkeypatch):
     storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
     logs = storage.get_logs("jaxtune", tmp_path.name)
     assert [(log["step"], log["train/loss"]) for log in logs if "train/loss" in log] == [(1, 2.0), (2, 1.0), (2, 0.25)]
+
+
+def test_wandb_gets_group_and_tags_and_a_resumed_run_is_the_same_one(tmp_path, monkeypatch):
+    class Wandb(types.ModuleType):
+        errors = types.SimpleNamespace(UsageError=RuntimeError)
+        asked: ClassVar[list] = []
+
+        @classmethod
+        def init(cls, **options):
+            cls.asked.append(options)
+            return types.SimpleNamespace(define_metric=lambda *a, **k: None, log=lambda row: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb("wandb"))
+    labels = Labels(project="mixing", group="temperatures", tags=("paper", "v2"))
+    for resume_step in (None, 40, None):
+        make_mirror("wandb", tmp_path / "", config={}, labels=labels, resume_step=resume_step).close()
+    first, resumed, again = Wandb.asked
+    assert first["group"] == "temperatures" and first["tags"] == ["paper", "v2"] and first["project"] == "mixing"
+    assert resumed["id"] == first["id"] and resumed["resume"] == "allow"
+    assert again["id"] != first["id"]

@@ -13,7 +13,7 @@ from jaxtune.science.contrasts import over_seeds
 
 BLANK = Run(
     path=pathlib.Path("."), config={}, environment={}, manifest={}, mixture={}, tasks=(), samples={}, generations={},
-    summary={}, train=(), evals=(), scores=(), events=(),
+    summary={}, train=(), evals=(), scores=(), answers=(), events=(),
 )  # fmt: skip
 
 

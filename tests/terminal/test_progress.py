@@ -5,8 +5,10 @@ import time
 import pytest
 from rich.console import Console
 
+from jaxtune.terminal.display import Phase
 from jaxtune.terminal.numbers import duration, quantity
-from jaxtune.terminal.progress import GroupProgress, ItemProgress, Pace, Phase, TrainProgress
+from jaxtune.terminal.pace import Pace
+from jaxtune.terminal.progress import GroupProgress, ItemProgress, TrainProgress
 
 
 class Clock:
@@ -93,7 +95,8 @@ def test_without_a_terminal_training_prints_one_line_per_interval_and_the_last_s
         "train",
         " 11/100",
         "loss 1.250",
-        "3.21k tok/s (1.95k trained)",
+        "3.21k tok/s",
+        "1.95k trained",
         "padding 1.8%",
         "data wait 0.4%",
         "1:29 left",
@@ -141,7 +144,7 @@ def test_runs_that_train_together_share_a_line():
         group.of("a").update(3, loss=1.0, tokens_per_s=1000.0, loss_tokens_per_s=200.0)
         group.show(["a"])
     lines = text_of(console).splitlines()
-    assert lines[1] == "train 2 runs   2/10  2 running  loss 1.500 2.250  2k tok/s (400 trained)  0:08 left"
+    assert lines[1] == "train 2 runs   2/10  2 running  loss 1.500 2.250  2k tok/s  400 trained  0:08 left"
     assert lines[2] == "b: ends here"
     assert " 3/10  1 running  loss 1.000  1k tok/s" in lines[3]
 

@@ -17,11 +17,14 @@ from jaxtune.errors import UserError
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints
 from jaxtune.runs.history import read_rows, read_run
+from jaxtune.runs.mirrors import Labels
+from jaxtune.runs.results import exact_over_steps, fixed_answers
 from jaxtune.step.programs import Programs
-from jaxtune.train import loop, measure, plans, resolution
+from jaxtune.train import documents, loop, measure, plans, resolution
 from jaxtune.train import run as train
-from jaxtune.train.arm import Arm
+from jaxtune.train.arm import Arm, labels_of
 from jaxtune.train.decisions import Status
+from jaxtune.train.planned import plan_run
 from jaxtune.train.rows import peak_memory_mb
 from jaxtune.train.session import flops_per_token, open_session
 
@@ -72,6 +75,50 @@ def test_a_run_folder_explains_itself(finished):
     assert [row.step for row in run.train] == [1, 2, 3, 4, 5, 6]
     assert [row.step for row in run.evals] == [0, 3, 6]
     assert run.train[-1].loss < run.train[0].loss
+
+
+def test_a_hook_and_fixed_questions_are_asked_at_every_validation(place, programs, capsys):
+    seen = []
+
+    def hook(step, params, metrics):
+        seen.append((step, metrics["loss"]))
+        return {"norm": np.linalg.norm(np.asarray(params["embed"]["embedding"]))}
+
+    config = tiny_config(place, on_validation=hook, mirror_tags=("a",))
+    settings = dataclasses.replace(config.eval, every=2, answers=3, print_answers=True)
+    config = dataclasses.replace(config, eval=settings)
+    done = train.train(config, place / "watched", programs=programs)
+    run = read_run(done.run_dir)
+    assert [step for step, _ in seen] == [0, 2, 4, 6]
+    assert [loss for _, loss in seen] == [row.loss for row in run.evals]
+    norms = [row.extra["hook"]["norm"] for row in run.evals]
+    assert norms[0] > 0 and len(set(norms)) == 4
+    assert [row["step"] for row in run.answers] == [2, 4]  # those of steps 0 and 6 are in generations.json
+    chosen = fixed_answers(run)
+    assert [[task for task, _ in asked] for asked in chosen.values()] == [["large", "large", "small"]] * 2
+    assert set(chosen[2]) <= {(t, row["id"]) for t, rows in run.generations["before"].items() for row in rows}
+    assert [step for step, _ in exact_over_steps(run)][:1] == [0]
+    assert capsys.readouterr().err.count(" small: ") == 2
+    assert "While training" in (done.run_dir / "report.html").read_text()
+
+
+def test_a_run_of_a_sweep_is_filed_under_the_sweep(place, tmp_path):
+    (tmp_path / "warmups" / "runs").mkdir(parents=True)
+    run = plan_run(tiny_config(place, mirror_tags=("a",)), tmp_path / "warmups" / "runs" / "one")
+    assert labels_of(run) == Labels(project="tiny", tags=("a",))
+    (tmp_path / "warmups" / "sweep.json").write_text("{}")
+    assert labels_of(run).group == "warmups"
+    named = dataclasses.replace(
+        run, inputs=dataclasses.replace(run.inputs, config=tiny_config(place, mirror_group="g"))
+    )
+    assert labels_of(named).group == "g"
+
+
+def test_the_size_of_a_run_is_said_before_it_starts(place):
+    inputs = resolution.resolve(tiny_config(place), show_progress=False)
+    text = documents.size_in_words(inputs)
+    assert text.startswith("6 steps of 4 rows of 64 tokens: ")
+    assert "; 3 validations of 16 examples; 8 test questions" in text
 
 
 def test_the_ledger_equals_the_plan(finished, place):
