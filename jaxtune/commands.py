@@ -17,6 +17,7 @@ from jaxtune.errors import UserError, did_you_mean, printable
 from jaxtune.mixture.allocation import allocate
 from jaxtune.mixture.settings import MixtureConfig, OnCap, Strategy
 from jaxtune.storage.documents import json_bytes
+from jaxtune.terminal.display import Phase
 
 
 def print_json(value: Any) -> None:
@@ -88,7 +89,6 @@ def run_mix(arguments: argparse.Namespace) -> None:
 def load_config(arguments: argparse.Namespace):
     """The config file of a command with its overrides applied; `quickstart` is the one in the package."""
     from jaxtune import config
-    from jaxtune.terminal.display import Phase
 
     if arguments.config == "quickstart" and not pathlib.Path(arguments.config).exists():
         arguments.config = str(pathlib.Path(__file__).parent / "train" / "quickstart.py")
@@ -169,12 +169,15 @@ def run_validate(arguments: argparse.Namespace) -> int:
         from jaxtune.validate.experiment import validate_config
 
         arguments.config = arguments.paths[0]
-        report = validate_config(load_config(arguments))
+        settings = load_config(arguments)
+        with Phase("checking records"):
+            report = validate_config(settings)
     else:
         if arguments.rest:
             raise UserError(f"unknown argument {arguments.rest[0]!r} of jaxtune validate; see jaxtune validate --help")
         refuse_missing(arguments.paths)
-        report = validate.validate_files(arguments.paths)
+        with Phase("checking records"):
+            report = validate.validate_files(arguments.paths)
     if arguments.json:
         print_json(report.to_json(limit=arguments.limit))
     else:
@@ -206,10 +209,12 @@ def run_plan_memory(arguments: argparse.Namespace) -> None:
 
     if not arguments.device_gib > 0 or (arguments.devices is not None and arguments.devices < 1):
         raise UserError("--device-gib must be above 0, and --devices at least 1")
-    table = memory.plan_memory(
-        load_config(arguments), device_bytes=int(arguments.device_gib * 2**30), devices=arguments.devices,
-        platform=arguments.platform,
-    )  # fmt: skip
+    settings = load_config(arguments)
+    with Phase("planning memory"):
+        table = memory.plan_memory(
+            settings, device_bytes=int(arguments.device_gib * 2**30), devices=arguments.devices,
+            platform=arguments.platform,
+        )  # fmt: skip
     if arguments.json:
         print_json(table)
     else:
@@ -302,7 +307,8 @@ def run_recommend(arguments: argparse.Namespace) -> None:
     from jaxtune.storage.documents import write_json
 
     sweep = read_sweep(arguments.sweep_dir)
-    found = recommend(sweep, MEASURES[arguments.measure])
+    with Phase("fitting the surface"):
+        found = recommend(sweep, MEASURES[arguments.measure])
     write_json(sweep.path / "recommendation.json", found.to_json())
     page = write_sweep_report(sweep)
     if arguments.json:
@@ -364,7 +370,6 @@ def run_import(arguments: argparse.Namespace) -> None:
 def run_export(arguments: argparse.Namespace) -> None:
     from jaxtune import config
     from jaxtune.hf.push import check_push, push
-    from jaxtune.terminal.display import Phase
     from jaxtune.train.export import export_checkpoint
 
     if arguments.push is not None:

@@ -165,7 +165,7 @@ class Phase:
         self._thread = threading.Thread(target=self._speak, daemon=True)
 
     def __enter__(self) -> "Phase":
-        self._started = time.monotonic()
+        self._started, self._outside = time.monotonic(), len(_SHOWN)
         self._pace.report(0)
         self._thread.start()
         return self
@@ -209,7 +209,8 @@ class Phase:
         console = _SHOWN[-1].console if _SHOWN else TextConsole(stderr=True)
         if not console.is_terminal:
             while True:
-                self._line(", ".join(part.text for part in self._parts()) or "...")
+                if len(_SHOWN) == self._outside:  # else what goes on inside speaks for itself
+                    self._line(", ".join(part.text for part in self._parts()) or "...")
                 if self._over.wait(self._interval):
                     return
         with Display(self._label, self._total, console=console, transient=True) as display:

@@ -3,13 +3,14 @@
 import io
 import sys
 import textwrap
+import time
 
 import pytest
 from recorded_terminal import Recording, Screen, record
 from rich.console import Console
 
-from jaxtune.terminal.display import Part, fitting
-from jaxtune.terminal.progress import TrainProgress
+from jaxtune.terminal.display import Part, Phase, fitting
+from jaxtune.terminal.progress import ItemProgress, TrainProgress
 
 JOB = """
     import time
@@ -108,3 +109,14 @@ def test_the_recorded_screen_knows_what_bars_do_to_a_terminal():
 def test_a_line_can_be_written_before_the_bar_is_there(capfd):
     TrainProgress(3).write("validation at step 0")
     assert capfd.readouterr().err == "validation at step 0\n"
+
+
+def test_outside_a_terminal_a_phase_is_quiet_while_a_job_inside_it_speaks(capfd):
+    with Phase("preparing", first=0.01, interval=0.01):
+        with ItemProgress("tokenise", 2, unit="records") as inside:
+            time.sleep(0.1)
+            inside.advance(2)
+        said = capfd.readouterr().err
+        time.sleep(0.1)
+    assert "tokenise  2/2 records" in said and "preparing: ..." not in said
+    assert "preparing: ..." in capfd.readouterr().err
