@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jaxtune.reports.bars import PairedBar, Whisker, histogram, paired_bars, whiskers
 from jaxtune.reports.charts import Series, Style, condensed, line_chart, smooth, spaced, thinned
-from jaxtune.reports.drawing import XAxis, YAxis, ticks
+from jaxtune.reports.drawing import XAxis, YAxis, log_ticks, ticks
 from jaxtune.reports.page import PALETTE, STYLE_SHEET
 from jaxtune.terminal.numbers import axis_percent
 
@@ -90,6 +90,44 @@ def test_one_spike_of_a_raw_curve_does_not_flatten_the_rest():
     chart = line_chart([Series(name="raw", x=list(range(100)), y=y, style=Style.RAW)], width=300, height=150)
     heights = [at for _, at in points(chart)]
     assert max(heights[:40]) - min(heights[:40]) > 25
+
+
+def test_a_loss_that_falls_tenfold_has_a_logarithmic_axis_and_one_that_does_not_a_linear_one():
+    heights = lambda y, axis: [
+        at for _, at in points(line_chart([Series(name="a", x=[0, 1, 2], y=y)], width=300, height=150, y=axis))
+    ]
+    high, middle, low = heights([10.0, 1.0, 0.1], YAxis(log=True))
+    assert middle - high == pytest.approx(low - middle, abs=0.2) and low > middle > high
+    assert heights([3.0, 2.0, 1.0], YAxis(log=True)) == heights([3.0, 2.0, 1.0], YAxis())
+    assert heights([-10.0, 0.0, 10.0], YAxis(log=True)) != heights([10.0, 1.0, 0.1], YAxis(log=True))
+
+
+@given(low=st.floats(1e-6, 1e3), ratio=st.floats(10, 1e9))
+def test_logarithmic_ticks_lie_inside_and_are_few(low, ratio):
+    values = log_ticks(low, low * ratio)
+    assert 2 <= len(values) <= 7 and values == sorted(set(values))
+    assert all(low * 0.998 <= value <= low * ratio * 1.002 for value in values)
+
+
+def test_many_measurements_keep_their_line_and_few_rings_the_ends_among_them():
+    x = list(range(0, 25_000, 40))
+    chart = line_chart(
+        [Series(name="validation", x=x, y=[1.0 + 1 / (1 + at) for at in x], style=Style.DOTS)], width=900, height=200
+    )
+    rings = [float(at) for at in re.findall(r'<circle class="dot" cx="([\d.]+)"', chart)]
+    assert len(rings) == 40 and len(points(chart)) > 300
+    assert (rings[0], rings[-1]) == (46.0, 886.0)
+
+
+def test_axes_end_in_numbers():
+    steps = list(range(1, 161))
+    chart = line_chart(
+        [Series(name="padding", x=steps, y=[0.068] * 160)],
+        width=336,
+        height=150,
+        y=YAxis(form=axis_percent, from_zero=True),
+    )
+    assert ">step 160</text>" in chart and ">0</text>" in chart and ">8%</text>" in chart
 
 
 def test_hover_titles_name_each_value_and_are_escaped():

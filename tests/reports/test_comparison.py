@@ -86,3 +86,14 @@ def test_runs_are_compared_question_by_question_only_on_the_same_questions(run_d
     assert set(found) == {"qa", "code"}
     one, two = (reached(run).task_exact_match["qa"] for run in (first, second))
     assert found["qa"].mean == pytest.approx(two - one) and math.isfinite(found["qa"].low)
+
+
+def test_equal_runs_lie_beneath_one_another_and_their_options_are_listed(tmp_path):
+    for name in ("first", "second"):
+        toy_runs.write_toy_run(tmp_path / name, steps=60)
+    page_text = write_comparison([tmp_path / "first", tmp_path / "second"], tmp_path / "c.html").read_text()
+    page = assert_self_contained(page_text)
+    assert "--width:3.5" in page_text and "--width:1.8" in page_text
+    assert "All options of these runs are the same:" in page.text
+    for caption in ("Training loss", "Learning rate", "Tokens per second", "The same over the tokens trained on"):
+        assert caption in page.text

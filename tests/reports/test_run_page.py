@@ -8,7 +8,7 @@ from jaxtune.errors import UserError
 from jaxtune.reports.page import tokens
 from jaxtune.reports.run import render, write_report
 from jaxtune.runs.history import read_run
-from jaxtune.runs.results import measured, overfitting, score_difference, task_results
+from jaxtune.runs.results import exact_over_steps, measured, overfitting, score_difference, task_results
 from jaxtune.storage.documents import read_json, write_json
 from jaxtune.terminal.numbers import signed
 
@@ -193,3 +193,31 @@ def test_what_tasks_without_training_lost_is_said(tmp_path):
     assert "Forgetting, 1 task not trained on" in text
     assert f"validation loss changed by {signed(one.loss_after - one.loss_before, 3)}" in text
     assert f"exact match by {signed(one.score_after - one.score_before, 1, 100)} points" in text
+
+
+def test_fixed_questions_are_shown_over_the_validations_with_what_was_said_before_them(tmp_path):
+    run_dir = toy_runs.write_toy_run(tmp_path / "watched", steps=60)
+    run = read_run(run_dir)
+    first = run.generations["before"]["qa"][0]
+    known = {**first, "context": "user: Capital of France?\nassistant: Paris", "prediction": "an early answer"}
+    with (run_dir / "metrics.jsonl").open("a") as rows:
+        for step in range(10, 200, 10):
+            rows.write(json.dumps({"kind": "answers", "step": step, "answers": {"qa": [known]}}) + "\n")
+    page = assert_self_contained(write_report(run_dir).read_text())
+    assert "While training" in page.text and "Step 0" in page.text and "Step 190" in page.text
+    assert page.text.count("an early answer") == 5  # of 19 validations, spread evenly
+    assert "user: Capital of France?\nassistant: Paris" in page.text
+
+
+def test_exact_match_is_drawn_over_the_steps_once_there_are_enough_questions(tmp_path):
+    run_dir = toy_runs.write_toy_run(tmp_path / "many", steps=60)
+    asked = read_run(run_dir).generations["before"]["qa"][:30]
+    with (run_dir / "metrics.jsonl").open("a") as rows:
+        for step, right in ((20, 10), (40, 20)):
+            answers = [{**row, "correct": index < right} for index, row in enumerate(asked)]
+            rows.write(json.dumps({"kind": "answers", "step": step, "answers": {"qa": answers}}) + "\n")
+    run = read_run(run_dir)
+    shares = dict(exact_over_steps(run))
+    assert (shares[20], shares[40]) == (10 / 30, 20 / 30) and 0 in shares
+    page = assert_self_contained(write_report(run_dir).read_text())
+    assert "Exact match" in page.text and "30 fixed questions" in page.text
