@@ -1,8 +1,8 @@
 """Which test questions are asked, and what is kept of them."""
 
-from types import SimpleNamespace
+from helpers import ASSETS
 
-from jaxtune.chat import Conversation, Message
+from jaxtune.chat import Conversation, Message, load_template, load_tokenizer
 from jaxtune.evaluate import answers
 from jaxtune.evaluate.answers import Question, generation_scores, spread
 
@@ -18,16 +18,16 @@ def test_fixed_questions_are_spread_over_the_tasks_and_keep_their_order():
     assert spread(every, 0) == [] and spread(every, 99) == every
 
 
-def test_the_turns_before_a_question_are_kept_beside_it(monkeypatch):
+def test_the_turns_before_a_question_are_kept_beside_it():
+    words, template = load_tokenizer(ASSETS), load_template(ASSETS)
     said = [("system", "Short."), ("user", "Capital of France?"), ("assistant", "Paris"), ("user", "And in French?")]
     conversation = Conversation(messages=tuple(Message(*one) for one in [*said, ("assistant", "Paris")]))
-    monkeypatch.setattr(answers.chat, "render_prompt", lambda *given: [1, 2])
-    question = answers.question("qa", conversation, None, None, "a:1")
+    question = answers.question("qa", conversation, template, words, "a:1")
     assert question.text == "And in French?"
     assert question.context == "system: Short.\nuser: Capital of France?\nassistant: Paris"
-    words = SimpleNamespace(decode=lambda ids: "yes")
+    right = words.encode("yes")
     result = generation_scores(
-        lambda prompts: [[7]] * len(prompts), [question, asked("qa", 1)], words, {"qa": "exact_match"}, stop_ids=set()
+        lambda prompts: [right] * len(prompts), [question, asked("qa", 1)], words, {"qa": "exact_match"}, stop_ids=set()
     )
     first, second = result.answers["qa"]
     assert first["context"] == question.context and "context" not in second
