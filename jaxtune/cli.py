@@ -18,8 +18,7 @@ import jaxtune
 from jaxtune import commands
 from jaxtune.errors import UserError, did_you_mean
 from jaxtune.mixture import OnCap, Strategy
-from jaxtune.storage.faults import EXIT_STORAGE, describe_fault
-from jaxtune.storage.userfiles import blame
+from jaxtune.storage.faults import foreseen
 from jaxtune.terminal import streams
 from jaxtune.terminal.display import Phase
 
@@ -68,15 +67,12 @@ def run_command(arguments: argparse.Namespace, *, debug: bool) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        message = None if debug else blame(error)
-        if message is not None:
-            print(f"error: {message}", file=sys.stderr)
-            return 1
-        fault = None if debug else describe_fault(error)
-        if fault is None:
+        told = None if debug else foreseen(error)
+        if told is None:
             raise
-        print(f"error: {fault}", file=sys.stderr)
-        return EXIT_STORAGE
+        code, message = told
+        print(f"error: {message}", file=sys.stderr)
+        return code
 
 
 def local_path(text: str) -> pathlib.Path:

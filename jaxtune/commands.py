@@ -116,6 +116,7 @@ def run_options(arguments: argparse.Namespace) -> None:
 
 def run_train(arguments: argparse.Namespace) -> int:
     from jaxtune.parallel import job as distributed
+    from jaxtune.storage import faults
     from jaxtune.terminal.tables import print_summary
     from jaxtune.train.run import train
 
@@ -123,7 +124,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         os.environ, coordinator=arguments.coordinator, processes=arguments.processes, process=arguments.process
     )
     distributed.start(place, heartbeat_seconds=arguments.heartbeat_seconds)
-    with distributed.Guard():
+    with distributed.Guard(faults.foreseen):
         config = load_config(arguments)
         resume, overwrite = arguments.resume or arguments.resume_step is not None, arguments.overwrite
         if arguments.accept_change and not (resume or arguments.restartable):

@@ -16,13 +16,13 @@ from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError, printable
 from jaxtune.optim import OptimConfig, Schedule, make_schedule
-from jaxtune.runs import manifest, seal
+from jaxtune.runs import documents, manifest, seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
-from jaxtune.runs.history import METRICS, read_rows
+from jaxtune.runs.history import METRICS, TrainRow, check_row, read_rows
 from jaxtune.runs.retention import has_checkpoint
 from jaxtune.step.programs import Programs
 from jaxtune.step.update import StepMetrics, TrainState
-from jaxtune.storage.documents import read_json, read_sealed
+from jaxtune.storage.documents import number, read_json
 from jaxtune.terminal.display import Phase
 from jaxtune.train import resolution, resuming
 from jaxtune.train.identity import global_batch, identify
@@ -77,7 +77,7 @@ def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, repla
     if not (run_dir / "manifest.json").exists():
         raise UserError(f"{run_dir} is not a run folder: it has no manifest.json")
     try:
-        recorded = read_sealed(run_dir / "manifest.json")
+        recorded = documents.read_manifest(run_dir)
     except UserError as error:
         return Verification(run_dir=run_dir, checks=(Check(name="manifest", ok=False, lines=(str(error),)),))
     config = configs.of_run(run_dir) if config_path is None else configs.load(config_path)
@@ -151,16 +151,21 @@ def check_log(run_dir: pathlib.Path, inputs: Inputs) -> Check:
     lines = []
     if sorted(rows) != list(range(1, max(rows) + 1)):
         lines.append(f"metrics.jsonl holds {len(rows)} training steps, but ends at step {max(rows)}")
+    beyond = [step for step in rows if not 0 < step <= inputs.total_steps]
+    if beyond:
+        text = f"steps {beyond[0]} to {beyond[-1]} were logged, the plan has {inputs.total_steps}"
+        return Check(name="log", ok=False, lines=(*lines, text))
     drawn = np.random.default_rng().permutation(sorted(rows))[:DRAWN]
     for step in sorted(map(int, drawn)):
         planned = trained_tokens(inputs, step - 1)
-        logged = {task: count for task, count in rows[step]["task_tokens"].items() if count}
-        if step <= inputs.total_steps and logged != planned:
+        logged = {task: count for task, count in rows[step].get("task_tokens", {}).items() if count}
+        if logged != planned:
             lines.append(f"step {step}: {logged} trained tokens were logged, the plan's batch has {planned}")
     ledger = inputs.plan.ledger(max(rows)).to_json()
     planned = sum(row["loss_tokens"] for row in ledger.values())
-    if rows[max(rows)]["loss_tokens"] != planned:
-        lines.append(f"{rows[max(rows)]['loss_tokens']} trained tokens were logged in all, the plan has {planned}")
+    counted = rows[max(rows)].get("loss_tokens")
+    if counted != planned:
+        lines.append(f"{counted} trained tokens were logged in all, the plan has {planned}")
     seen = ", ".join(str(step) for step in sorted(map(int, drawn)))
     return Check(name="log", ok=not lines, lines=tuple(lines) or (f"agrees with the plan (steps looked at: {seen})",))
 
@@ -175,7 +180,7 @@ def check_rates(run_dir: pathlib.Path, recorded: Mapping[str, Any], total_steps:
         peak = resuming.option_at(recorded, "optim.peak_lr", low + 1)
         rates = peak * np.asarray(jax.vmap(share)(jnp.arange(low, high)))
         for step in range(low + 1, high + 1):
-            logged = rows.get(step, {}).get("learning_rate", rates[step - low - 1])
+            logged = number(rows.get(step, {}).get("learning_rate", rates[step - low - 1]))
             if not math.isclose(logged, rates[step - low - 1], rel_tol=1e-5, abs_tol=1e-6 * peak):
                 lines.append(f"step {step}: rate {logged:g} was logged, the schedule has {rates[step - low - 1]:g}")
     more = [f"and {len(lines) - 5} more steps"] if len(lines) > 5 else []
@@ -202,7 +207,10 @@ def describe_changes(recorded: Mapping[str, Any]) -> Check:
 
 def training_rows(run_dir: pathlib.Path) -> dict[int, dict[str, Any]]:
     """The logged steps by number."""
-    return {row["step"]: row for row in read_rows(run_dir / METRICS) if row["kind"] == "train"}
+    rows = [row for row in read_rows(run_dir / METRICS) if row["kind"] == "train"]
+    for row in rows:
+        check_row(TrainRow, row, run_dir / METRICS)
+    return {row["step"]: row for row in rows}
 
 
 def trained_tokens(inputs: Inputs, step: int) -> dict[str, int]:
@@ -335,8 +343,9 @@ def compare_row(row: Mapping[str, Any], metrics: StepMetrics, *, exact: bool) ->
     lines = []
     for name, value in (("loss", float(metrics.loss)), ("grad_norm", float(metrics.grad_norm))):
         limit = 0.0 if exact else TOLERANCE
-        if not abs(value - row[name]) <= limit * abs(row[name]):
-            lines.append(f"step {row['step']}: {name} was {row[name]!r}, the replay has {value!r}")
+        logged = number(row.get(name))
+        if not abs(value - logged) <= limit * abs(logged):
+            lines.append(f"step {row['step']}: {name} was {logged!r}, the replay has {value!r}")
     return lines
 
 

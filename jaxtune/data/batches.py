@@ -14,6 +14,7 @@ from absl import flags
 from jaxtyping import Int
 
 from jaxtune.batch import Batch, Example, assemble
+from jaxtune.data.workers import end_with_parent
 from jaxtune.plan.placement import Placement
 from jaxtune.plan.planning import Plan
 
@@ -104,7 +105,7 @@ def batches(
     source.check_unchanged()
     steps = grain.MapDataset.range(start, len(source) if stop is None else stop)
     ahead = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
-    data = steps.map(functools.partial(_fields, source)).to_iter_dataset(ahead)
+    data = steps.map(functools.partial(_fields, source, in_worker=workers > 0)).to_iter_dataset(ahead)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's worker processes copy absl's flags, which must then be parsed
@@ -114,6 +115,8 @@ def batches(
     return BatchIterator(iter(data), copy=workers > 0)  # out of memory shared with the worker, which is reused
 
 
-def _fields(source: StepBatches, step: int) -> dict[str, np.ndarray]:
+def _fields(source: StepBatches, step: int, *, in_worker: bool) -> dict[str, np.ndarray]:
     """A batch as Grain moves it: Grain maps trees of arrays to trees of other things, which a `Batch` does not hold."""
+    if in_worker:
+        end_with_parent()
     return {name: np.asarray(array) for name, array in vars(source[step]).items()}

@@ -20,6 +20,7 @@ import cloudpickle
 
 from jaxtune.data.encoding import Encoding, encode_records
 from jaxtune.data.store import DamagedStore, Part, TaskTokens, allow_open_stores, merge, open_store
+from jaxtune.data.workers import end_with_parent
 from jaxtune.errors import UserError
 from jaxtune.tasks import Problem, ProblemLog, Task
 from jaxtune.tasks.problems import Severity
@@ -230,6 +231,7 @@ _jobs: Sequence[Job] = ()
 
 def _start_worker(payload: bytes, path: list[str]) -> None:
     global _jobs
+    end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process; read when the first batch is encoded
     sys.path[:] = path
     _jobs = cloudpickle.loads(payload)

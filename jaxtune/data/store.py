@@ -27,8 +27,9 @@ from jaxtune.storage.documents import (
     naming,
     parse_json,
     read_object,
+    read_sealed,
     replacing,
-    write_json,
+    write_sealed,
 )
 
 FORMAT = "jaxtune tokens 2"
@@ -188,6 +189,7 @@ def open_store(folder: Path, facts: Mapping[str, Any]) -> TaskTokens:
     if not ours:
         raise UserError(f"{folder} is not a token cache of jaxtune; move it away, or choose another cache folder")
     try:
+        read_sealed(folder / "meta.json")
         store = TaskTokens(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedStore(f"{folder}: {error}") from error
@@ -227,7 +229,7 @@ def merge(parts: Sequence[Path], folder: Path, *, task: str, split: str, facts: 
         "sha256": digest.hexdigest(),
         "facts": dict(facts),
     }
-    write_json(aside / "meta.json", meta)
+    write_sealed(aside / "meta.json", meta)
     os.replace(aside, folder)
 
 

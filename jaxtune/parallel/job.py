@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 
 import jax
@@ -219,7 +219,11 @@ class Guard:
     """Context manager of a job: when this process fails or another died, say so and leave at once.
 
     Leaving normally would wait for the others, which wait for this one. A process alone keeps its exceptions.
+    `foreseen` gives exit code and message for errors that are no bugs; of bugs the traceback is printed.
     """
+
+    def __init__(self, foreseen: Callable[[BaseException], tuple[int, str] | None] = lambda _: None):
+        self._foreseen = foreseen
 
     def __enter__(self) -> "Guard":
         return self
@@ -229,25 +233,28 @@ class Guard:
     ) -> None:
         if error is None or isinstance(error, SystemExit) or not _in_job():
             return
-        code, message = _verdict(error)
-        if code != EXIT_HOST_LOST and not isinstance(error, UserError):
+        told = (None if isinstance(error, UserError) else self._foreseen(error)) or _verdict(error)
+        if told is None:
             traceback.print_exception(error)
+        code, message = told or (1, f"{type(error).__name__}; the other processes of this job stop as well.")
         print(f"process {jax.process_index()} of {jax.process_count()}: {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(code)
 
 
-def _verdict(error: BaseException) -> tuple[int, str]:
-    """Exit code and message for an exception that ends a job."""
+def _verdict(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and message for an exception that ends a job, where it is no fault of this process's own."""
     if isinstance(error, UserError):
         return 1, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "interrupted; the other processes of this job stop as well."
     if isinstance(error, (RuntimeError, ValueError)) and _LOST.search(str(error)):
         return EXIT_HOST_LOST, (
             "another process of this job died or cannot be reached, so this one stops too (see the log of the process "
             f"that stopped first). Start the job again with --resume; exit code {EXIT_HOST_LOST}. "
             f"[{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}]"
         )
-    return 1, f"{type(error).__name__}; the other processes of this job stop as well."
+    return None
 
 
 def _in_job() -> bool:

@@ -16,8 +16,9 @@ from jaxtune.reports.drawing import XAxis, YAxis, shorten
 from jaxtune.reports.heatmap import INK_TURNS, Grid, heat_table
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, plain_text, tag
 from jaxtune.reports.training import LOSS, loss_series, subheading
-from jaxtune.runs.history import Run, TrainRow, read_run
+from jaxtune.runs.history import Run, TrainRow
 from jaxtune.runs.results import macro_mean, reached, status
+from jaxtune.runs.seal import read_unchanged
 from jaxtune.science.intervals import Estimate, mean_of_estimates, paired_proportions
 from jaxtune.storage.documents import Json, dotted, replace_file
 from jaxtune.terminal.numbers import decimal, percent, signed
@@ -124,7 +125,7 @@ def differing_options(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def write_comparison(run_dirs: Sequence[Path | str], out: Path) -> Path:
     """Write one page over several runs; returns its path."""
-    runs = [read_run(folder) for folder in run_dirs]
+    runs = [read_unchanged(folder) for folder in run_dirs]
     if len(runs) < 2:
         raise UserError("a comparison takes at least two run folders; one alone has its own report")
     replace_file(out, render_comparison(runs).encode())

@@ -119,7 +119,9 @@ def headline_stats(run: Run) -> Html:
         best = run.summary["best"]
         items.append(
             Stat(
-                "Best checkpoint", f"step {best['step']:,}", f"of {run.summary['steps']:,}, by {words(best['metric'])}"
+                "Best checkpoint",
+                f"step {best['step']:,}",
+                f"of {run.summary.get('steps', 0):,}, by {words(best['metric'])}",
             )
         )
     if run.train:
@@ -286,7 +288,9 @@ def facts_section(run: Run) -> Section:
         for name, value in entry["options"].items()
     ]
     if environment.get("commit"):
-        pairs.append(("Code", tag("code", f"{environment['commit']}{', with local changes' * environment['dirty']}")))
+        pairs.append(
+            ("Code", tag("code", f"{environment['commit']}{', with local changes' * bool(environment.get('dirty'))}"))
+        )
     pairs += [("Python", environment["python"])] if environment.get("python") else []
     if packages:
         pairs.append(("Packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))))

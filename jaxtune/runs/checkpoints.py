@@ -22,9 +22,11 @@ from jax.experimental import multihost_utils
 from jaxtune.errors import UserError
 from jaxtune.parallel.job import barrier
 from jaxtune.runs.bucket import StoreError
+from jaxtune.runs.documents import CheckpointDocument
 from jaxtune.runs.retention import COMMITTED, DOCUMENT, CheckpointConfig, Keep, is_step, open_folder, ranked
-from jaxtune.storage.documents import Json, UnreadableDocument, number, plain, read_sealed, write_sealed
+from jaxtune.storage.documents import Json, UnreadableDocument, is_remains, number, plain, read_sealed, write_sealed
 from jaxtune.storage.fingerprints import file_digests, files_below
+from jaxtune.storage.shapes import check_shape
 
 ITEMS = ("params", "rest")
 SET_ASIDE = "set-aside"
@@ -214,7 +216,7 @@ class Checkpoints:
         if isinstance(document, str):
             return _agree([document])
         folder = self._folder(step)
-        found = files_below(folder, COMMITTED)
+        found = [name for name in files_below(folder, COMMITTED) if not is_remains(name)]
         recorded = document["files"]
         listed = [f"{name}: missing" for name in sorted(set(recorded) - set(found))]
         listed += [f"{name}: not part of the checkpoint" for name in sorted(set(found) - set(recorded))]
@@ -274,7 +276,10 @@ class Checkpoints:
     def _document(self, step: int) -> Json | str:
         """`checkpoint.json` of a step, or what is wrong with it."""
         try:
-            return read_sealed(self._folder(step) / DOCUMENT)
+            path = self._folder(step) / DOCUMENT
+            document = read_sealed(path)
+            check_shape(document, CheckpointDocument, path)
+            return document
         except UnreadableDocument as error:
             return str(error)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from jaxtune.errors import UserError
 from jaxtune.parallel.job import from_main, is_main
-from jaxtune.runs import manifest, seal
+from jaxtune.runs import documents, manifest, seal
 from jaxtune.runs.history import read_rows
 from jaxtune.storage import locks, userfiles
-from jaxtune.storage.documents import read_object, read_sealed, write_json, write_sealed
+from jaxtune.storage.documents import clear_remains, read_object, write_json, write_sealed
 
 MARK = "config.json"
 """The file that makes a folder a run folder; the first one written."""
@@ -89,6 +89,7 @@ def prepare(run_dir: pathlib.Path, *, overwrite: bool) -> None:
 
 def reopen(run_dir: pathlib.Path) -> None:
     """Remove seal and summary, which say how a run ended: it is going on."""
+    clear_remains(run_dir)
     seal.break_seal(run_dir)
     (run_dir / "summary.json").unlink(missing_ok=True)
 
@@ -113,7 +114,7 @@ WATCHED = ("data", "tokenizer", "template", "plan", "seeds", "base_model")
 
 def check_same(run_dir: pathlib.Path, identity: Mapping[str, Any]) -> None:
     """Refuse to continue a run whose data, tokenizer, template, plan, seed or base model changed; says what did."""
-    recorded = read_sealed(run_dir / "manifest.json")
+    recorded = documents.read_manifest(run_dir)
     keep = lambda whole: {key: whole.get(key) for key in WATCHED}
     differences = manifest.compare_manifests(keep(recorded), keep(identity))
     if differences:

@@ -4,12 +4,14 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import orjson
 
 from jaxtune.errors import UserError
-from jaxtune.storage.documents import Json, number, read_object
+from jaxtune.runs import documents
+from jaxtune.storage.documents import Json, UnreadableDocument, number
+from jaxtune.storage.shapes import check_shape
 
 METRICS = "metrics.jsonl"
 
@@ -164,18 +166,18 @@ def read_run(run_dir: Path | str) -> Run:
             "`jaxtune train CONFIG --run-dir FOLDER` writes one."
         )
     rows = read_rows(path / METRICS)
-    mixture = _optional(path / "mixture.json")
+    mixture = _optional(path / "mixture.json", documents.Mixture)
     shares = mixture.pop("tasks", [])
     return Run(
         path=path.resolve(),
-        config=_optional(path / "config.json"),
-        environment=_optional(path / "environment.json"),
-        manifest=_optional(path / "manifest.json"),
+        config=_optional(path / "config.json", documents.Config),
+        environment=_optional(path / "environment.json", documents.Environment),
+        manifest=_optional(path / "manifest.json", documents.Changed),
         mixture=mixture,
         tasks=task_shares(shares, path / "mixture.json"),
-        samples=_optional(path / "samples.json"),
-        generations=_optional(path / "generations.json"),
-        summary=_optional(path / "summary.json"),
+        samples=_samples(path / "samples.json"),
+        generations=_optional(path / "generations.json", documents.Generations),
+        summary=_optional(path / "summary.json", documents.Summary),
         train=tuple(_typed(TrainRow, row, path / METRICS) for row in rows if row["kind"] == "train"),
         evals=tuple(_typed(EvalRow, row, path / METRICS) for row in rows if row["kind"] == "eval"),
         scores=tuple(_typed(ScoreRow, row, path / METRICS) for row in rows if row["kind"] == "score"),
@@ -189,8 +191,28 @@ def task_shares(rows: Sequence[Json], path: Path = Path("mixture.json")) -> tupl
     return tuple(_typed(TaskShare, row, path) for row in rows)
 
 
-def _optional(path: Path) -> Json:
-    return read_object(path) if path.exists() else {}
+def _optional(path: Path, shape: Any) -> Json:
+    return documents.read_as(path, shape) if path.exists() else {}
+
+
+def _samples(path: Path) -> Json:
+    samples = _optional(path, documents.Samples)
+    for task, rows in samples.items():
+        for row in rows:
+            parts = (row["tokens"], row["weights"], row.get("controls", row["tokens"]))
+            if len({len(part) for part in parts}) > 1:
+                raise UnreadableDocument(
+                    f"{path}: an example of {task!r} has {' and '.join(str(len(part)) for part in parts)} tokens, "
+                    "weights and marks; put back a whole copy of the file"
+                )
+    return samples
+
+
+def check_row(kind: type, row: Json, path: Path) -> None:
+    """Raises UserError where a field of a row is not of the type that `kind` has for it."""
+    place = f"{path}, a row of step {row['step']}" if "step" in row else path
+    check_shape(row, documents.RowDetails, place)
+    check_shape(row, _SHAPES[kind], place)
 
 
 Record = TypeVar("Record", TrainRow, EvalRow, ScoreRow, TaskShare)
@@ -199,6 +221,7 @@ Record = TypeVar("Record", TrainRow, EvalRow, ScoreRow, TaskShare)
 def _typed(kind: type[Record], row: Json, path: Path) -> Record:
     """The row as its dataclass: unknown keys go to `extra`, null numbers become NaN, a missing required key raises."""
     fields = FIELDS[kind]
+    check_row(kind, row, path)
     known = {name: _numbers(value, fields[name].type) for name, value in row.items() if name in fields}
     for name, field in fields.items():
         if name not in row and field.default is field.default_factory is dataclasses.MISSING:
@@ -210,6 +233,13 @@ FIELDS: dict[Any, dict[str, dataclasses.Field[Any]]] = {
     kind: {field.name: field for field in dataclasses.fields(kind) if field.name != "extra"}
     for kind in (TrainRow, EvalRow, ScoreRow, TaskShare)
 }
+
+
+_SHAPES: dict[Any, Any] = {
+    kind: TypedDict(kind.__name__, {name: field.type for name, field in fields.items()}, total=False)
+    for kind, fields in FIELDS.items()
+}
+"""What each field of a row holds, where the row has it."""
 
 
 def _numbers(value: Any, kind: Any) -> Any:

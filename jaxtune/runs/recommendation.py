@@ -10,10 +10,10 @@ from jaxtyping import Float
 
 from jaxtune.errors import UserError
 from jaxtune.runs.results import reached
-from jaxtune.runs.sweeps import RECORD, FinishedArm, Measure, Setting, Sweep, key
+from jaxtune.runs.sweeps import FinishedArm, Measure, Setting, Sweep, key, read_record
 from jaxtune.science.optimum import Axis, Optimum, axis_of, find_optimum
 from jaxtune.science.surface import GaussianProcess, Points, fit_surface
-from jaxtune.storage.documents import Json, number, read_json
+from jaxtune.storage.documents import Json, number
 
 CHEAP = 0.01
 """Share of the best expected loss that a cheaper setting may cost."""
@@ -76,7 +76,7 @@ class Recommendation:
 
 def recommend(sweep: Sweep, measure: Measure) -> Recommendation:
     """Fit the sweep. `UserError` where it has no numeric option of two values, words among them, or too few runs."""
-    config = read_json(sweep.path / RECORD).get("config", {})
+    config = read_record(sweep.path).get("config", {})
     axes, points = places(sweep, config)
     sign = -1 if measure.higher_is_better else 1
     failed = {arm.name for arm in sweep.arms if is_failed(arm, measure)}

@@ -13,14 +13,18 @@ from typing import Any
 from etils import epath
 
 from jaxtune.errors import UserError
-from jaxtune.runs.history import METRICS
+from jaxtune.runs import documents
+from jaxtune.runs.history import METRICS, Run, read_run
 from jaxtune.runs.retention import COMMITTED
 from jaxtune.storage import locks
-from jaxtune.storage.documents import Json, UnreadableDocument, read_sealed, write_sealed
+from jaxtune.storage.documents import Json, read_sealed, write_sealed
 from jaxtune.storage.fingerprints import file_digests, files_below
+from jaxtune.storage.shapes import check_shape
 
 SEAL = "seal.json"
 MODEL, CHECKPOINTS = "model", "checkpoints"
+READ = ("config.json", "mixture.json", "generations.json", "summary.json", METRICS)
+"""Files that the numbers of a run are read from."""
 MIRRORED = ("tensorboard", "wandb", "mlflow", "mlflow.db", "mlflow.db-journal")
 """What other tools keep in a run folder and change after its end."""
 
@@ -109,6 +113,24 @@ def check_model(model: pathlib.Path) -> None:
         )
 
 
+def read_unchanged(run_dir: pathlib.Path | str) -> Run:
+    """A run whose numbers are set beside those of others. Raises UserError where it is sealed, and what is read of it
+    is not as it was at its end."""
+    folder = pathlib.Path(run_dir)
+    if (folder / SEAL).exists():
+        recorded = _files(folder, read_sealed(folder / SEAL))
+        bound = [name for name in READ if name in recorded]
+        present = [name for name in bound if (folder / name).is_file()]
+        digests = dict(zip(present, file_digests(epath.Path(folder), present), strict=True))
+        changed = [name for name in bound if digests.get(name, (0, ""))[1] != recorded[name]["sha256"]]
+        if changed:
+            raise UserError(
+                f"{folder} is not as it was at the end of its run ({', '.join(changed)} changed), so it is not set "
+                "beside others; put back a copy of it, or train it again"
+            )
+    return read_run(folder)
+
+
 def check_log(run_dir: pathlib.Path, state: Mapping[str, Any]) -> str | None:
     """Difference of `metrics.jsonl` from the rows that a checkpoint bound; None where there is none."""
     sha, rows = hashlib.sha256(), 0
@@ -140,7 +162,5 @@ def _entries(folder: epath.Path, names: Sequence[str]) -> Json:
 
 
 def _files(run_dir: pathlib.Path, sealed: Json) -> dict[str, Json]:
-    files = sealed.get("files")
-    if not isinstance(files, dict):
-        raise UnreadableDocument(f"{run_dir / SEAL}: it lists no files; put back a copy of the file")
-    return files
+    check_shape(sealed, documents.Seal, run_dir / SEAL)
+    return sealed["files"]

@@ -10,9 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.errors import UserError
-from jaxtune.runs.history import Run, read_run
+from jaxtune.runs.documents import SweepRecord, read_as
+from jaxtune.runs.history import Run
 from jaxtune.runs.results import Outcome, reached
-from jaxtune.storage.documents import Json, read_json
+from jaxtune.runs.seal import read_unchanged
+from jaxtune.storage.documents import Json
 
 RECORD = "sweep.json"
 Setting = Mapping[str, str]
@@ -177,15 +179,16 @@ def read_sweep(sweep_dir: Path | str) -> Sweep:
 
 def record_entries(path: Path) -> list[Json]:
     """The runs that `sweep.json` lists; a file without them is a `UserError`."""
-    record = read_json(path / RECORD)
-    entries = record.get("runs") if isinstance(record, dict) else None
-    wanted = {"name", "overrides", "seed", "dir"}
-    if not isinstance(entries, list) or any(not isinstance(one, dict) or wanted - one.keys() for one in entries):
-        raise UserError(
-            f"{path / RECORD}: `runs` is to be a list of objects with {', '.join(sorted(wanted))}; "
-            "`jaxtune sweep` writes such a file"
-        )
+    entries = read_record(path)["runs"]
+    for entry in entries:
+        if Path(entry["dir"]).is_absolute() or ".." in Path(entry["dir"]).parts:
+            raise UserError(f"{path / RECORD}: the run {entry['dir']!r} lies outside the sweep; put back a whole copy")
     return entries
+
+
+def read_record(path: Path) -> Json:
+    """`sweep.json`: the config and the runs of a sweep folder; a file that says something else is a `UserError`."""
+    return read_as(path / RECORD, SweepRecord)
 
 
 def read_arm(path: Path, entry: Json) -> FinishedArm | None:
@@ -193,7 +196,7 @@ def read_arm(path: Path, entry: Json) -> FinishedArm | None:
     folder = path / entry["dir"]
     if not (folder / "summary.json").is_file():
         return None
-    run = read_run(folder)
+    run = read_unchanged(folder)
     if run.summary.get("status") not in ("finished", "early_stopped"):
         return None
     setting = {option: str(value) for option, value in entry["overrides"].items()}

@@ -24,6 +24,8 @@ Json = dict[str, Any]
 
 PathLike = str | os.PathLike[str]
 
+_ASIDE = 12
+"""Random digits in the name of a file that is being written."""
 SEAL = "digest"
 """The key under which a sealed document keeps the SHA-256 of everything else in it."""
 
@@ -164,7 +166,7 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
         with place.open("wb") as file:
             yield file
         return
-    aside = place.parent / f".{place.name}.{secrets.token_hex(6)}"
+    aside = place.parent / f".{place.name}.{secrets.token_hex(_ASIDE // 2)}"
     try:
         with (
             naming(place),
@@ -177,6 +179,19 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def is_remains(name: str) -> bool:
+    """Whether a file is named as `replacing` names what is not finished: where nobody writes, of a killed process."""
+    start, _, end = name.rpartition(".")
+    return start.startswith(".") and len(start) > 1 and len(end) == _ASIDE and set(end) <= set("0123456789abcdef")
+
+
+def clear_remains(folder: PathLike) -> None:
+    """Remove what killed processes left unfinished in a folder. Only for the folder's one writer."""
+    for path in epath.Path(folder).iterdir():
+        if is_remains(path.name):
+            path.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

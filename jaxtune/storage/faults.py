@@ -11,6 +11,8 @@ import re
 import shutil
 from collections.abc import Iterator
 
+from jaxtune.storage.userfiles import blame
+
 EXIT_STORAGE = 74
 """Exit code of a fault of the disk (EX_IOERR of sysexits.h). Starting again at once does not help: make room first."""
 
@@ -45,6 +47,20 @@ def describe_fault(error: BaseException) -> str | None:
         path = _place(cause)
         return f"{path + ': ' if path else ''}{what}{_room(path) if remedy is MAKE_ROOM else ''}; {remedy}"
     return None
+
+
+def foreseen(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and message for what is no bug of this package: an error of the user's file, a fault of the disk.
+
+    A path that no disk could hold is the user's input.
+    """
+    if (message := blame(error)) is not None:
+        return 1, message
+    fault = describe_fault(error)
+    if fault is None:
+        return None
+    given = any(_code(cause) in (errno.ENAMETOOLONG, errno.ELOOP) for cause in _causes(error))
+    return 1 if given else EXIT_STORAGE, fault
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

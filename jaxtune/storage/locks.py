@@ -39,10 +39,15 @@ class FolderInUse(UserError):
 def only_writer(folder: pathlib.Path) -> Iterator[None]:
     """Be the folder's only writer inside the block; the folder is made, and removed where it is still empty then.
 
-    Raises FolderInUse, and leaves everything as it is, where another process (or another block) writes there.
+    Raises FolderInUse, and leaves everything as it is, where another process (or another block) writes there; UserError
+    where no folder can be: below a file, in a place that is no disk, by a name that no file can have.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError, FileExistsError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{folder} cannot be made ({why}); give a folder on a disk, for example runs/first") from error
     handle = _acquire(folder)
     try:
         yield

@@ -10,9 +10,9 @@ from typing import Any
 
 from jaxtune.errors import UserError
 from jaxtune.runs import folder as runfolder
-from jaxtune.runs.sweeps import RECORD, record_entries
+from jaxtune.runs.sweeps import RECORD, read_record, record_entries
 from jaxtune.storage import locks
-from jaxtune.storage.documents import plain, read_json, write_json
+from jaxtune.storage.documents import plain, write_json
 from jaxtune.storage.fingerprints import text_fingerprint
 from jaxtune.sweep.language import Setting
 
@@ -103,7 +103,7 @@ def refuse_running(sweep_dir: pathlib.Path) -> None:
 
 def check_config(sweep_dir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """The folder's config must be this one."""
-    if read_json(sweep_dir / RECORD).get("config") != plain(config):
+    if read_record(sweep_dir).get("config") != plain(config):
         raise UserError(
             f"{sweep_dir} holds a sweep of another config; continue it with that one, "
             "choose another folder, or replace it with --overwrite"

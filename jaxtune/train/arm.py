@@ -17,12 +17,13 @@ from jaxtune.reports import run as report
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs import seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
+from jaxtune.runs.documents import Generations, read_as
 from jaxtune.runs.mirrors import Labels, make_mirror
 from jaxtune.runs.retention import WATCHED
 from jaxtune.runs.sweeps import is_sweep
 from jaxtune.runs.tracker import JsonlTracker, Tracker, Trackers
 from jaxtune.step.update import StepMetrics, TrainState
-from jaxtune.storage.documents import read_object, write_json
+from jaxtune.storage.documents import write_json
 from jaxtune.terminal.display import Phase
 from jaxtune.terminal.progress import RunProgress, TrainProgress
 from jaxtune.train import measure, resuming
@@ -185,7 +186,7 @@ class Arm:
         self.record.tracker.log(score_row(step, result))
         path = self.run_dir / "generations.json"
         if is_main():
-            write_json(path, (read_object(path) if path.exists() else {}) | {when: result.answers})
+            write_json(path, (read_as(path, Generations) if path.exists() else {}) | {when: result.answers})
         return result
 
     def save(self, state: TrainState, watched: float | None) -> None:

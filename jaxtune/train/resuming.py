@@ -9,8 +9,9 @@ from typing import Any
 
 from jaxtune import config as configs
 from jaxtune.errors import UserError
+from jaxtune.runs import documents
 from jaxtune.runs import folder as runfolder
-from jaxtune.storage.documents import Json, read_sealed, write_json, write_sealed
+from jaxtune.storage.documents import Json, write_json, write_sealed
 
 FREE = frozenset(
     {
@@ -71,7 +72,7 @@ def check(run_dir: pathlib.Path, identity: Json, *, accept: bool = False) -> lis
     Data, tokenizer, template, plan, seed and base model must be the same in any case.
     """
     runfolder.check_same(run_dir, identity)
-    recorded = read_sealed(run_dir / "manifest.json")
+    recorded = documents.read_manifest(run_dir)
     changes = changed(recorded["config"], identity["config"])
     if changes and not accept:
         listed = "".join(f"\n  - {change}" for change in changes)
@@ -97,7 +98,7 @@ def record(run_dir: pathlib.Path, identity: Json, changes: Sequence[Change], ste
     Earlier changes that were made after `step` hold from there on as well: the steps that had not seen them are gone.
     """
     path = run_dir / "manifest.json"
-    recorded = read_sealed(path)
+    recorded = documents.read_manifest(run_dir)
     earlier = [{**entry, "after_step": min(entry["after_step"], step)} for entry in recorded.get("changes", [])]
     if not changes and earlier == recorded.get("changes", []):
         return

@@ -11,9 +11,10 @@ import jax
 
 from jaxtune.config import ExperimentConfig
 from jaxtune.parallel.job import Guard, barrier, from_main, is_main
+from jaxtune.runs.documents import Summary, read_as
 from jaxtune.runs.folder import only_writer
 from jaxtune.step.programs import Programs
-from jaxtune.storage.documents import read_json
+from jaxtune.storage import faults
 from jaxtune.terminal.display import Phase
 from jaxtune.terminal.progress import GroupProgress, TrainProgress
 from jaxtune.train import documents, measure
@@ -76,7 +77,7 @@ def train_together(runs: Sequence[Planned], programs: Programs) -> list[TrainRes
         check_processes(run.identity, start)
     sessions = open_sessions([run.inputs for run in runs], programs)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(Guard())
+        stack.enter_context(Guard(faults.foreseen))
         stack.enter_context(jax.set_mesh(sessions[0].mesh))
         lane = make_lane(sessions, programs)
 
@@ -115,14 +116,17 @@ def outcome(arm: Arm, exit_code: int) -> TrainResult:
 def is_finished(run_dir: pathlib.Path) -> bool:
     """Whether a run went to its end."""
     summary = run_dir / "summary.json"
-    return summary.is_file() and read_json(summary)["status"] in (Status.FINISHED.value, Status.EARLY_STOPPED.value)
+    return summary.is_file() and read_as(summary, Summary)["status"] in (
+        Status.FINISHED.value,
+        Status.EARLY_STOPPED.value,
+    )
 
 
 def finished_before(run_dir: pathlib.Path) -> TrainResult:
     """Result of a run that has nothing left to do."""
     if is_main():
         print(f"{run_dir} is finished; there is nothing to resume", file=sys.stderr)
-    summary = read_json(run_dir / "summary.json")
+    summary = read_as(run_dir / "summary.json", Summary)
     return TrainResult(status=Status(summary["status"]), exit_code=0, run_dir=run_dir, summary=summary)
 
 

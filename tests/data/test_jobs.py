@@ -241,8 +241,14 @@ def change_the_facts(folder):
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
+def change_a_count(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["outcomes"]["kept"] += 1
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
 @pytest.mark.parametrize(
-    "damage", [flip_one_bit, truncate, lose_the_data, lose_the_meta, tear_the_meta, change_the_facts]
+    "damage", [change_a_count, flip_one_bit, truncate, lose_the_data, lose_the_meta, tear_the_meta, change_the_facts]
 )
 def test_a_damaged_cache_is_noticed_said_and_made_again(tmp_path, encoded, capsys, damage):
     store = tokenized([sums()], tmp_path)["sums"]

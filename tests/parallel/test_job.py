@@ -1,5 +1,6 @@
 """Jobs of several processes: real ones on this machine, joined by JAX's runtime, stopped and killed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from jaxtune.parallel import sharding
 from jaxtune.parallel.job import Place, Source
 from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.runs.checkpoints import Checkpoints
+from jaxtune.storage.faults import foreseen
 
 pytestmark = pytest.mark.xdist_group("processes")  # they fill the machine: one at a time
 
@@ -307,7 +309,30 @@ def test_a_process_alone_keeps_its_exceptions_and_decisions():
 
 
 def test_only_communication_errors_blame_another_process():
-    lost, message = distributed._verdict(ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
-    assert lost == distributed.EXIT_HOST_LOST and "Gloo all-reduce failed" in message
-    assert distributed._verdict(ValueError("shapes differ"))[0] == 1
-    assert distributed._verdict(UserError("connection closed"))[0] == 1
+    lost = distributed._verdict(ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
+    assert lost is not None and lost[0] == distributed.EXIT_HOST_LOST and "Gloo all-reduce failed" in lost[1]
+    assert distributed._verdict(ValueError("shapes differ")) is None
+    assert distributed._verdict(UserError("connection closed")) == (1, "connection closed")
+
+
+@pytest.mark.parametrize(
+    "error, code, said, traced",
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/a/x"), 74, "/runs/a/x: no space is left", False),
+        (RuntimeError("UNAVAILABLE: heartbeat"), distributed.EXIT_HOST_LOST, "another process of this job died", False),
+        (UserError("no such file"), 1, "no such file", False),
+        (KeyboardInterrupt(), 130, "interrupted", False),
+        (KeyError("bug"), 1, "KeyError; the other processes of this job stop as well", True),
+    ],
+)
+def test_a_process_of_a_job_says_what_ended_it_and_shows_tracebacks_of_bugs_alone(
+    error, code, said, traced, monkeypatch, capsys
+):
+    left = []
+    monkeypatch.setattr(distributed, "_in_job", lambda: True)
+    monkeypatch.setattr(distributed.os, "_exit", left.append)
+    with pytest.raises(type(error)), distributed.Guard(foreseen):
+        raise error
+    told = capsys.readouterr().err
+    assert left == [code] and f"process 0 of 1: {said}" in told
+    assert ("Traceback" in told) == traced

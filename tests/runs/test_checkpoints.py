@@ -185,6 +185,15 @@ def test_a_truncated_file_is_described_by_its_size(saved):
     assert found == written - 1
 
 
+def test_what_a_kill_left_of_a_document_that_was_being_replaced_is_no_damage(saved):
+    with Checkpoints(saved) as checkpoints:
+        folder = saved / f"{checkpoints.latest():08d}"
+        (folder / ".checkpoint.json.0123456789ab").write_text('{"half')
+        assert not checkpoints.problems(checkpoints.latest())
+        (folder / "params" / ".checkpoint.json.0123456789ab").write_text("stranger")
+        assert len(checkpoints.problems(checkpoints.latest())) == 1
+
+
 def test_when_nothing_good_is_left_the_message_says_so(saved):
     for step in (10, 20, 30):
         flip_bit(max(data_files(saved, step), key=lambda path: path.stat().st_size), 0.5)

@@ -11,9 +11,11 @@ import toy_runs
 
 from jaxtune import cli, verify
 from jaxtune.errors import UserError
+from jaxtune.reports.comparison import write_comparison
 from jaxtune.reports.run import write_report
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs import seal
+from jaxtune.runs.sweeps import read_sweep
 from jaxtune.runs.tracker import JsonlTracker
 
 
@@ -167,3 +169,23 @@ def test_a_checkpoint_binds_the_rows_so_far_also_across_a_resume(tmp_path):
         damage(path)
         assert seal.check_log(tmp_path, bound[1]) is not None, damage
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", seal.READ)
+@pytest.mark.parametrize("change", [flip, edit_digit, pathlib.Path.unlink])
+def test_numbers_that_are_not_those_of_the_end_are_not_set_beside_others(tmp_path, name, change):
+    sweep = toy_runs.write_toy_sweep(tmp_path / "sweep", temperatures=("1",), rates=("1e-3", "3e-3"), steps=6)
+    one, other = sorted((sweep / "runs").iterdir())[:2]
+    for run in (one, other):
+        seal.write_seal(run)
+    assert len(read_sweep(sweep).arms) == 4
+    change(one / name)
+    with pytest.raises(UserError, match=f"{one.name} is not as it was at the end of its run \\({name} changed"):
+        seal.read_unchanged(one)
+    with pytest.raises(UserError, match="not set beside others"):
+        write_comparison([other, one], tmp_path / "page.html")
+    if name == "summary.json" and not (one / name).exists():
+        assert one.name in read_sweep(sweep).unfinished
+    else:
+        with pytest.raises(UserError):
+            read_sweep(sweep)

@@ -56,7 +56,7 @@ def test_options_that_some_settings_leave_alone_make_no_grid(tmp_path):
 @pytest.mark.parametrize("record", [{}, {"runs": 3}, {"runs": [{"name": "a"}]}, {"runs": ["a"]}, []])
 def test_a_record_of_another_form_is_refused(tmp_path, record):
     write_json(tmp_path / "sweep.json", record)
-    with pytest.raises(UserError, match="`runs` is to be a list of objects"):
+    with pytest.raises(UserError, match="put back a whole copy of the file"):
         read_sweep(tmp_path)
 
 

@@ -160,3 +160,18 @@ def test_a_sealed_document_survives_writing_and_every_change_is_told(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="no such file"):
         documents.read_sealed(path)
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    kept = [".writer", "a.json", ".a.json", ".a.json.0123456789ax", ".0123456789ab", "a.json.0123456789ab"]
+    for name in (*kept, ".a.json.0123456789ab"):
+        (tmp_path / name).write_text("half")
+    documents.clear_remains(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_what_is_being_written_bears_the_name_of_remains(tmp_path):
+    with documents.replacing(tmp_path / "a.json") as file:
+        file.write(b"{}")
+        (name,) = (path.name for path in tmp_path.iterdir())
+        assert documents.is_remains(name)

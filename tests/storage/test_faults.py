@@ -82,6 +82,13 @@ def test_the_command_line_tells_a_fault_in_one_line(tmp_path, monkeypatch, capsy
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path}/x: no space is left") and said.count("\n") == 1
 
+    def no_path(arguments):
+        raise OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300)
+
+    monkeypatch.setattr(commands, "run_mix", no_path)
+    assert cli.main(["mix", "--sizes", "a=1"]) == 1
+    assert "the name is too long; give a shorter path" in capsys.readouterr().err
+
     def bug(arguments):
         raise FileNotFoundError(errno.ENOENT, "no such file", "x")
 

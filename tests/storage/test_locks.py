@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from jaxtune.errors import UserError
 from jaxtune.storage import locks
 from jaxtune.storage.locks import FolderInUse, only_writer
 
@@ -92,3 +93,14 @@ def test_many_that_come_and_go_are_never_inside_together(tmp_path):
         worker.join()
         assert worker.exitcode == 0
     assert int((tmp_path / "n").read_text()) == len((tmp_path / "done").read_text()) > 0
+
+
+@pytest.mark.parametrize("name", ["file/run", "/proc/1/run", "a\0b"])
+def test_a_folder_that_cannot_be_is_refused_with_its_name(name, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(UserError, match=r"cannot be made \(.*\); give a folder on a disk"),
+        only_writer(tmp_path / name),
+    ):
+        raise AssertionError("it was made")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -65,20 +65,29 @@ def write_parquet(path: Path) -> Path:
     return path
 
 
+class Files(dict[str, bytes]):
+    """Contents of files by name; hypothesis, which prints a test's arguments, warns of those that are long."""
+
+    def __repr__(self) -> str:
+        return f"<contents of {', '.join(self)}>"
+
+
 @pytest.fixture(scope="module")
-def good(tmp_path_factory) -> dict[str, bytes]:
+def good(tmp_path_factory) -> Files:
     """The bytes of a sound file of each format."""
     folder = tmp_path_factory.mktemp("good")
     write_arrow(folder / "saved", pa.Table.from_pylist(RECORDS))
-    return {
-        "a.jsonl": LINES,
-        "a.jsonl.gz": gzip.compress(LINES),
-        "a.jsonl.zst": zstandard.ZstdCompressor(write_checksum=True).compress(LINES),
-        "a.parquet": write_parquet(folder / "a.parquet").read_bytes(),
-        "a.array_record": write_array_record(folder / "a.array_record").read_bytes(),
-        "saved/data.arrow": (folder / "saved" / "data.arrow").read_bytes(),
-        "saved/state.json": (folder / "saved" / "state.json").read_bytes(),
-    }
+    return Files(
+        {
+            "a.jsonl": LINES,
+            "a.jsonl.gz": gzip.compress(LINES),
+            "a.jsonl.zst": zstandard.ZstdCompressor(write_checksum=True).compress(LINES),
+            "a.parquet": write_parquet(folder / "a.parquet").read_bytes(),
+            "a.array_record": write_array_record(folder / "a.array_record").read_bytes(),
+            "saved/data.arrow": (folder / "saved" / "data.arrow").read_bytes(),
+            "saved/state.json": (folder / "saved" / "state.json").read_bytes(),
+        }
+    )
 
 
 def damaged(content: bytes, kind: str, place: int, noise: bytes) -> bytes:

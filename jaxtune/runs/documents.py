@@ -1,0 +1,234 @@
+"""What the files of a run folder hold, as types: readers check a file against its type before they use it."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
+
+from jaxtune.storage.documents import Json, read_object, read_sealed
+from jaxtune.storage.shapes import Real, check_shape
+
+
+class Config(TypedDict, total=False):
+    """config.json, as far as something reads single options of it."""
+
+    name: str
+    seed: Any
+    model: Mapping[str, Any] | str
+    mixture: Mapping[str, Any]
+    tasks: list[Mapping[str, Any]]
+
+
+class Devices(TypedDict, total=False):
+    """The devices of a run."""
+
+    platform: str
+    kind: str
+    count: int
+    processes: int
+
+
+class Environment(TypedDict, total=False):
+    """environment.json: where a run ran."""
+
+    commit: str | None
+    dirty: bool | None
+    python: str
+    packages: Mapping[str, str | None]
+    devices: Devices
+    cpu: str
+    cpus: int
+
+
+class ChangeOfOption(TypedDict):
+    """An option of a resumed run before and after."""
+
+    then: Any
+    now: Any
+
+
+class Changes(TypedDict):
+    """Options that changed after a step."""
+
+    after_step: int
+    date: str
+    options: Mapping[str, ChangeOfOption]
+
+
+class Changed(TypedDict):
+    """manifest.json, as far as a page reads it."""
+
+    changes: NotRequired[list[Changes]]
+
+
+class Manifest(Changed):
+    """manifest.json: what a run is bound to."""
+
+    data: Mapping[str, str]
+    tokenizer: Mapping[str, str]
+    template: str
+    plan: Mapping[str, Any]
+    seeds: Mapping[str, int]
+    base_model: Mapping[str, str]
+    blocks: Mapping[str, str]
+    batches: Mapping[str, str]
+    config: Config
+    code: Mapping[str, Any]
+    environment: Environment
+
+
+class Numbers(TypedDict, total=False):
+    """Losses and scores at one moment, in nats and as shares."""
+
+    loss: float
+    macro_loss: float
+    task_loss: Mapping[str, float]
+    seen_task_loss: Mapping[str, float]
+    task_score: Mapping[str, Mapping[str, float]]
+    macro_exact_match: float
+
+
+class Best(TypedDict):
+    """The best step of a run."""
+
+    step: int
+    metric: str
+
+
+class Ledger(TypedDict):
+    """What was in the batches."""
+
+    examples: NotRequired[Mapping[str, int]]
+
+
+class Summary(TypedDict):
+    """summary.json: how a run ended."""
+
+    status: str
+    steps: NotRequired[int]
+    total_steps: NotRequired[int]
+    before: NotRequired[Numbers]
+    after: NotRequired[Numbers]
+    best: NotRequired[Best]
+    ledger: NotRequired[Ledger]
+    tokens: NotRequired[int]
+    loss_tokens: NotRequired[int]
+    skipped_steps: NotRequired[int]
+    empty_steps: NotRequired[int]
+    seconds: NotRequired[Real]
+    peak_memory_mb: NotRequired[Real]
+
+
+class Mixture(TypedDict, total=False):
+    """mixture.json without its tasks."""
+
+    tasks: list[Mapping[str, Any]]
+    held_out: list[str]
+    strategy: str
+    temperature: float
+    unit: str
+    budget: int | None
+    effective_tasks: float
+    total_variation: float
+    seq_len: int
+    steps: int
+    fill: float
+    plan_hash: str
+
+
+class Sample(TypedDict):
+    """An example of samples.json as the model sees it."""
+
+    id: NotRequired[Any]
+    tokens: list[str]
+    weights: list[Real]
+    trained: NotRequired[int]
+    length: NotRequired[int]
+    controls: NotRequired[list[bool]]
+
+
+class Answer(TypedDict):
+    """An answer of generations.json to a test question."""
+
+    id: str
+    prediction: str
+    correct: bool
+
+
+class FileDigest(TypedDict):
+    """What a file held when it was bound."""
+
+    bytes: int
+    sha256: str
+
+
+class Seal(TypedDict):
+    """seal.json: the files of a run at its end."""
+
+    files: Mapping[str, FileDigest]
+
+
+class SavedLeaves(TypedDict):
+    """[shape, dtype] of every leaf of a checkpoint, by path."""
+
+    params: Mapping[str, list[list[int] | str]]
+    rest: Mapping[str, list[list[int] | str]]
+
+
+class CheckpointDocument(TypedDict):
+    """checkpoint.json: what was saved, and the digests of its files."""
+
+    extra: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    leaves: SavedLeaves
+    files: Mapping[str, FileDigest]
+
+
+class SweepEntry(TypedDict):
+    """A run of sweep.json."""
+
+    name: str
+    overrides: Mapping[str, str | Real | bool]
+    seed: int
+    dir: str
+    tag: NotRequired[str]
+    confirms: NotRequired[bool]
+
+
+class SweepRecord(TypedDict):
+    """sweep.json: the config of a sweep and its runs."""
+
+    config: NotRequired[Mapping[str, Any]]
+    runs: list[SweepEntry]
+
+
+class RowDetails(TypedDict, total=False):
+    """Fields of a row of metrics.jsonl or mixture.json that only some rows have."""
+
+    data_wait: float
+    memory_mb: float
+    mfu: float
+    seen_task_loss: Mapping[str, float]
+    outcomes: Mapping[str, int]
+    examples: list[Any]
+
+
+Samples = Mapping[str, list[Sample]]
+"""samples.json: task -> examples."""
+Generations = Mapping[str, Mapping[str, list[Answer]]]
+"""generations.json: `before` or `after` -> task -> answers."""
+
+
+def read_as(path: str | os.PathLike[str], shape: Any) -> Json:
+    """A JSON object of a shape. Raises `UnreadableDocument` for any other, naming the file and the place in it."""
+    value = read_object(path)
+    check_shape(value, shape, path)
+    return value
+
+
+def read_manifest(run_dir: pathlib.Path) -> Json:
+    """What a run is bound to. Raises `UnreadableDocument` where the file was changed after it was written."""
+    path = run_dir / "manifest.json"
+    value = read_sealed(path)
+    check_shape(value, Manifest, path)
+    return value
