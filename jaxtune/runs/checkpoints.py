@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jaxtune.errors import UserError
 from jaxtune.parallel.job import barrier
 from jaxtune.runs.bucket import StoreError
-from jaxtune.runs.documents import CheckpointDocument
+from jaxtune.runs.documents import CheckpointFile
 from jaxtune.runs.retention import COMMITTED, DOCUMENT, CheckpointConfig, Keep, is_step, open_folder, ranked
 from jaxtune.storage.documents import Json, UnreadableDocument, is_remains, number, plain, read_sealed, write_sealed
 from jaxtune.storage.fingerprints import file_digests, files_below
@@ -278,7 +278,7 @@ class Checkpoints:
         try:
             path = self._folder(step) / DOCUMENT
             document = read_sealed(path)
-            check_shape(document, CheckpointDocument, path)
+            check_shape(document, CheckpointFile, path)
             return document
         except UnreadableDocument as error:
             return str(error)

@@ -1,4 +1,4 @@
-"""What the files of a run folder hold, as types: readers check a file against its type before they use it."""
+"""Types of the files of a run folder; readers check a file against its type before they use it."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ from jaxtune.storage.documents import Json, read_object, read_sealed
 from jaxtune.storage.shapes import Real, check_shape
 
 
-class Config(TypedDict, total=False):
+class ConfigFile(TypedDict, total=False):
     """config.json, as far as something reads single options of it."""
 
     name: str
@@ -19,7 +19,7 @@ class Config(TypedDict, total=False):
     tasks: list[Mapping[str, Any]]
 
 
-class Devices(TypedDict, total=False):
+class DevicesOfRun(TypedDict, total=False):
     """The devices of a run."""
 
     platform: str
@@ -28,40 +28,40 @@ class Devices(TypedDict, total=False):
     processes: int
 
 
-class Environment(TypedDict, total=False):
+class EnvironmentFile(TypedDict, total=False):
     """environment.json: where a run ran."""
 
     commit: str | None
     dirty: bool | None
     python: str
     packages: Mapping[str, str | None]
-    devices: Devices
+    devices: DevicesOfRun
     cpu: str
     cpus: int
 
 
-class ChangeOfOption(TypedDict):
+class OptionChange(TypedDict):
     """An option of a resumed run before and after."""
 
     then: Any
     now: Any
 
 
-class Changes(TypedDict):
+class AcceptedChanges(TypedDict):
     """Options that changed after a step."""
 
     after_step: int
     date: str
-    options: Mapping[str, ChangeOfOption]
+    options: Mapping[str, OptionChange]
 
 
-class Changed(TypedDict):
+class ManifestChanges(TypedDict):
     """manifest.json, as far as a page reads it."""
 
-    changes: NotRequired[list[Changes]]
+    changes: NotRequired[list[AcceptedChanges]]
 
 
-class Manifest(Changed):
+class ManifestFile(ManifestChanges):
     """manifest.json: what a run is bound to."""
 
     data: Mapping[str, str]
@@ -72,12 +72,12 @@ class Manifest(Changed):
     base_model: Mapping[str, str]
     blocks: Mapping[str, str]
     batches: Mapping[str, str]
-    config: Config
+    config: ConfigFile
     code: Mapping[str, Any]
-    environment: Environment
+    environment: EnvironmentFile
 
 
-class Numbers(TypedDict, total=False):
+class LossesAndScores(TypedDict, total=False):
     """Losses and scores at one moment, in nats and as shares."""
 
     loss: float
@@ -88,29 +88,29 @@ class Numbers(TypedDict, total=False):
     macro_exact_match: float
 
 
-class Best(TypedDict):
+class BestStep(TypedDict):
     """The best step of a run."""
 
     step: int
     metric: str
 
 
-class Ledger(TypedDict):
-    """What was in the batches."""
+class BatchCounts(TypedDict):
+    """Examples that were in the batches, by task."""
 
     examples: NotRequired[Mapping[str, int]]
 
 
-class Summary(TypedDict):
+class SummaryFile(TypedDict):
     """summary.json: how a run ended."""
 
     status: str
     steps: NotRequired[int]
     total_steps: NotRequired[int]
-    before: NotRequired[Numbers]
-    after: NotRequired[Numbers]
-    best: NotRequired[Best]
-    ledger: NotRequired[Ledger]
+    before: NotRequired[LossesAndScores]
+    after: NotRequired[LossesAndScores]
+    best: NotRequired[BestStep]
+    ledger: NotRequired[BatchCounts]
     tokens: NotRequired[int]
     loss_tokens: NotRequired[int]
     skipped_steps: NotRequired[int]
@@ -119,7 +119,7 @@ class Summary(TypedDict):
     peak_memory_mb: NotRequired[Real]
 
 
-class Mixture(TypedDict, total=False):
+class MixtureFile(TypedDict, total=False):
     """mixture.json without its tasks."""
 
     tasks: list[Mapping[str, Any]]
@@ -136,7 +136,7 @@ class Mixture(TypedDict, total=False):
     plan_hash: str
 
 
-class Sample(TypedDict):
+class SampleEntry(TypedDict):
     """An example of samples.json as the model sees it."""
 
     id: NotRequired[Any]
@@ -147,7 +147,7 @@ class Sample(TypedDict):
     controls: NotRequired[list[bool]]
 
 
-class Answer(TypedDict):
+class AnswerEntry(TypedDict):
     """An answer of generations.json to a test question."""
 
     id: str
@@ -156,13 +156,13 @@ class Answer(TypedDict):
 
 
 class FileDigest(TypedDict):
-    """What a file held when it was bound."""
+    """Size and SHA-256 of a file when it was bound."""
 
     bytes: int
     sha256: str
 
 
-class Seal(TypedDict):
+class SealFile(TypedDict):
     """seal.json: the files of a run at its end."""
 
     files: Mapping[str, FileDigest]
@@ -175,7 +175,7 @@ class SavedLeaves(TypedDict):
     rest: Mapping[str, list[list[int] | str]]
 
 
-class CheckpointDocument(TypedDict):
+class CheckpointFile(TypedDict):
     """checkpoint.json: what was saved, and the digests of its files."""
 
     extra: Mapping[str, Any]
@@ -195,7 +195,7 @@ class SweepEntry(TypedDict):
     confirms: NotRequired[bool]
 
 
-class SweepRecord(TypedDict):
+class SweepFile(TypedDict):
     """sweep.json: the config of a sweep and its runs."""
 
     config: NotRequired[Mapping[str, Any]]
@@ -213,9 +213,9 @@ class RowDetails(TypedDict, total=False):
     examples: list[Any]
 
 
-Samples = Mapping[str, list[Sample]]
+Samples = Mapping[str, list[SampleEntry]]
 """samples.json: task -> examples."""
-Generations = Mapping[str, Mapping[str, list[Answer]]]
+Generations = Mapping[str, Mapping[str, list[AnswerEntry]]]
 """generations.json: `before` or `after` -> task -> answers."""
 
 
@@ -227,8 +227,8 @@ def read_as(path: str | os.PathLike[str], shape: Any) -> Json:
 
 
 def read_manifest(run_dir: pathlib.Path) -> Json:
-    """What a run is bound to. Raises `UnreadableDocument` where the file was changed after it was written."""
+    """The manifest of a run. Raises `UnreadableDocument` where the file was changed after it was written."""
     path = run_dir / "manifest.json"
     value = read_sealed(path)
-    check_shape(value, Manifest, path)
+    check_shape(value, ManifestFile, path)
     return value

@@ -166,18 +166,18 @@ def read_run(run_dir: Path | str) -> Run:
             "`jaxtune train CONFIG --run-dir FOLDER` writes one."
         )
     rows = read_rows(path / METRICS)
-    mixture = _optional(path / "mixture.json", documents.Mixture)
+    mixture = _optional(path / "mixture.json", documents.MixtureFile)
     shares = mixture.pop("tasks", [])
     return Run(
         path=path.resolve(),
-        config=_optional(path / "config.json", documents.Config),
-        environment=_optional(path / "environment.json", documents.Environment),
-        manifest=_optional(path / "manifest.json", documents.Changed),
+        config=_optional(path / "config.json", documents.ConfigFile),
+        environment=_optional(path / "environment.json", documents.EnvironmentFile),
+        manifest=_optional(path / "manifest.json", documents.ManifestChanges),
         mixture=mixture,
         tasks=task_shares(shares, path / "mixture.json"),
         samples=_samples(path / "samples.json"),
         generations=_optional(path / "generations.json", documents.Generations),
-        summary=_optional(path / "summary.json", documents.Summary),
+        summary=_optional(path / "summary.json", documents.SummaryFile),
         train=tuple(_typed(TrainRow, row, path / METRICS) for row in rows if row["kind"] == "train"),
         evals=tuple(_typed(EvalRow, row, path / METRICS) for row in rows if row["kind"] == "eval"),
         scores=tuple(_typed(ScoreRow, row, path / METRICS) for row in rows if row["kind"] == "score"),

@@ -162,5 +162,5 @@ def _entries(folder: epath.Path, names: Sequence[str]) -> Json:
 
 
 def _files(run_dir: pathlib.Path, sealed: Json) -> dict[str, Json]:
-    check_shape(sealed, documents.Seal, run_dir / SEAL)
+    check_shape(sealed, documents.SealFile, run_dir / SEAL)
     return sealed["files"]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.errors import UserError
-from jaxtune.runs.documents import SweepRecord, read_as
+from jaxtune.runs.documents import SweepFile, read_as
 from jaxtune.runs.history import Run
 from jaxtune.runs.results import Outcome, reached
 from jaxtune.runs.seal import read_unchanged
@@ -188,7 +188,7 @@ def record_entries(path: Path) -> list[Json]:
 
 def read_record(path: Path) -> Json:
     """`sweep.json`: the config and the runs of a sweep folder; a file that says something else is a `UserError`."""
-    return read_as(path / RECORD, SweepRecord)
+    return read_as(path / RECORD, SweepFile)
 
 
 def read_arm(path: Path, entry: Json) -> FinishedArm | None:

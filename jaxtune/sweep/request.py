@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
-from jaxtune.runs.documents import Summary, read_as
+from jaxtune.runs.documents import SummaryFile, read_as
 from jaxtune.runs.sweeps import Measure, is_sweep, record_entries
 from jaxtune.storage.documents import Json, number
 from jaxtune.sweep.choice import confirmation, refinement
@@ -125,7 +125,7 @@ def seconds_per_step(sweep_dir: pathlib.Path) -> float | None:
     if not is_sweep(sweep_dir):
         return None
     summaries = [sweep_dir / entry["dir"] / "summary.json" for entry in record_entries(sweep_dir)]
-    found = [read_as(path, Summary) for path in summaries if path.is_file()]
+    found = [read_as(path, SummaryFile) for path in summaries if path.is_file()]
     kept = [(number(one.get("seconds")), number(one.get("steps"))) for one in found]
     kept = [(seconds, steps) for seconds, steps in kept if seconds > 0 and steps > 0]
     return sum(seconds for seconds, _ in kept) / sum(steps for _, steps in kept) if kept else None

@@ -11,7 +11,7 @@ import jax
 
 from jaxtune.config import ExperimentConfig
 from jaxtune.parallel.job import Guard, barrier, from_main, is_main
-from jaxtune.runs.documents import Summary, read_as
+from jaxtune.runs.documents import SummaryFile, read_as
 from jaxtune.runs.folder import only_writer
 from jaxtune.step.programs import Programs
 from jaxtune.storage import faults
@@ -116,7 +116,7 @@ def outcome(arm: Arm, exit_code: int) -> TrainResult:
 def is_finished(run_dir: pathlib.Path) -> bool:
     """Whether a run went to its end."""
     summary = run_dir / "summary.json"
-    return summary.is_file() and read_as(summary, Summary)["status"] in (
+    return summary.is_file() and read_as(summary, SummaryFile)["status"] in (
         Status.FINISHED.value,
         Status.EARLY_STOPPED.value,
     )
@@ -126,7 +126,7 @@ def finished_before(run_dir: pathlib.Path) -> TrainResult:
     """Result of a run that has nothing left to do."""
     if is_main():
         print(f"{run_dir} is finished; there is nothing to resume", file=sys.stderr)
-    summary = read_as(run_dir / "summary.json", Summary)
+    summary = read_as(run_dir / "summary.json", SummaryFile)
     return TrainResult(status=Status(summary["status"]), exit_code=0, run_dir=run_dir, summary=summary)
 
 
