@@ -9,6 +9,14 @@ from jaxtune.storage.documents import Json, read_object, read_sealed
 from jaxtune.storage.shapes import Real, check_shape
 
 
+class OptimOptions(TypedDict, total=False):
+    """Options of the optimizer that a page names."""
+
+    schedule: str
+    warmup_steps: int | None
+    warmup_frac: float
+
+
 class ConfigFile(TypedDict, total=False):
     """config.json, as far as something reads single options of it."""
 
@@ -16,6 +24,7 @@ class ConfigFile(TypedDict, total=False):
     seed: Any
     model: Mapping[str, Any] | str
     mixture: Mapping[str, Any]
+    optim: OptimOptions
     tasks: list[Mapping[str, Any]]
 
 
@@ -110,6 +119,7 @@ class SummaryFile(TypedDict):
     before: NotRequired[LossesAndScores]
     after: NotRequired[LossesAndScores]
     best: NotRequired[BestStep]
+    exported_step: NotRequired[int | None]
     ledger: NotRequired[BatchCounts]
     tokens: NotRequired[int]
     loss_tokens: NotRequired[int]
@@ -209,8 +219,29 @@ class RowDetails(TypedDict, total=False):
     memory_mb: float
     mfu: float
     seen_task_loss: Mapping[str, float]
+    task_accuracy: Mapping[str, float]
+    hook: Mapping[str, float]
     outcomes: Mapping[str, int]
     examples: list[Any]
+
+
+class FixedAnswer(AnswerEntry):
+    """An answer to a fixed question at a validation."""
+
+    reference: Any
+
+
+class AnswersRow(TypedDict):
+    """A row of metrics.jsonl with answers to the fixed questions, by task."""
+
+    answers: Mapping[str, list[FixedAnswer]]
+
+
+class EventRow(TypedDict):
+    """A row of metrics.jsonl of any other kind."""
+
+    loss: NotRequired[float]
+    examples: NotRequired[list[Any]]
 
 
 Samples = Mapping[str, list[SampleEntry]]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -14,6 +14,8 @@ from jaxtune.storage.documents import Json, UnreadableDocument, number
 from jaxtune.storage.shapes import check_shape
 
 METRICS = "metrics.jsonl"
+KINDS = ("train", "eval", "score", "answers")
+"""Kinds of rows that are no events."""
 
 
 def read_rows(path: Path) -> list[Json]:
@@ -34,7 +36,7 @@ def _rows(path: Path) -> Iterator[Json]:
             row = orjson.loads(line)
         except orjson.JSONDecodeError as error:
             raise UserError(f"{path}:{index}: not JSON ({error.msg}); the file was changed or damaged") from None
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int) or "kind" not in row:
+        if not isinstance(row, dict) or type(row.get("step")) is not int or not isinstance(row.get("kind"), str):
             raise UserError(f"{path}:{index}: a row is an object with `kind` and an integer `step`")
         yield row
 
@@ -181,8 +183,8 @@ def read_run(run_dir: Path | str) -> Run:
         train=tuple(_typed(TrainRow, row, path / METRICS) for row in rows if row["kind"] == "train"),
         evals=tuple(_typed(EvalRow, row, path / METRICS) for row in rows if row["kind"] == "eval"),
         scores=tuple(_typed(ScoreRow, row, path / METRICS) for row in rows if row["kind"] == "score"),
-        answers=tuple(row for row in rows if row["kind"] == "answers"),
-        events=tuple(row for row in rows if row["kind"] not in ("train", "eval", "score", "answers")),
+        answers=_of_kind(rows, lambda kind: kind == "answers", documents.AnswersRow, path / METRICS),
+        events=_of_kind(rows, lambda kind: kind not in KINDS, documents.EventRow, path / METRICS),
     )
 
 
@@ -206,6 +208,14 @@ def _samples(path: Path) -> Json:
                     "weights and marks; put back a whole copy of the file"
                 )
     return samples
+
+
+def _of_kind(rows: Sequence[Json], kind: Callable[[str], bool], shape: Any, path: Path) -> tuple[Json, ...]:
+    """Rows of a kind as they are, each of the same shape."""
+    found = tuple(row for row in rows if kind(row["kind"]))
+    for row in found:
+        check_shape(row, shape, f"{path}, a row of step {row['step']}")
+    return found
 
 
 def check_row(kind: type, row: Json, path: Path) -> None:

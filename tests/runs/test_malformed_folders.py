@@ -51,6 +51,8 @@ def run(tmp_path_factory) -> Good:
     sizes = {"qa": 420, "math": 28, "code": 90}
     write_toy_run(folder, steps=12, sizes=sizes, trained=("qa", "math"), questions=8)
     rows = (folder / "metrics.jsonl").read_text().splitlines()
+    answer = {"id": "qa-test-0", "prompt": "a", "prediction": "b", "reference": "c", "correct": False}
+    rows.append(json.dumps({"kind": "answers", "step": 6, "answers": {"qa": [answer]}}))
     rows.append(json.dumps({"kind": "spike", "step": 12, "loss": 3.0, "examples": ["qa:1"]}))
     (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     changes = [{"after_step": 3, "date": "2026-01-01", "options": {"optim.peak_lr": {"then": 1e-3, "now": 2e-3}}}]
