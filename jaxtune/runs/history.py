@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
@@ -222,7 +222,9 @@ def check_row(kind: type, row: Json, path: Path) -> None:
     """Raises UserError where a field of a row is not of the type that `kind` has for it."""
     place = f"{path}, a row of step {row['step']}" if "step" in row else path
     check_shape(row, documents.RowDetails, place)
-    check_shape(row, _SHAPES[kind], place)
+    for name, field in FIELDS[kind].items():
+        if name in row:
+            check_shape(row[name], field.type, f"{place}, `{name}`")
 
 
 Record = TypeVar("Record", TrainRow, EvalRow, ScoreRow, TaskShare)
@@ -243,13 +245,6 @@ FIELDS: dict[Any, dict[str, dataclasses.Field[Any]]] = {
     kind: {field.name: field for field in dataclasses.fields(kind) if field.name != "extra"}
     for kind in (TrainRow, EvalRow, ScoreRow, TaskShare)
 }
-
-
-_SHAPES: dict[Any, Any] = {
-    kind: TypedDict(kind.__name__, {name: field.type for name, field in fields.items()}, total=False)
-    for kind, fields in FIELDS.items()
-}
-"""What each field of a row holds, where the row has it."""
 
 
 def _numbers(value: Any, kind: Any) -> Any:

@@ -44,7 +44,7 @@ def _problem(value: Any, shape: Any, place: str = "") -> tuple[str, Any, str] | 
         return None
     items: list[tuple[str, Any, Any]] = []
     if is_typeddict(shape) and isinstance(value, dict):
-        missing = sorted(shape.__required_keys__ - value.keys())
+        missing = sorted(_required(shape) - value.keys())
         if missing:
             return place, value, f"an object with the key {missing[0]!r}"
         items = [(f".{key}", value[key], kind) for key, kind in _keys(shape).items() if key in value]
@@ -56,6 +56,10 @@ def _problem(value: Any, shape: Any, place: str = "") -> tuple[str, Any, str] | 
         return place, value, _in_words(shape)
     found = (_problem(item, kind, (place + name).lstrip(".")) for name, item, kind in items)
     return next((problem for problem in found if problem is not None), None)
+
+
+def _required(shape: Any) -> frozenset[str]:
+    return shape.__required_keys__
 
 
 @functools.cache
