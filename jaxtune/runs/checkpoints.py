@@ -26,7 +26,7 @@ from jaxtune.runs.documents import CheckpointFile
 from jaxtune.runs.retention import COMMITTED, DOCUMENT, CheckpointConfig, Keep, is_step, open_folder, ranked
 from jaxtune.storage.documents import Json, UnreadableDocument, is_remains, number, plain, read_sealed, write_sealed
 from jaxtune.storage.fingerprints import file_digests, files_below
-from jaxtune.storage.shapes import check_shape
+from jaxtune.storage.schemas import check_shape
 
 ITEMS = ("params", "rest")
 SET_ASIDE = "set-aside"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 from jaxtune.storage.documents import Json, read_object, read_sealed
-from jaxtune.storage.shapes import Real, check_shape
+from jaxtune.storage.schemas import Real, check_shape
 
 
 class OptimOptions(TypedDict, total=False):

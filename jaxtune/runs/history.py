@@ -11,7 +11,7 @@ import orjson
 from jaxtune.errors import UserError
 from jaxtune.runs import documents
 from jaxtune.storage.documents import Json, UnreadableDocument, number
-from jaxtune.storage.shapes import check_shape
+from jaxtune.storage.schemas import check_shape
 
 METRICS = "metrics.jsonl"
 KINDS = ("train", "eval", "score", "answers")

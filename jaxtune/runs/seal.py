@@ -19,7 +19,7 @@ from jaxtune.runs.retention import COMMITTED
 from jaxtune.storage import locks
 from jaxtune.storage.documents import Json, read_sealed, write_sealed
 from jaxtune.storage.fingerprints import file_digests, files_below
-from jaxtune.storage.shapes import check_shape
+from jaxtune.storage.schemas import check_shape
 
 SEAL = "seal.json"
 MODEL, CHECKPOINTS = "model", "checkpoints"

@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 import pytest
 
 from jaxtune.storage.documents import UnreadableDocument
-from jaxtune.storage.shapes import Real, check_shape
+from jaxtune.storage.schemas import Real, check_shape
 
 
 class Inner(TypedDict):
