@@ -28,7 +28,7 @@ from jaxtune.train.run import finished_before, is_finished
 
 FILES = ("config", "environment", "manifest", "mixture", "samples", "generations", "summary", "command", "metrics")
 STRANGE: list[Any] = [
-    None, True, 0, -1, 2**70, 1.5, 1e100, -1e100, "", "x", "inf", "\x1b[2J", [], [1], ["a"], [[]], [None], {}, {"a": 1},
+    None, True, 0, -1, 2**70, 1.5, 1e30, -1e30, "", "x", "inf", "\x1b[2J", [], [1], ["a"], [[]], [None], {}, {"a": 1},
     {"a": None}, {"step": 1}, {"": {}}, {"a": ["b"]}, {"before": {"qa": [{}]}},
 ]  # fmt: skip
 """Values that none of the files has where it is put."""
