@@ -64,7 +64,8 @@ def test_a_run_that_is_not_finite_does_not_end_the_sweep(tmp_path, monkeypatch, 
         broken = run.inputs.config.optim.peak_lr == 2.0
         return [
             TrainResult(
-                status=Status.FAILED if broken else Status.FINISHED, exit_code=0, run_dir=run.run_dir, summary={},
+                status=Status.FAILED if broken else Status.FINISHED, exit_code=0, run_dir=run.run_dir,
+                summary={"status": "finished", "steps": 6, "seconds": 1.0},
                 failure="step 3: not finite: loss nan" if broken else None,
             )
         ]  # fmt: skip
@@ -74,4 +75,6 @@ def test_a_run_that_is_not_finite_does_not_end_the_sweep(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=r"(?s)1 of 2 runs.*peak_lr=2_seed=0: step 3: not finite"):
         sweep.sweep(tiny_config(tmp_path), tmp_path / "sweep", trials)
     assert ran == ["peak_lr=2_seed=0", "peak_lr=1e-3_seed=0", "results"]
-    assert "the others go on" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the others go on" in printed
+    assert "peak_lr=1e-3_seed=0: finished after 6 steps, 0:01" in printed
