@@ -41,6 +41,11 @@ class StepsProgress:
         self._display.write(text)
 
     @property
+    def live(self) -> bool:
+        """Whether it is drawn in a terminal, where a line that changes costs nothing."""
+        return self._display.console.is_terminal
+
+    @property
     def seconds_a_step(self) -> float:
         """Seconds that a step takes at the present rate; NaN when unknown."""
         return 1 / self._pace.rate if self._pace.rate > 0 else math.nan

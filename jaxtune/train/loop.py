@@ -21,8 +21,8 @@ from jaxtune.train.forecast import Forecast
 from jaxtune.train.lanes import Lane
 from jaxtune.train.profile import StepTrace
 
-SLOW_STEP = 3.0
-"""Seconds of a step after which the terminal says that it is still being computed, and how far it is."""
+SLOW_STEP, SLOW_STEP_IN_LOGS = 3.0, 10.0
+"""Seconds of a step after which a terminal, or a log, says that it is still being computed, and how far it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ class Ensemble:
         expected = self.display.seconds_a_step * len(self.running)
         count = self.arms[0].config.batch.micro_batches
         total = count if count > 1 and math.isfinite(expected) else 0
-        return Phase(f"step {step}", total, unit="micro-batches", first=SLOW_STEP, expected=expected)
+        first = SLOW_STEP if self.display.live else SLOW_STEP_IN_LOGS
+        return Phase(f"step {step}", total, unit="micro-batches", first=first, expected=expected)
 
     def share_time(self) -> None:
         """Count the time since this was last called, in equal parts, to the arms that still train."""
