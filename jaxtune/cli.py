@@ -50,7 +50,7 @@ def run_command(arguments: argparse.Namespace, *, debug: bool) -> int:
     """Run a parsed command; returns the exit code. What ends it in a foreseen way is told in one message."""
     try:
         if arguments.command in USE_JAX:
-            with Phase("loading JAX"):
+            with Phase("loading JAX", first=0.5 if sys.stderr.isatty() else 2.0):
                 importlib.import_module("jaxtune.train.run")
         code = arguments.run(arguments) or 0
         sys.stdout.flush()
