@@ -48,7 +48,8 @@ def fixed_part(run: Run, order: dict[str, int]) -> list[object]:
         question = join([page.swatch(order.get(key[0], 0), key[0]), question_cell(known)])
         cells = [answer_cell(asked[step].get(key)) for step in steps]
         rows.append([question, shorten(str(known["reference"]), 400), answer_cell(before.get(key)), *cells])
-    note = f"{len(asked[steps[0]])} fixed questions at every validation; shown are {len(steps)} of {len(asked)}."
+    note = f"{len(asked[steps[0]])} fixed questions at every validation"
+    note += f"; {len(steps)} of {len(asked)} validations are shown." if len(steps) < len(asked) else "."
     return [tag("h3", "While training"), page.table(columns, rows, class_="answers"), tag("p", note, class_="note")]
 
 

@@ -77,7 +77,8 @@ def when_and_where(run: Run) -> list[str]:
     kind = run.environment.get("cpu") if found.get("platform") == "cpu" else found.get("kind")
     count = run.environment.get("cpus") if found.get("platform") == "cpu" else found.get("count")
     where = f"{count:,} × {kind}" if kind and isinstance(count, int) else ""
-    return [text for text in (started.replace("T", " ").removesuffix(":00+00:00"), where) if text]
+    when = f"{started[:16].replace('T', ' ')} UTC" if started else ""
+    return [text for text in (when, where) if text]
 
 
 def headline(run: Run) -> str:

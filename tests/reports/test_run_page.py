@@ -221,3 +221,11 @@ def test_exact_match_is_drawn_over_the_steps_once_there_are_enough_questions(tmp
     assert (shares[20], shares[40]) == (10 / 30, 20 / 30) and 0 in shares
     page = assert_self_contained(write_report(run_dir).read_text())
     assert "Exact match" in page.text and "30 fixed questions" in page.text
+
+
+def test_the_head_says_when_the_run_began_and_on_what(tmp_path):
+    run_dir = toy_runs.write_toy_run(tmp_path / "dated", steps=10)
+    known = {**read_json(run_dir / "environment.json"), "started": "2026-11-30T03:36:02+00:00"}
+    write_json(run_dir / "environment.json", known)
+    page = assert_self_contained(write_report(run_dir).read_text())
+    assert any("2026-11-30 03:36 UTC · 2 × AMD EPYC" in text for text in page.text)
