@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -13,6 +13,8 @@ from jaxtune.terminal.numbers import duration, quantity
 from jaxtune.terminal.pace import Clock, Pace
 
 Item = TypeVar("Item")
+Steps = TypeVar("Steps", bound="StepsProgress")
+"""A display as itself; the runtime type checks of the tests do not know `Self`."""
 
 MOST_SHOWN = 6
 """Runs of a group whose losses are shown one by one."""
@@ -29,7 +31,7 @@ class StepsProgress:
         self._pace = Pace(total, clock)
         self._expected = 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Steps) -> Steps:
         self._display.__enter__()
         return self
 
