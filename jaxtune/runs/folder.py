@@ -143,6 +143,7 @@ def read_command(run_dir: pathlib.Path) -> tuple[str, list[str]]:
     path = run_dir / "command.json"
     if not path.is_file():
         raise UserError(f"{run_dir} has no command.json: not a run folder that `jaxtune train` wrote")
+    seal.check_unchanged(run_dir, ["command.json"])
     command = read_object(path)
     if not command.get("config"):
         raise UserError(f"{run_dir} was started from Python, not from a config file; name the config with --config")

@@ -113,22 +113,27 @@ def check_model(model: pathlib.Path) -> None:
         )
 
 
+def check_unchanged(run_dir: pathlib.Path, names: Sequence[str]) -> None:
+    """Refuse files of a sealed run that are not as they were at its end; does nothing for a run without a seal."""
+    if not (run_dir / SEAL).exists():
+        return
+    recorded = _files(run_dir, read_sealed(run_dir / SEAL))
+    bound = [name for name in names if name in recorded]
+    present = [name for name in bound if (run_dir / name).is_file()]
+    digests = dict(zip(present, file_digests(epath.Path(run_dir), present), strict=True))
+    changed = [name for name in bound if digests.get(name, (0, ""))[1] != recorded[name]["sha256"]]
+    if changed:
+        raise UserError(
+            f"{run_dir} is not as it was at the end of its run: {', '.join(changed)} changed. Put back a copy of it, "
+            "or train it again"
+        )
+
+
 def read_unchanged(run_dir: pathlib.Path | str) -> Run:
     """A run whose numbers are set beside those of others. Raises UserError where it is sealed, and what is read of it
     is not as it was at its end."""
-    folder = pathlib.Path(run_dir)
-    if (folder / SEAL).exists():
-        recorded = _files(folder, read_sealed(folder / SEAL))
-        bound = [name for name in READ if name in recorded]
-        present = [name for name in bound if (folder / name).is_file()]
-        digests = dict(zip(present, file_digests(epath.Path(folder), present), strict=True))
-        changed = [name for name in bound if digests.get(name, (0, ""))[1] != recorded[name]["sha256"]]
-        if changed:
-            raise UserError(
-                f"{folder} is not as it was at the end of its run ({', '.join(changed)} changed), so it is not set "
-                "beside others; put back a copy of it, or train it again"
-            )
-    return read_run(folder)
+    check_unchanged(pathlib.Path(run_dir), READ)
+    return read_run(run_dir)
 
 
 def check_log(run_dir: pathlib.Path, state: Mapping[str, Any]) -> str | None:

@@ -17,6 +17,7 @@ from jaxtune.runs import folder as runfolder
 from jaxtune.runs import seal
 from jaxtune.runs.sweeps import read_sweep
 from jaxtune.runs.tracker import JsonlTracker
+from jaxtune.storage.documents import write_json
 
 
 def flip(path: pathlib.Path) -> None:
@@ -180,12 +181,22 @@ def test_numbers_that_are_not_those_of_the_end_are_not_set_beside_others(tmp_pat
         seal.write_seal(run)
     assert len(read_sweep(sweep).arms) == 4
     change(one / name)
-    with pytest.raises(UserError, match=f"{one.name} is not as it was at the end of its run \\({name} changed"):
+    with pytest.raises(UserError, match=f"{one.name} is not as it was at the end of its run: {name} changed"):
         seal.read_unchanged(one)
-    with pytest.raises(UserError, match="not set beside others"):
+    with pytest.raises(UserError, match="not as it was at the end"):
         write_comparison([other, one], tmp_path / "page.html")
     if name == "summary.json" and not (one / name).exists():
         assert one.name in read_sweep(sweep).unfinished
     else:
         with pytest.raises(UserError):
             read_sweep(sweep)
+
+
+def test_a_changed_command_of_a_sealed_run_is_not_followed(tmp_path):
+    write_json(tmp_path / "command.json", {"config": "/a/config.py", "overrides": []})
+    assert runfolder.read_command(tmp_path) == ("/a/config.py", [])
+    seal.write_seal(tmp_path)
+    assert runfolder.read_command(tmp_path) == ("/a/config.py", [])
+    write_json(tmp_path / "command.json", {"config": "/b/config.py", "overrides": []})
+    with pytest.raises(UserError, match="command.json changed"):
+        runfolder.read_command(tmp_path)
