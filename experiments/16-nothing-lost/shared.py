@@ -1,5 +1,6 @@
 """What all areas of the campaign share: log of cases, commands as child processes, the project that is attacked."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -110,7 +111,8 @@ def start(command: Callable[[], int], output: pathlib.Path, environ: Mapping[str
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with contextlib.suppress(OSError, ValueError):  # closed, or on a full device, as the case wants it
+                stream.flush()
         os._exit(code)
 
 
