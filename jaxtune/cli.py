@@ -6,6 +6,7 @@ of the job died; a traceback is a bug.
 
 import argparse
 import importlib
+import logging
 import os
 import pathlib
 import re
@@ -18,7 +19,7 @@ import jaxtune
 from jaxtune import commands
 from jaxtune.errors import UserError, did_you_mean
 from jaxtune.mixture import OnCap, Strategy
-from jaxtune.storage.faults import foreseen
+from jaxtune.storage.faults import foreseen, is_unforeseen
 from jaxtune.terminal import streams
 from jaxtune.terminal.display import Phase
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.parser.error(f"unknown argument {rest[0]!r}" + arguments.parser.meant(rest[0]))
     arguments.rest = rest
     streams.open_closed()
+    logging.getLogger("absl").addFilter(is_unforeseen)  # Orbax logs what its saving thread met, and raises it as well
     # A run outlives its terminal; the other commands exist for what they print.
     with streams.surviving("stderr", *(["stdout"] if arguments.command in ("train", "sweep") else [])):
         return run_command(arguments, debug=debug)

@@ -22,11 +22,10 @@ from jax.experimental import multihost_utils
 from jaxtune.errors import UserError
 from jaxtune.parallel.job import barrier
 from jaxtune.runs.bucket import StoreError
-from jaxtune.runs.documents import CheckpointFile
+from jaxtune.runs.documents import read_checkpoint
 from jaxtune.runs.retention import COMMITTED, DOCUMENT, CheckpointConfig, Keep, is_step, open_folder, ranked
-from jaxtune.storage.documents import Json, UnreadableDocument, is_remains, number, plain, read_sealed, write_sealed
+from jaxtune.storage.documents import Json, UnreadableDocument, is_remains, naming, number, plain, write_sealed
 from jaxtune.storage.fingerprints import file_digests, files_below
-from jaxtune.storage.schemas import check_shape
 
 ITEMS = ("params", "rest")
 SET_ASIDE = "set-aside"
@@ -116,7 +115,6 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         assert not self.read_only, "these checkpoints were opened for reading"
-        self._manager.wait_until_finished()
         latest = self.latest()
         if latest is not None and step <= latest:
             raise RuntimeError(f"step {step} is not after the newest checkpoint, step {latest}, in {self.directory}")
@@ -136,7 +134,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Block until the running save is committed; raise its error if it failed."""
-        self._manager.wait_until_finished()
+        with naming(self.directory):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait for the running save and the copies, and release the threads."""
@@ -157,7 +156,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Committed steps, ascending, once a running save is done."""
-        self._manager.wait_until_finished()
+        self.wait()
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
@@ -276,10 +275,7 @@ class Checkpoints:
     def _document(self, step: int) -> Json | str:
         """`checkpoint.json` of a step, or what is wrong with it."""
         try:
-            path = self._folder(step) / DOCUMENT
-            document = read_sealed(path)
-            check_shape(document, CheckpointFile, path)
-            return document
+            return read_checkpoint(self._folder(step) / DOCUMENT)
         except UnreadableDocument as error:
             return str(error)
 

@@ -263,3 +263,10 @@ def read_manifest(run_dir: pathlib.Path) -> Json:
     value = read_sealed(path)
     check_shape(value, ManifestFile, path)
     return value
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Json:
+    """The document of a checkpoint. Raises `UnreadableDocument` where the file was changed after it was written."""
+    value = read_sealed(path)
+    check_shape(value, CheckpointFile, path)
+    return value

@@ -5,6 +5,7 @@ saved before stays good, because nothing is written in place.
 """
 
 import errno
+import logging
 import os
 import pathlib
 import re
@@ -61,6 +62,15 @@ def foreseen(error: BaseException) -> tuple[int, str] | None:
         return None
     given = any(_code(cause) in (errno.ENAMETOOLONG, errno.ELOOP) for cause in _causes(error))
     return 1 if given else EXIT_STORAGE, fault
+
+
+def is_unforeseen(record: logging.LogRecord) -> bool:
+    """A filter for loggers of libraries: without faults of the disk, which they raise as well.
+
+    The one line about the fault would stand behind their traceback.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or describe_fault(error) is None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -95,6 +96,21 @@ def test_the_command_line_tells_a_fault_in_one_line(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(commands, "run_mix", bug)
     with pytest.raises(FileNotFoundError):
         cli.main(["mix", "--sizes", "a=1"])
+
+
+def test_a_librarys_log_of_a_fault_is_left_out_and_any_other_is_kept(monkeypatch, caplog):
+    def saves_in_a_thread(arguments):
+        for error in (OSError(errno.ENOSPC, "No space left on device"), KeyError("a bug")):
+            try:
+                raise error
+            except (OSError, KeyError):
+                logging.getLogger("absl").error("saving failed", exc_info=True)
+        logging.getLogger("absl").error("only words")
+
+    monkeypatch.setattr(commands, "run_mix", saves_in_a_thread)
+    assert cli.main(["mix", "--sizes", "a=1"]) == 0
+    logged = [record.exc_info and record.exc_info[0] for record in caplog.records]
+    assert logged == [KeyError, None]
 
 
 def test_every_writer_names_its_file_and_leaves_the_old_one_whole(tmp_path):
