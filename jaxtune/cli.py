@@ -285,6 +285,14 @@ def add_sweep(rows: Subparsers) -> None:
     parser.add_argument("--stacked", action="store_true", help=text)
     text = "at most N runs together (each has its own optimizer state)"
     parser.add_argument("--stack-size", type=int, metavar="N", help=text)
+    text = "order: one after the other, with the bits of runs alone; batched: adapters in one product with their base"
+    parser.add_argument("--stack-mode", choices=["order", "batched"], default="order", help=text)
+    text = "at each rung one setting in FACTOR goes on, with all that are within a standard error of the best"
+    parser.add_argument("--halving", type=float, metavar="FACTOR", help=text)
+    text = "where --halving compares settings, as shares of a run (default .25,.5)"
+    parser.add_argument("--rungs", metavar="SHARE,...", help=text)
+    text = "judge each rung at the end of a branch, so long in parts of the steps so far, on which the rate goes to 0"
+    parser.add_argument("--rung-decay", type=float, metavar="SHARE", help=text)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -272,8 +272,10 @@ def run_generate(arguments: argparse.Namespace) -> None:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
+    from jaxtune.step.trials import StackMode
     from jaxtune.sweep import run as sweep
     from jaxtune.sweep.choice import measure_named, power_table
+    from jaxtune.sweep.halving import parse_halving
     from jaxtune.sweep.request import Request, dry_run, dry_run_text, requested_trials
     from jaxtune.train.decisions import Status
 
@@ -282,6 +284,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         table = power_table(arguments.sweep_dir, arguments.power, measure)
         print_json(table) if arguments.json else print("\n".join(f"{name}: {value}" for name, value in table.items()))
         return 0
+    halving = parse_halving(arguments.halving, arguments.rungs, arguments.rung_decay)
     if arguments.json and not arguments.dry_run:
         raise UserError("--json of jaxtune sweep goes with --dry-run or --power; the runs' numbers are in results.csv")
     config = load_config(arguments)
@@ -295,7 +298,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     status = sweep.sweep(
         config, arguments.sweep_dir, trials,
         command=sweep.Command(config=arguments.config, overrides=arguments.rest), overwrite=arguments.overwrite,
-        stacking=sweep.Stacking(stacked=arguments.stacked, size=arguments.stack_size),
+        stacking=sweep.Stacking(
+            stacked=arguments.stacked, size=arguments.stack_size, mode=StackMode(arguments.stack_mode)
+        ),
+        halving=halving,
     )  # fmt: skip
     return 0 if status is Status.FINISHED else 130
 

@@ -3,8 +3,8 @@
 The learning rate and the weight decay themselves are left out, so that a compiled step can take them as traced numbers
 and serve every arm of an ablation:
 
-    direction, state = optimizer.update(gradients, state, params)
-    rate = peak_lr * schedule(step)
+    rate = rate_table(config, total_steps)[step]
+    direction, state = optimizer.update(gradients, state, params, clip_norm=clip_norm)
     params = apply_update(params, direction, groups, rate=rate, weight_decay=weight_decay)
 """
 
@@ -100,14 +100,10 @@ class OptimConfig:
         if self.momentum_dtype not in (None, "float32", "bfloat16"):
             raise UserError(f"momentum_dtype is {self.momentum_dtype!r}; it must be float32, bfloat16 or None")
         for pattern in (*self.no_decay, *self.lr_multipliers, *self.freeze):
-            _check_pattern(pattern)
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{pattern!r} is not a regular expression: {error}") from error
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
 MUON_AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -172,27 +168,38 @@ def make_optimizer(config: OptimConfig, params: PyTree) -> optax.GradientTransfo
     """Gradients to an update direction, without learning rate and decay, to be subtracted (see `apply_update`).
 
     Frozen parameters get a direction of zero, hold no state, and are no part of the norm that is clipped. `params` may
-    be arrays or their shapes.
+    be arrays or their shapes. `update` takes a `clip_norm` in place of the config's, which may be traced.
     """
     trained = make_groups(config, params).trained
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    rule = _wide(optax.chain(clip, RULES[config.optimizer](config)))
+    rule = _wide(optax.chain(_clip(config.clip_norm), RULES[config.optimizer](config)))
     if all(jax.tree.leaves(trained)):
         return rule
     labels = jax.tree.map(lambda on: "train" if on else "freeze", trained)
     return optax.partition({"train": rule, "freeze": optax.set_to_zero()}, labels)
 
 
-def _wide(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+def _clip(usual: float | None) -> optax.GradientTransformationExtraArgs:
+    """Clips by the global norm: to `clip_norm` if `update` is given one (infinity clips nothing), else to the usual."""
+
+    def update(gradients: PyTree, state: Any, params: PyTree | None = None, *, clip_norm: Any = None, **extra: Any):
+        limit = usual if clip_norm is None else clip_norm
+        return (gradients, state) if limit is None else optax.clip_by_global_norm(limit).update(gradients, state)
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _wide(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`rule` on float32 copies: optax gives moments the dtype of the parameters, and in bfloat16 a second moment whose
     change is below half a unit in the last place stands still.
     """
     widen = functools.partial(jax.tree.map, lambda leaf: leaf.astype(jnp.float32))
 
-    def update(gradients: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
-        return rule.update(widen(gradients), state, None if params is None else widen(params))
+    wider = optax.with_extra_args_support(rule)
 
-    return optax.GradientTransformation(lambda params: rule.init(widen(params)), update)  # pyright: ignore[reportArgumentType]
+    def update(gradients: PyTree, state: Any, params: PyTree | None = None, **extra: Any):
+        return wider.update(widen(gradients), state, None if params is None else widen(params), **extra)
+
+    return optax.GradientTransformationExtraArgs(lambda params: rule.init(widen(params)), update)  # pyright: ignore[reportArgumentType]
 
 
 def _adam(config: OptimConfig) -> optax.GradientTransformation:
@@ -347,6 +354,12 @@ def make_schedule(
         return jnp.where(k < warm, ramp, _decayed(config, k, total, warm))
 
     return schedule
+
+
+def rate_table(config: OptimConfig, total_steps: int) -> Float[np.ndarray, " steps"]:
+    """Learning rate of every step of a run, peak and schedule in one; a compiled step is given one at a time."""
+    shares = jax.jit(jax.vmap(make_schedule(config, total_steps)))(jnp.arange(total_steps))
+    return np.float32(config.peak_lr) * np.asarray(shares, np.float32)
 
 
 def _decayed(config: OptimConfig, k: Array, total: Array, warm: Array) -> Array:

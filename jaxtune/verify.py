@@ -8,25 +8,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxtune import config as configs
 from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError, printable
-from jaxtune.optim import OptimConfig, Schedule, make_schedule
+from jaxtune.optim import OptimConfig, Schedule, rate_table
 from jaxtune.runs import documents, manifest, seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.runs.history import METRICS, TrainRow, check_row, read_rows
 from jaxtune.runs.retention import has_checkpoint
 from jaxtune.step.programs import Programs
+from jaxtune.step.trials import StackMode
 from jaxtune.step.update import StepMetrics, TrainState
 from jaxtune.storage.documents import number, read_json
 from jaxtune.terminal.display import Phase
 from jaxtune.train import resolution, resuming
 from jaxtune.train.identity import global_batch, identify
 from jaxtune.train.resolution import TRAIN, Inputs
+from jaxtune.train.rooms import read_room
 from jaxtune.train.session import Session, open_session
 
 BOUND = ("data", "tokenizer", "template", "base_model", "plan", "seeds", "batches", "config")
@@ -83,6 +84,7 @@ def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, repla
     config = configs.of_run(run_dir) if config_path is None else configs.load(config_path)
     with Phase("deriving data, plan and batches again"):
         inputs = resolution.resolve(config, questions=False)
+        inputs = dataclasses.replace(inputs, room=read_room(run_dir))
         now = identify(inputs)
     with Phase("files of the run"):
         files = [check_checkpoints(run_dir, config), check_files(run_dir)]
@@ -97,7 +99,7 @@ def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, repla
         describe_circumstances(recorded, now),
     ]
     if replay:
-        checks.append(check_replay(run_dir, config, inputs, replay, exact=same_circumstances(recorded, now)))
+        checks.append(check_replay(run_dir, config, inputs, replay, loosened=why_loosened(recorded, now)))
     return Verification(run_dir=run_dir, checks=tuple(checks))
 
 
@@ -176,9 +178,8 @@ def check_rates(run_dir: pathlib.Path, recorded: Mapping[str, Any], total_steps:
     lines = []
     ends = [entry["after_step"] for entry in recorded.get("changes", [])]
     for low, high in itertools.pairwise(sorted({0, *ends, total_steps})):
-        share = make_schedule(schedule_at(recorded, low + 1), total_steps)
-        peak = resuming.option_at(recorded, "optim.peak_lr", low + 1)
-        rates = peak * np.asarray(jax.vmap(share)(jnp.arange(low, high)))
+        schedule = schedule_at(recorded, low + 1)
+        peak, rates = schedule.peak_lr, rate_table(schedule, total_steps)[low:high]
         for step in range(low + 1, high + 1):
             logged = number(rows.get(step, {}).get("learning_rate", rates[step - low - 1]))
             if not math.isclose(logged, rates[step - low - 1], rel_tol=1e-5, abs_tol=1e-6 * peak):
@@ -189,8 +190,8 @@ def check_rates(run_dir: pathlib.Path, recorded: Mapping[str, Any], total_steps:
 
 
 def schedule_at(recorded: Mapping[str, Any], step: int) -> OptimConfig:
-    """The options of the schedule with which a step was computed."""
-    names = ("warmup_frac", "warmup_steps", "final_fraction", "decay_frac")
+    """The options of peak and schedule with which a step was computed."""
+    names = ("peak_lr", "warmup_frac", "warmup_steps", "final_fraction", "decay_frac")
     values = {name: resuming.option_at(recorded, f"optim.{name}", step) for name in names}
     return OptimConfig(schedule=Schedule(resuming.option_at(recorded, "optim.schedule", step)), **values)
 
@@ -278,7 +279,16 @@ def _relevant(part: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in part.items() if key not in aside}
 
 
-def check_replay(run_dir: pathlib.Path, config: ExperimentConfig, inputs: Inputs, steps: int, *, exact: bool) -> Check:
+def why_loosened(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Reason why a replay need not agree in every bit; None where it must."""
+    if recorded.get("stack_mode") == StackMode.BATCHED.value:
+        return "it trained in one batch with others"
+    return None if same_circumstances(recorded, now) else "code or environment differ"
+
+
+def check_replay(
+    run_dir: pathlib.Path, config: ExperimentConfig, inputs: Inputs, steps: int, *, loosened: str | None
+) -> Check:
     """Train steps again, from a checkpoint or from the base model, and compare losses, gradient norms and the state."""
     rows = training_rows(run_dir) if (run_dir / METRICS).is_file() else {}
     if not rows:
@@ -288,7 +298,7 @@ def check_replay(run_dir: pathlib.Path, config: ExperimentConfig, inputs: Inputs
         state = session.initial_state()
         folder = config.checkpoint.folder(run_dir)
         if not has_checkpoint(folder):
-            return replay(session, state, rows, {}, steps, exact=exact)
+            return replay(session, state, rows, {}, steps, loosened=loosened)
         with Checkpoints(folder, config.checkpoint, read_only=True) as checkpoints:
             good = [step for step in checkpoints.steps() if not checkpoints.problems(step)]
             shapes = abstract(state)
@@ -296,7 +306,7 @@ def check_replay(run_dir: pathlib.Path, config: ExperimentConfig, inputs: Inputs
             states = {s: checkpoints.restore(s, shapes) for s in good if start < s <= start + steps}
             if start:
                 state = checkpoints.restore(start, shapes)
-            return replay(session, state, rows, states, steps, exact=exact)
+            return replay(session, state, rows, states, steps, loosened=loosened)
 
 
 def start_step(saved: Sequence[int], logged: int, steps: int) -> int:
@@ -310,19 +320,19 @@ def start_step(saved: Sequence[int], logged: int, steps: int) -> int:
 
 def replay(
     session: Session, state: TrainState, rows: Mapping[int, Mapping[str, Any]], states: Mapping[int, TrainState],
-    steps: int, *, exact: bool,
+    steps: int, *, loosened: str | None,
 ) -> Check:  # fmt: skip
     """Train `steps` steps from `state`, comparing each with its logged row and with the saved states on the way."""
-    start = int(state.step)
+    start, exact = int(state.step), loosened is None
     lines, last = [], min(start + steps, max(rows))
     with Phase("replay", last - start, unit="steps") as phase:
         for step, batch in zip(range(start, last), stream(session, start, last), strict=True):
-            state, metrics = session.program.train_step(state, session.base.frozen, batch, session.numbers)
+            state, metrics = session.program.train_step(state, session.base.frozen, batch, session.numbers_at(step))
             lines += compare_row(rows[step + 1], jax.device_get(metrics), exact=exact)
             if step + 1 in states:
                 lines += compare_state(step + 1, state, states[step + 1], exact=exact)
             phase.advance()
-    how = "bit for bit" if exact else f"within {TOLERANCE:g}, as code or environment differ"
+    how = "bit for bit" if exact else f"within {TOLERANCE:g}, as {loosened}"
     compared = f", and the state{'s' * (len(states) > 1)} of step {', '.join(map(str, states))}" if states else ""
     text = f"steps {start + 1} to {last}: losses and gradient norms{compared} are equal {how}"
     return Check(name="replay", ok=not lines, lines=tuple(lines) or (text,))

@@ -91,19 +91,17 @@ def batches(rows_per_step: int, first_window: int) -> Iterator[Batch]:
             )
 
 
-def make_steps(total_steps: int, config: optim.OptimConfig, seed: int):
+def make_steps(config: optim.OptimConfig, seed: int):
     """Train state, jitted update and jitted evaluation."""
     graphdef, params = model.init_params(CONFIG, seed)
 
-    def forward(params, frozen, batch, key=None):
+    def forward(params, frozen, batch, numbers, key=None):
         hidden = model.apply(graphdef, params, batch.tokens, batch.positions, batch.segment_ids, dtype=jnp.bfloat16)
         return hidden, params["embed"]["embedding"]
 
     optimizer = optim.make_optimizer(config, params)
     spec = step.StepSpec(num_tasks=1)
-    train_step = step.make_train_step(
-        forward, optimizer, optim.make_schedule(config, total_steps), optim.make_groups(config, params), spec
-    )
+    train_step = step.make_train_step(forward, optimizer, optim.make_groups(config, params), spec)
     eval_step = step.make_eval_step(forward, spec)
     return step.init_state(params, optimizer), jax.jit(train_step, donate_argnums=0), jax.jit(eval_step)
 
@@ -122,7 +120,7 @@ def load_state(like: step.TrainState, path: Path) -> step.TrainState:
 
 def held_out_loss(eval_step, params, batch: Batch) -> float:
     """Mean loss in nats per token of a fixed batch."""
-    sums = eval_step(params, {}, jax.tree.map(lambda x: x[0], batch))
+    sums = eval_step(params, {}, jax.tree.map(lambda x: x[0], batch), step.hparams(0.0))
     return float(sums.nll.sum() / sums.weight.sum())
 
 
@@ -144,12 +142,15 @@ def main() -> None:
         optimizer=args.optimizer, peak_lr=args.peak_lr, schedule=optim.Schedule.WSD, decay_frac=args.decay_frac,
         final_fraction=0.02, warmup_steps=min(100, args.steps // 10), b2=0.95, weight_decay=0.05,
     )  # fmt: skip
-    state, train_step, eval_step = make_steps(args.steps, config, seed=0)
+    state, train_step, eval_step = make_steps(config, seed=0)
     if args.init is not None:
         state = dataclasses.replace(state, params=load_state(state, args.init).params)
     if args.resume:
         state = load_state(state, args.out / "state.safetensors")
-    numbers = step.hparams(config.peak_lr, config.weight_decay)
+    rates, numbers = (
+        optim.rate_table(config, args.steps),
+        step.hparams(0.0, config.weight_decay, clip_norm=config.clip_norm),
+    )
     held_out = next(batches(64, HELD_OUT_WINDOW))
     stream = batches(args.rows, args.first_window)
     tokens, start = 0, time.perf_counter()
@@ -159,7 +160,7 @@ def main() -> None:
             tokens += int((batch.segment_ids > 0).sum())
             if k < int(state.step):
                 continue
-            state, metrics = train_step(state, {}, batch, numbers)
+            state, metrics = train_step(state, {}, batch, dataclasses.replace(numbers, learning_rate=rates[k]))
             if (k + 1) % 50 == 0 or k + 1 == args.steps:
                 row = {
                     "step": k + 1,

@@ -18,6 +18,7 @@ from jaxtune.model.settings import LayerKind, ModelConfig
 from jaxtune.optim import OptimConfig
 from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.step import programs
+from jaxtune.step.room import Room
 from jaxtune.step.update import LossConfig, hparams
 
 LLAMA = ModelConfig(
@@ -43,7 +44,7 @@ def seconds(config: ModelConfig, rows: int, length: int) -> dict[str, float]:
     mesh = make_mesh(MeshConfig(devices=1))
     spec = programs.ProgramSpec(
         model=config, optim=OptimConfig(), loss=LossConfig(), lora=None, compute_dtype="float32", num_tasks=4,
-        total_steps=1000, capacity=rows * length // 2, tokens=rows * length, mesh=mesh,
+        room=Room(capacity=rows * length // 2, tokens=rows * length), mesh=mesh,
     )  # fmt: skip
     shapes = model.abstract_params(config)[1]
     program = programs.build(spec, shapes)

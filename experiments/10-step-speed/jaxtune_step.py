@@ -16,10 +16,11 @@ from jaxtune.batch import Batch
 from jaxtune.model import transformer as model
 from jaxtune.model.rope import RopeConfig
 from jaxtune.model.settings import ModelConfig
-from jaxtune.optim import OptimConfig
+from jaxtune.optim import OptimConfig, rate_table
 from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.step import programs
+from jaxtune.step.room import Room
 from jaxtune.step.update import LossConfig, hparams
 
 sys.path.insert(0, os.environ["BENCH"])
@@ -96,14 +97,14 @@ def main() -> None:
     sizes = bounds(ARGUMENTS.config, ARGUMENTS.mode)
     spec = programs.ProgramSpec(
         model=config, optim=optim, loss=LossConfig(), lora=None, compute_dtype="float32", num_tasks=1,
-        total_steps=ARGUMENTS.steps, capacity=sizes.capacity, tokens=sizes.tokens, mesh=mesh,
+        room=Room(capacity=sizes.capacity, tokens=sizes.tokens), mesh=mesh,
     )  # fmt: skip
     program = programs.build(spec, model.abstract_params(config)[1])
     with jax.set_mesh(mesh):
         params = jax.device_put(drawn(model.abstract_params(config)[1]), program.state_shardings.params)
         state = program.init(params)
         del params
-        numbers = hparams(common.LR, common.WD)
+        rates, numbers = rate_table(optim, ARGUMENTS.steps), hparams(0.0, common.WD, clip_norm=common.CLIP)
         meter = common.Meter(
             "jaxtune",
             ARGUMENTS,
@@ -112,9 +113,9 @@ def main() -> None:
             **dataclasses.asdict(sizes),
         )
         meter.begin()
-        for made in batches:
+        for rate, made in zip(rates, batches, strict=False):
             batch = sharding.put_batch(mesh, to_batch(made), MICRO)
-            state, metrics = program.train_step(state, None, batch, numbers)
+            state, metrics = program.train_step(state, None, batch, dataclasses.replace(numbers, learning_rate=rate))
             loss = float(metrics.loss)
             meter.step(made["lens"], made["loss"].sum(), sizes.tokens * common.BATCH // MICRO, loss)
     meter.done()

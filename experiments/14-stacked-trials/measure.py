@@ -31,6 +31,7 @@ from jaxtune.model.settings import ModelConfig
 from jaxtune.step import trials
 from jaxtune.step.programs import Programs
 from jaxtune.sweep import run as sweep
+from jaxtune.sweep.groups import in_shared_room, rooms_needed
 from jaxtune.sweep.language import crossed
 from jaxtune.sweep.record import trials_of
 from jaxtune.train import lanes, resolution
@@ -69,7 +70,9 @@ def toy_model(folder: pathlib.Path) -> pathlib.Path:
 def arms(config: configs.ExperimentConfig, programs: Programs) -> list[Session]:
     """The arms on the device, all with one program."""
     resolved = [configs.override(config, trial.arguments()) for trial in trials_of(crossed(AXES), [0])]
-    return open_sessions([resolution.resolve(one, show_progress=False) for one in resolved], programs)
+    inputs = [resolution.resolve(one, show_progress=False) for one in resolved]
+    rooms = rooms_needed(inputs)
+    return open_sessions([in_shared_room(one, rooms) for one in inputs], programs)
 
 
 def batches(placed: Session) -> list:
@@ -83,9 +86,10 @@ def alone(placed: list[Session], feeds: list[list]) -> tuple[list, list[float]]:
     ends, seconds = [], []
     for one, feed in zip(placed, feeds, strict=True):
         state, laps = one.initial_state(), []
-        for batch in feed:
+        for number, batch in enumerate(feed):
             began = time.perf_counter()
-            state, metrics = one.program.train_step(state, one.base.frozen, one.put(batch), one.numbers)
+            numbers = one.numbers_at(number)
+            state, metrics = one.program.train_step(state, one.base.frozen, one.put(batch), numbers)
             jax.block_until_ready(metrics)
             laps.append(time.perf_counter() - began)
         ends.append(jax.device_get(state.params))
@@ -96,20 +100,17 @@ def alone(placed: list[Session], feeds: list[list]) -> tuple[list, list[float]]:
 def together(placed: list[Session], feeds: list[list], *, by_vmap: bool) -> tuple[list, list[float]]:
     """All arms in one program: one after the other inside it as jaxtune does, or by `jax.vmap`."""
     first, count = placed[0], len(placed)
-    compiled = trials.build(first.program, first.base.trainable, first.mesh, count)
+    mode = trials.StackMode.BATCHED if by_vmap else trials.StackMode.ORDER
+    compiled = trials.build(first.program, first.base.trainable, first.mesh, count, mode)
     state = compiled.blank()
     for k, one in enumerate(placed):
         state = compiled.put(state, k, one.initial_state())
-    numbers = lanes.stacked_numbers([one.numbers for one in placed], count)
-    step = lambda state, batch: compiled.train_step(state, first.base.frozen, batch, numbers, range(count))
-    if by_vmap:
-        mapped = jax.jit(jax.vmap(first.program.plain_train_step, in_axes=(0, None, 0, 0)), donate_argnums=0)
-        step = lambda state, batch: mapped(state, first.base.frozen, batch, numbers)
     laps = []
-    for own in zip(*feeds, strict=True):
+    for number, own in enumerate(zip(*feeds, strict=True)):
+        numbers = lanes.stacked_numbers([one.numbers_at(number) for one in placed], count)
         began = time.perf_counter()
         batch = jax.tree.map(jnp.asarray, lanes.stacked_batch(dict(enumerate(own)), count))
-        state, metrics = step(state, batch)
+        state, metrics = compiled.train_step(state, first.base.frozen, batch, numbers, range(count))
         jax.block_until_ready(metrics)
         laps.append(time.perf_counter() - began)
     each = [jax.device_get(compiled.take(state, k).params) for k in range(count)]

@@ -96,7 +96,8 @@ class Adapted(Kernel):
     b: Any
     magnitude: Any
     """Length of each output's weights; None for plain LoRA."""
-    scale: float = dataclasses.field(metadata={"static": True})
+    scale: Any
+    """Factor on the adapter's product, a number that may be traced; where layers are stacked, one for each."""
     inputs: int = dataclasses.field(metadata={"static": True})
     """Number of input axes."""
 
@@ -122,7 +123,9 @@ class Adapted(Kernel):
     def _sum(self) -> Float[Array, "..."]:
         lead = self.a.shape[: self.a.ndim - 1 - self.inputs]
         a, b = self.a.reshape(*lead, -1, self.a.shape[-1]), self.b.reshape(*lead, self.a.shape[-1], -1)
-        return dense(self.value) + self.scale * (a @ b).reshape(*self.a.shape[:-1], *self.b.shape[len(lead) + 1 :])
+        update = (a @ b).reshape(*self.a.shape[:-1], *self.b.shape[len(lead) + 1 :])
+        scale = jnp.asarray(self.scale, jnp.float32)
+        return dense(self.value) + scale.reshape(scale.shape + (1,) * (update.ndim - scale.ndim)) * update
 
     def _lengths(self, whole: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.sqrt(jnp.sum(whole**2, axis=self._input_axes(whole)))
@@ -214,12 +217,38 @@ def _init_adapter(path: str, kernel: Any, config: LoraConfig, seed: int) -> dict
     return parts
 
 
-def apply_lora(base: dict, adapters: dict, config: LoraConfig) -> dict:
+def with_rank(adapters: dict, rank: int) -> dict:
+    """Adapters with so many columns: more are zero, those cut off must be.
+
+    Columns that are zero in both factors have gradients of exactly zero, so updates by Adam, Lion or Muon leave them.
+    """
+
+    def fit(keys: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(keys[-1:], simple=True)
+        if name == "magnitude":
+            return leaf
+        axis = leaf.ndim - 1 if name == "a" else _rank_axis(jax.tree_util.keystr(keys[:-1], simple=True, separator="."))
+        if leaf.shape[axis] == rank:
+            return leaf
+        if leaf.shape[axis] > rank:
+            return jax.lax.slice_in_dim(leaf, 0, rank, axis=axis)
+        return jnp.pad(leaf, [(0, rank - leaf.shape[axis] if i == axis else 0) for i in range(leaf.ndim)])
+
+    return jax.tree_util.tree_map_with_path(fit, adapters)
+
+
+def _rank_axis(path: str) -> int:
+    """Axis of `b` that is the rank: the one after layers and experts."""
+    return _axes(f"{path}.kernel")[0]
+
+
+def apply_lora(base: dict, adapters: dict, config: LoraConfig, scale: Any = None) -> dict:
     """Parameters for the model's forward pass: the base, with an Adapted kernel wherever there is an adapter.
 
-    The head is merged, since the loss wants it as an array.
+    The head is merged, since the loss wants it as an array. `scale` replaces that of the config; it may be traced.
     """
-    return _join(base, adapters, config, "", lambda path, kernel: kernel.dense() if path == "head.kernel" else kernel)
+    finish = lambda path, kernel: kernel.dense() if path == "head.kernel" else kernel
+    return _join(base, adapters, config, "", finish, config.scale if scale is None else scale)
 
 
 def merge(base: dict, adapters: dict, config: LoraConfig) -> dict:
@@ -228,7 +257,7 @@ def merge(base: dict, adapters: dict, config: LoraConfig) -> dict:
     def whole(path: str, kernel: Adapted) -> Array:
         return kernel.dense().astype(jnp.float32 if isinstance(kernel.value, Kernel) else kernel.value.dtype)
 
-    merged = _join(base, adapters, config, "", whole)
+    merged = _join(base, adapters, config, "", whole, config.scale)
     return jax.tree.map(lambda leaf: dense(leaf) if isinstance(leaf, Kernel) else leaf, merged, is_leaf=_is_kernel)
 
 
@@ -236,17 +265,22 @@ def _is_kernel(node: Any) -> bool:
     return isinstance(node, Kernel)
 
 
-def _join(base: dict, adapters: dict, config: LoraConfig, path: str, finish: Any) -> dict:
+def _by_layer(scale: Any, a: Any, path: str) -> Array:
+    """The scale as the leaf of an adapter of this path: a scan over stacked layers hands each its own."""
+    return jnp.broadcast_to(jnp.asarray(scale, jnp.float32), a.shape[: min(_axes(path)[0], 1)])
+
+
+def _join(base: dict, adapters: dict, config: LoraConfig, path: str, finish: Any, scale: Any) -> dict:
     joined = dict(base)
     for name, part in adapters.items():
         here = f"{path}{name}"
         if "a" not in part:
-            joined[name] = _join(base[name], part, config, f"{here}.", finish)
+            joined[name] = _join(base[name], part, config, f"{here}.", finish, scale)
             continue
         kernel = Adapted(
             value=base[name]["kernel"], a=part["a"], b=part["b"],
             magnitude=part["magnitude"] if config.variant is Variant.DORA else None,
-            scale=config.scale, inputs=_axes(f"{here}.kernel")[1],
+            scale=_by_layer(scale, part["a"], f"{here}.kernel"), inputs=_axes(f"{here}.kernel")[1],
         )  # fmt: skip
         joined[name] = base[name] | {"kernel": finish(f"{here}.kernel", kernel)}
     return joined

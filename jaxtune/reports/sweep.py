@@ -12,6 +12,8 @@ from jaxtune.reports.recommendation import recommendation_section
 from jaxtune.reports.sweep_best import best_section, headline
 from jaxtune.reports.sweep_contrasts import difference_section
 from jaxtune.reports.sweep_grid import grid_section, sweep_grids, task_section
+from jaxtune.reports.sweep_rungs import rungs_section
+from jaxtune.reports.sweep_tasks import aggregates_section
 from jaxtune.reports.training import LOSS
 from jaxtune.runs.results import reached
 from jaxtune.runs.sweeps import MATCH, Sweep, option_name
@@ -40,6 +42,8 @@ def render_sweep(sweep: Sweep) -> str:
         best_section(sweep),
         difference_section(sweep),
         task_section(sweep),
+        aggregates_section(sweep),
+        rungs_section(sweep),
         curves_section(sweep),
         transfer_section([arm.run for arm in sweep.arms]),
         arms_section(sweep),
@@ -61,6 +65,7 @@ def lead_text(sweep: Sweep) -> str:
     many = len(sweep.seeds)
     lead = f"{shape} × {many} seed{'s' if many > 1 else ''}: {len(sweep.arms)} finished runs"
     lead += f", {len(sweep.confirmations)} more on fresh seeds" if sweep.confirmations else ""
+    lead += f", {len(sweep.halved)} stopped at a rung" if sweep.halved else ""
     return lead + (f", {len(sweep.unfinished)} not finished." if sweep.unfinished else ".")
 
 

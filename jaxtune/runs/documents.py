@@ -210,6 +210,56 @@ class SweepFile(TypedDict):
 
     config: NotRequired[Mapping[str, Any]]
     runs: list[SweepEntry]
+    rooms: NotRequired[Mapping[str, "RoomOfProgram"]]
+
+
+class RoomOfProgram(TypedDict):
+    """Sizes and loss terms of a compiled step that runs share."""
+
+    capacity: int | None
+    tokens: int | None
+    label_smoothing: bool
+    z_loss: bool
+    rank: int | None
+
+
+class ProgramFile(TypedDict):
+    """program.json: the room of a run that shares its program."""
+
+    room: RoomOfProgram
+
+
+class RungSetting(TypedDict):
+    """A setting at a rung."""
+
+    setting: str
+    loss: float | str
+    kept: bool
+
+
+class Rung(TypedDict):
+    """A rung of a sweep with halving, in share of the steps."""
+
+    share: Real
+    settings: list[RungSetting]
+
+
+class RankAgreement(TypedDict):
+    """Agreement of a rung with the end."""
+
+    share: Real
+    settings: int
+    compared: int
+    tau: float
+
+
+class HalvingFile(TypedDict):
+    """halving.json: what was decided at every rung of a sweep."""
+
+    factor: Real
+    decay: float
+    rungs: list[Rung]
+    rank_agreement: list[RankAgreement]
 
 
 class RowDetails(TypedDict, total=False):

@@ -94,6 +94,11 @@ def reopen(run_dir: pathlib.Path) -> None:
     (run_dir / "summary.json").unlink(missing_ok=True)
 
 
+def note(run_dir: pathlib.Path, facts: Mapping[str, Any]) -> None:
+    """Add facts of a run that goes on to its manifest."""
+    write_sealed(run_dir / "manifest.json", {**documents.read_manifest(run_dir), **facts})
+
+
 def write_facts(
     run_dir: pathlib.Path, *, config: Any, identity: Mapping[str, Any], mixture: Any, samples: Any,
     command: Mapping[str, Any],

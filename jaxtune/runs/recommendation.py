@@ -153,7 +153,12 @@ def config_value(config: Mapping[str, Any], option: str) -> float:
     found: Any = config
     for part in option.replace("-", "_").split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
-    return number(found) if isinstance(found, int | float | str) and not isinstance(found, bool) else math.nan
+    if isinstance(found, bool) or not isinstance(found, int | float | str):
+        return math.nan
+    try:
+        return number(found)
+    except ValueError:  # a word, such as a schedule's name
+        return math.nan
 
 
 def own_place(axes: Sequence[Axis], config: Mapping[str, Any]) -> Float[np.ndarray, " axes"] | None:

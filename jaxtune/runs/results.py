@@ -114,6 +114,8 @@ def status(run: Run) -> str:
         "finished": "finished",
         "early_stopped": "stopped early: validation no longer improved",
         "stopped": "stopped before its end",
+        "paused": "waits at a rung for the other settings of its sweep",
+        "halved": "went no further than a rung: other settings of its sweep did better there",
         "failed": "failed",
     }
     step = run.train[-1].step if run.train else 0

@@ -17,6 +17,10 @@ from jaxtune.runs.seal import read_unchanged
 from jaxtune.storage.documents import Json
 
 RECORD = "sweep.json"
+HALVING = "halving.json"
+"""What was decided at the rungs of a sweep with halving."""
+HALVED = "halved"
+"""Status of a run whose setting went no further than a rung."""
 Setting = Mapping[str, str]
 """Every option that a run overrides, the seed aside, with its value as written."""
 Pick = Callable[["FinishedArm"], float]
@@ -91,6 +95,8 @@ class Sweep:
     confirmations: Sequence[FinishedArm]
     """Runs on fresh seeds, made after a setting was chosen; they never choose."""
     unfinished: Sequence[str]
+    halved: Sequence[FinishedArm] = ()
+    """Runs whose settings were dropped at a rung; they choose nothing."""
 
     @functools.cached_property
     def settings(self) -> list[Setting]:
@@ -165,16 +171,18 @@ def read_sweep(sweep_dir: Path | str) -> Sweep:
     """Read `sweep.json` and its finished runs; without a finished run there is nothing to report (`UserError`)."""
     path = Path(sweep_dir)
     entries = record_entries(path)
-    arms, confirmations, unfinished = [], [], []
+    arms, confirmations, unfinished, halved = [], [], [], []
     for entry in entries:
         arm = read_arm(path, entry)
         if arm is None:
             unfinished.append(entry["name"])
+        elif arm.run.summary["status"] == HALVED:
+            halved.append(arm)
         else:
             (confirmations if entry.get("confirms") else arms).append(arm)
     if not arms:
         raise UserError(f"{path}: none of its {len(entries)} runs is finished; run the sweep's command again")
-    return Sweep(path=path.resolve(), arms=arms, confirmations=confirmations, unfinished=unfinished)
+    return Sweep(path=path.resolve(), arms=arms, confirmations=confirmations, unfinished=unfinished, halved=halved)
 
 
 def record_entries(path: Path) -> list[Json]:
@@ -192,12 +200,12 @@ def read_record(path: Path) -> Json:
 
 
 def read_arm(path: Path, entry: Json) -> FinishedArm | None:
-    """The finished run of an entry; None if it is not finished."""
+    """The finished or halved run of an entry; None if it is neither."""
     folder = path / entry["dir"]
     if not (folder / "summary.json").is_file():
         return None
     run = read_unchanged(folder)
-    if run.summary.get("status") not in ("finished", "early_stopped"):
+    if run.summary.get("status") not in ("finished", "early_stopped", HALVED):
         return None
     setting = {option: str(value) for option, value in entry["overrides"].items()}
     tag = str(entry.get("tag", ""))
@@ -205,9 +213,15 @@ def read_arm(path: Path, entry: Json) -> FinishedArm | None:
 
 
 def sweep_table(sweep: Sweep) -> list[Json]:
-    """One flat row per finished run, for a CSV file: setting, seed, outcome over all and per task."""
-    rows = []
-    for arm in (*sweep.arms, *sweep.confirmations):
+    """One flat row per finished or halved run, for a CSV file: setting, seed, outcome over all and per task.
+
+    Of a halved run there is its rung and the loss there, and no outcome.
+    """
+    rows, rungs = [], {}
+    for arm in sweep.halved:
+        last = arm.run.evals[-1].macro_loss if arm.run.evals else math.nan
+        rungs[arm.name] = {"rung": arm.run.summary.get("rung"), "rung_loss": last}
+    for arm in (*sweep.arms, *sweep.confirmations, *sweep.halved):
         summary = arm.run.summary
         row: Json = {"name": arm.name, "tag": arm.tag, **{option: arm.setting.get(option, "") for option in sweep.axes}}
         row |= {"seed": arm.seed, "confirms": arm in sweep.confirmations, "status": summary.get("status")}
@@ -215,5 +229,7 @@ def sweep_table(sweep: Sweep) -> list[Json]:
         row |= {"macro_loss": arm.after.loss, "macro_exact_match": arm.after.exact_match}
         row |= {f"loss/{task}": arm.after.task_loss.get(task, math.nan) for task in sweep.tasks}
         row |= {f"exact_match/{task}": arm.after.task_exact_match.get(task, math.nan) for task in sweep.tasks}
+        if rungs:
+            row |= rungs.get(arm.name, {"rung": "", "rung_loss": ""})
         rows.append(row | {"seconds": summary.get("seconds")})
     return rows

@@ -19,11 +19,12 @@ from jaxtune.model import lora
 from jaxtune.model import transformer as model
 from jaxtune.model.lora import LoraConfig
 from jaxtune.model.settings import ModelConfig
-from jaxtune.optim import OptimConfig
+from jaxtune.optim import OptimConfig, Optimizer
 from jaxtune.parallel import compilation as compiling
 from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import Indivisible
 from jaxtune.step.losses import HeadSpec, LossSums
+from jaxtune.step.room import Room
 from jaxtune.step.update import (
     Forward,
     Hparams,
@@ -37,10 +38,16 @@ from jaxtune.step.update import (
     make_train_step,
 )
 
+TRACED = (
+    *("peak_lr", "schedule", "warmup_frac", "warmup_steps", "final_fraction", "decay_frac"),
+    *("weight_decay", "clip_norm"),
+)
+"""Options of the optimizer that reach a compiled step as numbers: the first six as the rate of each step."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgramSpec:
-    """Everything static that a compiled step depends on. Learning rate and weight decay are traced, so not here."""
+    """Everything static that a compiled step depends on; `shape` leaves out the numbers of configs that are traced."""
 
     model: ModelConfig
     optim: OptimConfig
@@ -50,19 +57,30 @@ class ProgramSpec:
     compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Options of XLA over those of the platform (see `compilation.compiler_options`)."""
     num_tasks: int
-    total_steps: int
-    """Length of the schedule."""
-    capacity: int | None
-    """Most positions with weight in one micro-batch of one device's rows."""
-    tokens: int | None = None
-    """Most tokens in one micro-batch of one device's rows; given, a step lays these end to end, without padding."""
+    room: Room
+    """Sizes of arrays, and which terms the loss has; not read off `loss`, as runs of one program share it."""
     mesh: jax.sharding.Mesh
     indivisible: Indivisible = Indivisible.ERROR
 
     @property
     def shape(self) -> "ProgramSpec":
-        """Without the numbers that are traced: what two runs of one program have in common."""
-        return dataclasses.replace(self, optim=dataclasses.replace(self.optim, peak_lr=1.0, weight_decay=0.0))
+        """Without the numbers that are traced: what two runs of one program have in common.
+
+        Adapters of several ranks share one where columns of zeros change nothing: Adafactor takes means over them.
+        """
+        usual = OptimConfig()
+        traced = {name: getattr(usual, name) for name in TRACED}
+        kept = None if self.optim.ema_decay is None else 0.5
+        adapters = self.lora
+        if adapters is not None:
+            rank = adapters.rank if self.optim.optimizer is Optimizer.ADAFACTOR else 1
+            adapters = dataclasses.replace(adapters, alpha=1.0, scaling=lora.Scaling.CLASSIC, rank=rank)
+        return dataclasses.replace(
+            self,
+            optim=dataclasses.replace(self.optim, **traced, ema_decay=kept),
+            loss=dataclasses.replace(self.loss, z_loss=0.0, label_smoothing=0.0),
+            lora=adapters,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,10 +99,10 @@ class Program:
     init_in_place: Callable[[Params], TrainState]
     """As `init`, with the memory of the parameters that it is given."""
     train_step: Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]
-    eval_step: Callable[[Params, Params, Batch], LossSums]
+    eval_step: Callable[[Params, Params, Batch, Hparams], LossSums]
     plain_train_step: Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]
     """`train_step` without `jit`, to be called inside a larger jitted function (stacked trials)."""
-    plain_eval_step: Callable[[Params, Params, Batch], LossSums]
+    plain_eval_step: Callable[[Params, Params, Batch, Hparams], LossSums]
     """`eval_step` without `jit`."""
 
 
@@ -125,12 +143,10 @@ def build(spec: ProgramSpec, trainable: Params) -> Program:
             soft_cap=spec.model.final_soft_cap,
             shards=sharding.row_shards(spec.mesh),
         ),
-        capacity=spec.capacity,
-        tokens=spec.tokens,
-        ema_decay=spec.optim.ema_decay,
+        room=spec.room,
+        ema=spec.optim.ema_decay is not None,
     )
-    schedule, groups = optim.make_schedule(spec.optim, spec.total_steps), optim.make_groups(spec.optim, trainable)
-    train_step = make_train_step(forward, optimizer, schedule, groups, step_spec)
+    train_step = make_train_step(forward, optimizer, optim.make_groups(spec.optim, trainable), step_spec)
     eval_step = make_eval_step(forward, step_spec)
     init = lambda params: init_state(params, optimizer, ema=spec.optim.ema_decay is not None)
     platform, given = spec.mesh.devices.flat[0].platform, tuple(sorted(spec.compiler_options.items()))
@@ -170,8 +186,8 @@ def make_forward(graphdef: nnx.GraphDef, spec: ProgramSpec) -> Forward:
         nothing = jnp.zeros((*batch.tokens.shape, spec.model.d_model), dtype)
         return optim.neftune_noise(key, nothing, jnp.asarray(batch.segment_ids), spec.optim.neftune_alpha)
 
-    def forward(params: Params, frozen: Params, batch: Batch, key: jax.Array | None = None):
-        full = params if spec.lora is None else lora.apply_lora(frozen, params, spec.lora)
+    def forward(params: Params, frozen: Params, batch: Batch, numbers: Hparams, key: jax.Array | None = None):
+        full = params if spec.lora is None else lora.apply_lora(frozen, params, spec.lora, numbers.adapter_scale)
         hidden = model.apply(
             graphdef,
             full,

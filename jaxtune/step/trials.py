@@ -3,9 +3,13 @@
 Trials are computed one after the other on a device, each with the computation of a single run, so that a trial has the
 bits of the same run alone; on the `trial` axis of a mesh they are computed side by side, and nothing crosses it. What
 does not train (the base under adapters) is shared. A trial that is not active costs nothing and keeps its state.
+
+Batched, the rows of all trials of a device go through the frozen kernels in one product each, and every trial has its
+own small products with its adapters: much less to read and to launch, and the last bits are not those of a run alone.
 """
 
 import dataclasses
+import enum
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +24,14 @@ from jaxtune.batch import Batch
 from jaxtune.step.losses import LossSums
 from jaxtune.step.programs import Program
 from jaxtune.step.update import Hparams, Params, StepMetrics, TrainState
+
+
+class StackMode(enum.Enum):
+    """Ways to compute the trials of one device."""
+
+    ORDER = "order"  # one after the other, each with the bits of a run alone
+    BATCHED = "batched"  # all at once, for adapters over one base
+
 
 Function = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 OVER_TRIALS = PartitionSpec("trial")
@@ -57,6 +69,22 @@ def each(
         return put_at(updated, k, kept[0]), put_at(results, k, kept[1])
 
     return jax.lax.fori_loop(0, rounds, turn, (updated, results))
+
+
+def at_once(
+    function: Function, updated: PyTree, given: PyTree, active: Bool[Array, " trial"], rounds: Int[Array, ""]
+) -> tuple[PyTree, PyTree]:
+    """Same as `each`, for all trials in one: a product with what they share has the rows of all of them.
+
+    Trials that are not active are computed as well, and their results dropped; `rounds` is not read.
+    """
+    after = jax.vmap(function)(updated, given)
+    mine = lambda leaf: active.reshape(-1, *[1] * (leaf.ndim - 1))
+    kept = jax.tree.map(lambda new, old: jnp.where(mine(new), new, old), after[0], updated)
+    return kept, jax.tree.map(lambda new: jnp.where(mine(new), new, jnp.zeros_like(new)), after[1])
+
+
+COMPUTE = {StackMode.ORDER: each, StackMode.BATCHED: at_once}
 
 
 def at(tree: PyTree, k: Int[Array | np.ndarray, ""] | int) -> PyTree:
@@ -101,13 +129,18 @@ class TrialPrograms:
         """One update of every active trial with its own batch and numbers."""
         return self.jitted_train_step(state, frozen, batch, numbers, *turns(active, self.size, self.mesh))
 
-    def eval_step(self, params: Params, frozen: Params, batch: Batch, active: Sequence[int]) -> LossSums:
+    def eval_step(
+        self, params: Params, frozen: Params, batch: Batch, numbers: Hparams, active: Sequence[int]
+    ) -> LossSums:
         """Loss sums of every active trial on the same batch."""
-        return self.jitted_eval_step(params, frozen, batch, *turns(active, self.size, self.mesh))
+        return self.jitted_eval_step(params, frozen, batch, numbers, *turns(active, self.size, self.mesh))
 
 
-def build(program: Program, trainable: Params, mesh: Mesh, count: int) -> TrialPrograms:
+def build(
+    program: Program, trainable: Params, mesh: Mesh, count: int, mode: StackMode = StackMode.ORDER
+) -> TrialPrograms:
     """The programs of `count` trials of one program; `trainable` holds the trained parameters, arrays or shapes."""
+    compute = COMPUTE[mode]
     size = math.ceil(count / mesh.shape["trial"]) * mesh.shape["trial"]
     shapes = jax.eval_shape(program.init, trainable)
     places = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec("trial", *s.spec)), program.state_shardings)
@@ -115,11 +148,13 @@ def build(program: Program, trainable: Params, mesh: Mesh, count: int) -> TrialP
 
     def train_step(state: TrainState, frozen: Params, batch: Batch, numbers: Hparams, active: Array, rounds: Array):
         step = lambda one, given: program.plain_train_step(one, frozen, *given)
-        return each(step, state, (batch, numbers), active, rounds)
+        return compute(step, state, (batch, numbers), active, rounds)
 
-    def eval_step(params: Params, frozen: Params, batch: Batch, active: Array, rounds: Array) -> LossSums:
-        measure = lambda _, one: (None, program.plain_eval_step(one, frozen, batch))
-        return each(measure, None, params, active, rounds)[1]
+    def eval_step(
+        params: Params, frozen: Params, batch: Batch, numbers: Hparams, active: Array, rounds: Array
+    ) -> LossSums:
+        measure = lambda _, given: (None, program.plain_eval_step(given[0], frozen, batch, given[1]))
+        return compute(measure, None, (params, numbers), active, rounds)[1]
 
     def blank() -> TrainState:
         return jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
@@ -137,6 +172,6 @@ def build(program: Program, trainable: Params, mesh: Mesh, count: int) -> TrialP
             out_shardings=(places, by_trial),
         ),
         jitted_eval_step=jit(
-            side_by_side(eval_step, mesh, shared=(False, True, True, False, True)), out_shardings=by_trial
+            side_by_side(eval_step, mesh, shared=(False, True, True, False, False, True)), out_shardings=by_trial
         ),
     )

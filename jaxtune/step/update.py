@@ -2,11 +2,13 @@
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -15,6 +17,7 @@ from jaxtune.batch import Batch
 from jaxtune.errors import Range, UserError, check_fields
 from jaxtune.step import losses, unpad
 from jaxtune.step.losses import HeadSpec
+from jaxtune.step.room import Room
 
 Params = PyTree
 """A nested dict of arrays, or of their shardings."""
@@ -24,7 +27,9 @@ Params = PyTree
 class Forward(Protocol):
     """The forward pass of a model: the last hidden states and the vocabulary head."""
 
-    def __call__(self, params: Params, frozen: Params, batch: Batch, key: Array | None = None) -> tuple[Array, Array]:
+    def __call__(
+        self, params: Params, frozen: Params, batch: Batch, numbers: "Hparams", key: Array | None = None
+    ) -> tuple[Array, Array]:
         """Hidden states [rows, seq, model] and head from trainable and frozen parameters.
 
         `key` is given in training only: what a model randomises (noise on embeddings) it draws from it.
@@ -62,18 +67,15 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepSpec:
-    """Static facts of an update: tasks, objective, head, and how many positions its arrays hold."""
+    """Static facts of an update: tasks, objective, head, and what its arrays have room for."""
 
     num_tasks: int
     loss: LossConfig = LossConfig()
     head: HeadSpec = HeadSpec()
-    capacity: int | None = None
-    """Most positions with weight in one shard's rows of a micro-batch; None: all positions (see `LossSpec`)."""
-    tokens: int | None = None
-    """Most tokens in one shard's rows of a micro-batch; given, these rows are laid end to end without their padding
-    (see `unpad`)."""
-    ema_decay: float | None = None
-    """Decay of the parameters' moving average per update; None keeps none."""
+    room: Room = Room()
+    """Sizes of arrays, and which terms the loss has; its numbers are those of `Hparams`, not of `loss`."""
+    ema: bool = False
+    """Whether a moving average of the parameters is kept."""
 
 
 @jax.tree_util.register_dataclass
@@ -99,10 +101,19 @@ class TrainState:
 class Hparams:
     """Numbers that an ablation varies. They are traced, so one compiled step serves every arm."""
 
-    peak_lr: Float[Array, "*trial"]
-    weight_decay: Float[Array, "*trial"]
-    seed: Int[Array, "*trial"]
+    learning_rate: Float[Any, "*trial"]
+    """Of this update: an entry of `optim.rate_table`."""
+    weight_decay: Float[Any, "*trial"]
+    seed: Int[Any, "*trial"]
     """Root of the noise in training; step and micro-batch are folded in, so any step can be repeated alone."""
+    clip_norm: Float[Any, "*trial"]
+    """Largest global norm of the gradient; infinity clips nothing."""
+    z_loss: Float[Any, "*trial"]
+    label_smoothing: Float[Any, "*trial"]
+    ema_decay: Float[Any, "*trial"]
+    """Without an average it is read by nothing."""
+    adapter_scale: Float[Any, "*trial"]
+    """Factor on the product of low-rank adapters; without them it is read by nothing."""
 
 
 @jax.tree_util.register_dataclass
@@ -130,12 +141,20 @@ ROUNDING = 2**31 - 1
 """Folded into a step's key for the rounding of parameters; micro-batches fold in their numbers, from 0."""
 
 
-def hparams(peak_lr: float, weight_decay: float, seed: int = 0) -> Hparams:
-    """The traced form of Python numbers."""
+def hparams(
+    learning_rate: float, weight_decay: float = 0.0, seed: int = 0, *, clip_norm: float | None = None,
+    z_loss: float = 0.0, label_smoothing: float = 0.0, ema_decay: float | None = None, adapter_scale: float = 1.0,
+) -> Hparams:  # fmt: skip
+    """The traced form of Python numbers; None stands for no clipping, and for no average."""
     return Hparams(
-        peak_lr=jnp.asarray(peak_lr, jnp.float32),
-        weight_decay=jnp.asarray(weight_decay, jnp.float32),
-        seed=jnp.asarray(seed, jnp.int32),
+        learning_rate=np.float32(learning_rate),
+        weight_decay=np.float32(weight_decay),
+        seed=np.int32(seed),
+        clip_norm=np.float32(math.inf if clip_norm is None else clip_norm),
+        z_loss=np.float32(z_loss),
+        label_smoothing=np.float32(label_smoothing),
+        ema_decay=np.float32(0 if ema_decay is None else ema_decay),
+        adapter_scale=np.float32(adapter_scale),
     )
 
 
@@ -155,41 +174,45 @@ def example_normalized(
 
 
 def batch_sums(
-    forward: Forward, params: Params, frozen: Params, batch: Batch, spec: StepSpec, key: Array | None = None
-) -> losses.LossSums:
+    forward: Forward, params: Params, frozen: Params, batch: Batch, numbers: Hparams, spec: StepSpec,
+    key: Array | None = None,
+) -> losses.LossSums:  # fmt: skip
     """Loss sums of one micro-batch [rows, seq]."""
-    loss = spec.loss
+    loss, room = spec.loss, spec.room
     targets, weights = losses.shift(batch.tokens, batch.loss_weights, batch.segment_ids)
     if loss.normalization is Normalization.EXAMPLE:
         weights = example_normalized(weights, jnp.asarray(batch.segment_ids))
     left_out = jnp.zeros((), jnp.int32)
-    if spec.tokens is not None:
-        laid = unpad.lay(jnp.asarray(batch.segment_ids), tokens=spec.tokens, shards=spec.head.shards)
+    if room.tokens is not None:
+        laid = unpad.lay(jnp.asarray(batch.segment_ids), tokens=room.tokens, shards=spec.head.shards)
         batch, targets, weights = jax.tree.map(laid.take, (batch, targets, weights))
         batch, left_out = dataclasses.replace(batch, segment_ids=laid.segment_ids), laid.left_out
-    hidden, head = forward(params, frozen, batch, key)
+    hidden, head = forward(params, frozen, batch, numbers, key)
     sums = losses.per_task_sums(
         hidden, head, targets, weights, jnp.asarray(batch.task_ids), num_tasks=spec.num_tasks,
         spec=losses.LossSpec(
-            head=spec.head, capacity=spec.capacity, chunk=loss.chunk, z_loss=loss.z_loss,
-            label_smoothing=loss.label_smoothing,
+            head=spec.head, capacity=room.capacity, chunk=loss.chunk,
+            z_loss=jnp.asarray(numbers.z_loss) if room.z_loss else 0.0,
+            label_smoothing=jnp.asarray(numbers.label_smoothing) if room.label_smoothing else 0.0,
         ),
     )  # fmt: skip
     return dataclasses.replace(sums, over_capacity=sums.over_capacity + left_out)
 
 
-Gradient = Callable[[Params, Params, Batch, Array], tuple[Params, losses.LossSums]]
-"""`(params, frozen, batch [micro_batches, rows, seq], key) -> (gradient of the summed objective, loss sums)`."""
+Gradient = Callable[[Params, Params, Batch, Hparams, Array], tuple[Params, losses.LossSums]]
+"""`(params, frozen, batch [micro_batches, rows, seq], numbers, key) -> (gradient of the summed loss, loss sums)`."""
 
 
 def make_gradient(forward: Forward, groups: optim.ParamGroups, spec: StepSpec) -> Gradient:
     """The gradient of a step's summed objective, added up over its micro-batches, each with noise of its own."""
 
-    def objective(params: Params, frozen: Params, micro: Batch, key: Array) -> tuple[Array, losses.LossSums]:
-        sums = batch_sums(forward, optim.stop_frozen(params, groups), frozen, micro, spec, key)
-        return sums.objective, sums
+    def accumulate(
+        params: Params, frozen: Params, batch: Batch, numbers: Hparams, key: Array
+    ) -> tuple[Params, losses.LossSums]:
+        def objective(params: Params, frozen: Params, micro: Batch, key: Array) -> tuple[Array, losses.LossSums]:
+            sums = batch_sums(forward, optim.stop_frozen(params, groups), frozen, micro, numbers, spec, key)
+            return sums.objective, sums
 
-    def accumulate(params: Params, frozen: Params, batch: Batch, key: Array) -> tuple[Params, losses.LossSums]:
         gradient = jax.grad(objective, has_aux=True)
         first = jax.tree.map(lambda x: x[0], batch)
         if batch.tokens.shape[0] == 1:
@@ -211,7 +234,6 @@ def make_gradient(forward: Forward, groups: optim.ParamGroups, spec: StepSpec) -
 def make_train_step(
     forward: Forward,
     optimizer: optax.GradientTransformation,
-    schedule: Callable[[Array], Array],
     groups: optim.ParamGroups,
     spec: StepSpec,
 ) -> Callable[[TrainState, Params, Batch, Hparams], tuple[TrainState, StepMetrics]]:
@@ -221,13 +243,14 @@ def make_train_step(
     float32 and divided once by the summed weight, so 8x1, 4x2 and 1x8 are the same update whatever the token counts.
     Moments and the average of the parameters are float32 whatever dtype these have; parameters in bfloat16 are rounded
     stochastically, from the step's own key, so that a replay gives the same bits.
-    `optimizer` leaves the learning rate out; `schedule(step)` peaks at 1.
+    `optimizer` leaves the learning rate out: it is one of the numbers, another for each step.
     """
     accumulate, fixed = make_gradient(forward, groups, spec), spec.loss.fixed_denominator
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, frozen: Params, batch: Batch, hparams: Hparams) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(hparams.seed), state.step)
-        grads, sums = accumulate(state.params, frozen, batch, key)
+        grads, sums = accumulate(state.params, frozen, batch, hparams, key)
         weight = sums.weight.sum()
         denominator = weight if fixed is None else jnp.asarray(fixed, weight.dtype)
         scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, denominator, 1), 0)
@@ -235,11 +258,11 @@ def make_train_step(
         value, norm = sums.objective * scale, optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         applied = finite & (weight > 0)
-        rate = hparams.peak_lr * schedule(state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        rate = jnp.asarray(hparams.learning_rate)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, clip_norm=hparams.clip_norm)
         exact = optim.apply_update(state.params, updates, groups, rate=rate, weight_decay=hparams.weight_decay)
         params = optim.round_stochastically(exact, jax.random.fold_in(key, ROUNDING), state.params)
-        ema = None if spec.ema_decay is None else optim.update_ema(state.ema, params, spec.ema_decay)
+        ema = optim.update_ema(state.ema, params, hparams.ema_decay) if spec.ema else None
         keep = lambda new, old: jnp.where(applied, new, old)
         new_state = TrainState(
             step=state.step + 1,
@@ -260,14 +283,14 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(forward: Forward, spec: StepSpec) -> Callable[[Params, Params, Batch], losses.LossSums]:
-    """`(params, frozen, batch [rows, seq]) -> LossSums`: the plain token loss, whatever the training objective adds.
+def make_eval_step(forward: Forward, spec: StepSpec) -> Callable[[Params, Params, Batch, Hparams], losses.LossSums]:
+    """`(params, frozen, batch [rows, seq], numbers) -> LossSums`: the plain token loss, whatever training adds to it.
 
     Of the objective only `chunk` is kept, and arrays hold all positions.
     """
     plain = StepSpec(num_tasks=spec.num_tasks, head=spec.head, loss=LossConfig(chunk=spec.loss.chunk))
 
-    def eval_step(params: Params, frozen: Params, batch: Batch) -> losses.LossSums:
-        return batch_sums(forward, params, frozen, batch, plain)
+    def eval_step(params: Params, frozen: Params, batch: Batch, hparams: Hparams) -> losses.LossSums:
+        return batch_sums(forward, params, frozen, batch, hparams, plain)
 
     return eval_step

@@ -2,22 +2,25 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from jaxtune.runs import manifest
+from jaxtune.step.room import Room
 from jaxtune.storage.documents import Json, plain
-from jaxtune.storage.fingerprints import array_fingerprint
+from jaxtune.storage.fingerprints import array_fingerprint, json_fingerprint
 from jaxtune.train.planned import Planned
 from jaxtune.train.resolution import Inputs
+from jaxtune.train.rooms import room_of
 from jaxtune.train.session import on_mesh, program_spec
 
 
 def shape(inputs: Inputs) -> Json:
-    """Program, batches, base model, devices and validation data of a run, as plain JSON."""
+    """Program, batches, base model, devices and validation data of a run, as plain JSON. The room is left out."""
     config = inputs.config
     inputs, mesh, _ = on_mesh(inputs)
     spec = program_spec(inputs, mesh).shape
-    program = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if field.name != "mesh"}
+    names = [field.name for field in dataclasses.fields(spec) if field.name not in ("mesh", "room")]
+    program = {name: getattr(spec, name) for name in names}
     chosen = {
         name: {"examples": array_fingerprint(part.numbers), "tokens": part.store.fingerprint}
         for name, part in inputs.validation.items()
@@ -28,11 +31,30 @@ def shape(inputs: Inputs) -> Json:
             "mesh": config.mesh,
             "batch": {"rows": config.batch.rows, "passes": config.batch.micro_batches, "seq_len": config.data.seq_len},
             "base": {"folder": inputs.folder, "dtype": config.model.param_dtype},
-            "prompts": inputs.trains_prompts,
             "validation": {"plan": None if inputs.eval_plan is None else inputs.eval_plan.hash, **chosen},
             "profile_steps": config.health.profile_steps,
         }
     )
+
+
+def room(inputs: Inputs) -> Room:
+    """The room of a run's program on its devices."""
+    placed, mesh, _ = on_mesh(inputs)
+    return room_of(placed, mesh)
+
+
+def rooms_needed(every: Iterable[Inputs]) -> dict[str, Room]:
+    """For each shape, by its fingerprint, room enough for all of these runs that have it."""
+    needed: dict[str, Room] = {}
+    for inputs in every:
+        key, own = json_fingerprint(shape(inputs)), room(inputs)
+        needed[key] = needed[key].joined(own) if key in needed else own
+    return needed
+
+
+def in_shared_room(inputs: Inputs, rooms: Mapping[str, Room]) -> Inputs:
+    """The run in the room of its shape."""
+    return dataclasses.replace(inputs, room=rooms[json_fingerprint(shape(inputs))])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,12 +67,13 @@ class ArmGroup:
 
 
 def group_by_shape(runs: Sequence[Planned], most: int | None = None) -> list[ArmGroup]:
-    """Runs that can train as one program, at most `most` of them in a group. A run that is profiled stays alone."""
+    """Runs of one shape in one room, at most `most` of them in a group. A run that is profiled stays alone."""
     alike: dict[str, list[Planned]] = {}
     shapes: dict[str, Json] = {}
     for run in runs:
         form = shape(run.inputs)
-        key = json.dumps(form, sort_keys=True) + (f" {run.name}" if form["profile_steps"] else "")
+        key = json.dumps([form, room(run.inputs).to_json()], sort_keys=True)
+        key += f" {run.name}" if form["profile_steps"] else ""
         alike.setdefault(key, []).append(run)
         shapes[key] = form
     size = most or len(runs)
@@ -68,6 +91,7 @@ def why_alone(group: ArmGroup, groups: Sequence[ArmGroup]) -> str:
         return "it records a profile"
     lines = manifest.compare_manifests(largest.shape, group.shape)
     if not lines:
-        return "no other run is left"
+        others = any(other is not group for other in groups)
+        return "it goes on in the room that it was started with" if others else "no other run is left"
     shown = "; ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
     return f"no other run has its program (beside {largest.runs[0].name}: {shown})"

@@ -11,6 +11,7 @@ from typing import Any
 from jaxtune.errors import UserError
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.sweeps import RECORD, read_record, record_entries
+from jaxtune.step.room import Room
 from jaxtune.storage import locks
 from jaxtune.storage.documents import plain, write_json
 from jaxtune.storage.fingerprints import text_fingerprint
@@ -75,7 +76,29 @@ def grow(sweep_dir: pathlib.Path, config: Mapping[str, Any], trials: Sequence[Tr
             entries = {entry["name"]: entry for entry in record_entries(sweep_dir)}
         check_seeds(sweep_dir, entries, trials)
         added = {trial.name: trial.entry() for trial in trials if trial.name not in entries}
-        write_json(path, {"config": config, "runs": [*entries.values(), *added.values()]})
+        known = read_rooms(sweep_dir)
+        rooms = {"rooms": {key: room.to_json() for key, room in known.items()}} if known else {}
+        write_json(path, {"config": config, "runs": [*entries.values(), *added.values()], **rooms})
+
+
+def read_rooms(sweep_dir: pathlib.Path) -> dict[str, Room]:
+    """The rooms that runs of the sweep share, by the fingerprints of their shapes."""
+    rooms = read_record(sweep_dir).get("rooms", {}) if (sweep_dir / RECORD).is_file() else {}
+    return {key: Room.from_json(room) for key, room in rooms.items()}
+
+
+def share_rooms(sweep_dir: pathlib.Path, needed: Mapping[str, Room]) -> dict[str, Room]:
+    """Make the sweep's rooms large enough for what is `needed`, by shape; returns them.
+
+    They are recorded, so that runs started later have the room, and so the bits, of those that were started at once.
+    """
+    with written_alone(sweep_dir):
+        known = read_rooms(sweep_dir)
+        rooms = known | {key: room.joined(known.get(key, room)) for key, room in needed.items()}
+        if rooms != known:
+            plain_rooms = {key: room.to_json() for key, room in rooms.items()}
+            write_json(sweep_dir / RECORD, read_record(sweep_dir) | {"rooms": plain_rooms})
+    return rooms
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from jaxtune.runs.documents import SummaryFile, read_as
 from jaxtune.runs.sweeps import Measure, is_sweep, record_entries
 from jaxtune.storage.documents import Json, number
 from jaxtune.sweep.choice import confirmation, refinement
-from jaxtune.sweep.groups import group_by_shape, why_alone
+from jaxtune.sweep.groups import group_by_shape, in_shared_room, room, rooms_needed, why_alone
 from jaxtune.sweep.language import (
     Setting,
     crossed,
@@ -103,7 +103,8 @@ def dry_run(config: ExperimentConfig, sweep_dir: pathlib.Path, trials: Sequence[
         )
         for trial in trials
     ]
-    groups = group_by_shape(planned)
+    rooms = rooms_needed(run.inputs for run in planned)
+    groups = group_by_shape([dataclasses.replace(run, inputs=in_shared_room(run.inputs, rooms)) for run in planned])
     steps = {run.name: run.inputs.plan.num_steps for run in planned}
     pace = seconds_per_step(sweep_dir)
     return {
@@ -111,6 +112,7 @@ def dry_run(config: ExperimentConfig, sweep_dir: pathlib.Path, trials: Sequence[
         "programs": [
             {
                 "runs": [run.name for run in group.runs],
+                "room": room(group.runs[0].inputs).to_json(),
                 "alone": why_alone(group, groups) if len(group.runs) == 1 else None,
             }
             for group in groups
@@ -136,7 +138,9 @@ def dry_run_text(plan: Json) -> str:
     lines = [f"{run['name']}: {run['steps']:,} steps" for run in plan["runs"]]
     for index, program in enumerate(plan["programs"], start=1):
         alone = f" ({program['alone']})" if program["alone"] else ""
-        lines.append(f"program {index}: {len(program['runs'])} runs{alone}")
+        count = len(program["runs"])
+        shown = ", ".join(program["runs"][:2]) + (f" and {count - 2} more" if count > 2 else "")
+        lines.append(f"program {index}, {count} run{'s' * (count > 1)}: {shown}{alone}")
     time = (
         "unknown until a run of the folder is finished"
         if plan["seconds"] is None

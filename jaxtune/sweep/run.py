@@ -7,9 +7,10 @@ alone, so two arms of one seed meet each task's examples in the same order whate
 import contextlib
 import csv
 import dataclasses
+import functools
 import math
 import pathlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,17 +19,32 @@ from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
 from jaxtune.reports.sweep import write_sweep_report
+from jaxtune.reports.sweep_rungs import agreement_lines
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.sweeps import read_sweep, sweep_table
 from jaxtune.step.programs import Programs
+from jaxtune.step.trials import StackMode
 from jaxtune.storage import locks
-from jaxtune.storage.documents import naming, number
-from jaxtune.sweep.groups import group_by_shape, why_alone
-from jaxtune.sweep.record import Trial, grow, written_alone
+from jaxtune.storage.documents import naming, number, read_object
+from jaxtune.sweep.groups import group_by_shape, in_shared_room, rooms_needed, why_alone
+from jaxtune.sweep.halving import (
+    Contender,
+    Halving,
+    RunStep,
+    agreement,
+    branch_of,
+    decide,
+    record,
+    rung_steps,
+    start_branch,
+)
+from jaxtune.sweep.record import Trial, grow, share_rooms, written_alone
+from jaxtune.terminal.display import Phase
 from jaxtune.terminal.numbers import duration
 from jaxtune.terminal.progress import ItemProgress
 from jaxtune.train.decisions import Status
 from jaxtune.train.planned import Planned, plan_run
+from jaxtune.train.resolution import Inputs, resolve
 from jaxtune.train.run import is_finished, train_together
 
 
@@ -51,31 +67,34 @@ class Stacking:
     stacked: bool = False
     size: int | None = None
     """None: all of them."""
+    mode: StackMode = StackMode.ORDER
 
 
 def sweep(
     config: ExperimentConfig, sweep_dir: pathlib.Path, trials: Sequence[Trial], *,
     command: Command = Command(), overwrite: bool = False, stacking: Stacking = Stacking(),
+    halving: Halving | None = None,
 ) -> Status:  # fmt: skip
     """Add the runs to the folder, run what is not finished yet, then write results.csv, the heatmap and report.html.
 
     Every setting is checked before the first run starts. Runs that another process has claimed are left to it. A run
-    whose numbers stop being finite ends, the others go on; at the end that is a UserError.
+    whose numbers stop being finite ends, the others go on; at the end that is a UserError. With `halving` only the best
+    settings go on from each rung.
     """
     resolved = [configs.override(config, trial.arguments()) for trial in trials]
     check_devices_and_folders(resolved, stacking)
     grow(sweep_dir, configs.to_json(config), trials, overwrite=overwrite)
-    waiting = waiting_runs(sweep_dir, trials, resolved, command)
+    waiting = in_shared_rooms(sweep_dir, waiting_runs(sweep_dir, trials, resolved, command))
     failures: dict[str, str] = {}
-    programs = Programs()
-    with ItemProgress("sweep", len(waiting), unit="runs") as display:
-        planned = planned_together(waiting, stacking.size) if stacking.stacked else planned_one_by_one(waiting)
-        with contextlib.closing(planned):
-            for group in planned:
-                if train_group(group, programs, failures) is Status.STOPPED:
-                    print("stopped; the same command continues the sweep")
-                    return Status.STOPPED
-                display.advance(len(group))
+    train = functools.partial(train_all, stacking=stacking, programs=Programs(), failures=failures)
+    if halving is None:
+        status = train(waiting)
+    else:
+        runs = contenders(sweep_dir, trials, resolved, waiting, halving)
+        status = train_by_rungs(sweep_dir, waiting, runs, halving, train, failures)
+    if status is Status.STOPPED:
+        print("stopped; the same command continues the sweep")
+        return status
     if any(is_finished(sweep_dir / "runs" / trial.name) for trial in trials):
         write_results(sweep_dir)
     if failures:
@@ -84,6 +103,77 @@ def sweep(
             f"{len(failures)} of {len(trials)} runs of {sweep_dir} failed, the others are finished:{listed}"
         )
     return Status.FINISHED
+
+
+def train_all(
+    waiting: Sequence["Waiting"], *, stacking: Stacking, programs: Programs, failures: dict[str, str]
+) -> Status:
+    """Train runs, together or one after the other, each as far as it is to go; failures are noted by name."""
+    with ItemProgress("sweep", len(waiting), unit="runs") as display:
+        planned = planned_together(waiting, stacking) if stacking.stacked else planned_one_by_one(waiting)
+        with contextlib.closing(planned):
+            for group in planned:
+                if train_group(group, programs, failures) is Status.STOPPED:
+                    return Status.STOPPED
+                display.advance(len(group))
+    return Status.FINISHED
+
+
+def contenders(
+    sweep_dir: pathlib.Path, trials: Sequence[Trial], resolved: Sequence[ExperimentConfig],
+    waiting: Sequence["Waiting"], halving: Halving,
+) -> list[Contender]:  # fmt: skip
+    """The runs of a sweep with the steps of their rungs."""
+    totals = {run.folder.name: run.inputs.total_steps for run in waiting if run.inputs is not None}
+    found = []
+    for trial, settings in zip(trials, resolved, strict=True):
+        folder = sweep_dir / "runs" / trial.name
+        total = totals.get(trial.name) or int(read_object(folder / "summary.json")["total_steps"])
+        rungs = rung_steps(halving, total, settings.eval.every)
+        one = Contender(name=trial.name, setting=trial.setting.name, seed=trial.seed, folder=folder, rungs=rungs)
+        if halving.decay is not None:
+            ends = [branch_of(sweep_dir, trial.name, halving, rung, step, total) for rung, step in enumerate(rungs)]
+            one = dataclasses.replace(one, branches=ends)
+        found.append(one)
+    return found
+
+
+def train_by_rungs(
+    sweep_dir: pathlib.Path, waiting: Sequence["Waiting"], runs: Sequence[Contender], halving: Halving,
+    train: Callable[[Sequence["Waiting"]], Status], failures: Mapping[str, str],
+) -> Status:  # fmt: skip
+    """Train all to each rung, the survivors from there to the next, and the last of them to their end."""
+    by_name, decided = {run.folder.name: run for run in waiting}, []
+    for rung in range(len(halving.rungs)):
+        due = [run for run in runs if run.name in by_name and run.loss(rung) is None]
+        apart = [run for run in due if RunStep(folder=run.folder, step=run.rungs[rung]).loss() is None]
+        going = [dataclasses.replace(by_name[run.name], until=run.rungs[rung]) for run in apart]
+        if train([run for run in going if run.folder.name not in failures]) is Status.STOPPED:
+            return Status.STOPPED
+        branches = [branch(by_name[run.name], run, rung) for run in due if run.name not in failures and run.branches]
+        if train([one for one in branches if one is not None]) is Status.STOPPED:
+            return Status.STOPPED
+        runs, row = decide(runs, rung, halving, failures)
+        decided.append(row)
+        left = sum(one["kept"] for one in row["settings"])
+        print(f"rung {halving.rungs[rung]:g}: {left} of {len(row['settings'])} settings go on", flush=True)
+        record(sweep_dir, halving, decided, [])
+    last = [by_name[run.name] for run in runs if run.name in by_name and run.name not in failures]
+    if train(last) is Status.STOPPED:
+        return Status.STOPPED
+    found = agreement(runs, halving)
+    record(sweep_dir, halving, decided, found)
+    print("\n".join(agreement_lines(found)), flush=True)
+    return Status.FINISHED
+
+
+def branch(waiting: "Waiting", run: Contender, rung: int) -> "Waiting | None":
+    """The branch of a run from a rung, to be trained; None where the run ended before it."""
+    if run.ended_before(rung):
+        return None
+    start_branch(run, rung)
+    end, start = run.branches[rung], run.rungs[rung]
+    return dataclasses.replace(waiting, folder=end.folder, until=end.step, decay=end.step - start)
 
 
 def waiting_runs(
@@ -101,6 +191,17 @@ def waiting_runs(
         else:
             waiting.append(run)
     return waiting
+
+
+def in_shared_rooms(sweep_dir: pathlib.Path, waiting: Sequence["Waiting"]) -> list["Waiting"]:
+    """The runs resolved, all before the first starts, and those of one shape in a room that all of them fit in."""
+    with Phase("preparing", len(waiting), unit="settings") as phase:
+        resolved = [resolve(run.settings) for run in phase.count(waiting)]
+        rooms = share_rooms(sweep_dir, rooms_needed(resolved))
+    return [
+        dataclasses.replace(run, inputs=in_shared_room(inputs, rooms))
+        for run, inputs in zip(waiting, resolved, strict=True)
+    ]
 
 
 def train_group(runs: Sequence[Planned], programs: Programs, failures: dict[str, str]) -> Status:
@@ -135,6 +236,12 @@ class Waiting:
     folder: pathlib.Path
     settings: ExperimentConfig
     command: Mapping[str, Any]
+    inputs: Inputs | None = None
+    """Its config resolved, in the room of the program that it shares."""
+    until: int | None = None
+    """Updates after which it waits for the other settings; None: it goes to its end."""
+    decay: int | None = None
+    """Updates before `until` in which its rate goes to zero; None for a run that is no branch."""
 
     def say(self, text: str = "") -> None:
         """A line on the terminal about this run."""
@@ -146,7 +253,11 @@ class Waiting:
         saved = started and self.settings.checkpoint.can_resume(self.folder)
         if started:
             self.say(f": {'goes on from its last checkpoint' if saved else 'has no checkpoint, starts again'}")
-        return plan_run(self.settings, self.folder, command=self.command, resume=saved, overwrite=started and not saved)
+        planned = plan_run(
+            self.settings, self.folder, command=self.command, resume=saved, overwrite=started and not saved,
+            inputs=self.inputs,
+        )  # fmt: skip
+        return dataclasses.replace(planned, until=self.until, decay=self.decay)
 
     def claim(self, held: contextlib.ExitStack) -> bool:
         """Become the run's only writer for as long as `held` is open; False where another process trains it or has."""
@@ -172,23 +283,32 @@ def planned_one_by_one(waiting: Sequence[Waiting]) -> Generator[Sequence[Planned
                 yield [run.plan()]
 
 
-def planned_together(waiting: Sequence[Waiting], most: int | None) -> Generator[Sequence[Planned]]:
-    """Groups of at most `most` runs of one shape; what has no like runs alone, and the terminal says why."""
+def planned_together(waiting: Sequence[Waiting], stacking: Stacking) -> Generator[Sequence[Planned]]:
+    """Groups of runs of one shape; what has no like runs alone, and the terminal says why."""
     with contextlib.ExitStack() as held:
         by_name = {run.folder.name: run for run in waiting if run.claim(held)}
-        groups = group_by_shape([run.plan() for run in by_name.values()], most)
+        groups = group_by_shape([run.plan() for run in by_name.values()], stacking.size)
         for group in groups:
             others = len(group.runs) - 1
             how = f"together with {others} others" if others else f"alone, {why_alone(group, groups)}"
             for run in group.runs:
                 by_name[run.name].say(f": {how}")
-            yield group.runs
+            mode = stacking.mode if others else StackMode.ORDER
+            yield [dataclasses.replace(run, stack_mode=mode) for run in group.runs]
 
 
 def check_devices_and_folders(resolved: Sequence[ExperimentConfig], stacking: Stacking) -> None:
     """Refuse what would waste devices, and checkpoints that runs would share."""
     if stacking.size is not None and (not stacking.stacked or stacking.size < 1):
         raise UserError(f"--stack-size {stacking.size} goes with --stacked and is at least 1")
+    if stacking.mode is StackMode.BATCHED:
+        if not stacking.stacked:
+            raise UserError("--stack-mode batched goes with --stacked")
+        if any(settings.lora is None for settings in resolved):
+            raise UserError(
+                "--stack-mode batched takes the rows of all runs through one frozen base, and without adapters "
+                "nothing is frozen; give --lora, or leave --stack-mode at order"
+            )
     if not stacking.stacked and any(settings.mesh.trial != 1 for settings in resolved):
         raise UserError("mesh.trial is the axis of runs that train together; give --stacked, or leave mesh.trial at 1")
     if stacking.stacked and jax.process_count() > 1:

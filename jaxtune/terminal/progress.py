@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from rich.console import Console
@@ -116,11 +116,12 @@ class GroupProgress(StepsProgress):
     """
 
     def __init__(
-        self, names: Sequence[str], total_steps: int, *, console: Console | None = None, interval: float = 10.0,
+        self, total_steps: Mapping[str, int], *, console: Console | None = None, interval: float = 10.0,
         clock: Clock = time.monotonic,
     ):  # fmt: skip
-        self.total, self.latest = total_steps, dict.fromkeys(names, RoundNumbers())
-        label, total = f"train {len(names)} runs", total_steps * len(names)
+        """`total_steps`: by the names of the runs."""
+        self.total, self.latest = total_steps, dict.fromkeys(total_steps, RoundNumbers())
+        label, total = f"train {len(total_steps)} runs", sum(total_steps.values())
         super().__init__(label, total, console=console, interval=interval, clock=clock)
 
     def of(self, name: str) -> "RunProgress":
@@ -129,7 +130,7 @@ class GroupProgress(StepsProgress):
 
     def show(self, running: Collection[str]) -> None:
         """After every running one has reported its step; the others' steps to come count as done."""
-        steps = {name: numbers.step if name in running else self.total for name, numbers in self.latest.items()}
+        steps = {name: numbers.step if name in running else self.total[name] for name, numbers in self.latest.items()}
         self._pace.report(sum(steps.values()))
         now = [self.latest[name] for name in running]
         if not now:
@@ -137,7 +138,8 @@ class GroupProgress(StepsProgress):
         step, losses = max(numbers.step for numbers in now), [f"{numbers.loss:.3f}" for numbers in now]
         shown = " ".join(losses) if len(now) <= MOST_SHOWN else f"{min(losses, key=float)} to {max(losses, key=float)}"
         rate, trained = sum(n.tokens_per_s for n in now), sum(n.loss_tokens_per_s for n in now)
-        parts = [Part(f"{step:>{len(str(self.total))}}/{self.total}"), Part(f"{len(now)} running", 5)]
+        most = max(self.total[name] for name in running)
+        parts = [Part(f"{step:>{len(str(most))}}/{most}"), Part(f"{len(now)} running", 5)]
         parts += [Part(f"loss {shown}", 2), Part(f"{quantity(rate)} tok/s", 3), Part(f"{quantity(trained)} trained", 4)]
         self._display.show(self._pace.done, [*parts, Part(f"{duration(self.seconds_left)} left", 1)])
 

@@ -63,7 +63,10 @@ class Arm:
         self.counters, self.done = counters, done
         self.name, self.run_dir = record.run.name, record.run.run_dir
         self.inputs, self.config = session.inputs, session.config
-        self.rules = rules(self.config, self.inputs.total_steps, validated=self.inputs.eval_plan is not None)
+        validated = self.inputs.eval_plan is not None
+        self.rules = rules(self.config, self.inputs.total_steps, validated=validated, until=record.run.until)
+        if record.run.decay is not None:  # a branch is compared where it ends, and not stopped before
+            self.rules = dataclasses.replace(self.rules, patience=None)
         self.status: Status | None = None
         self.failure: str | None = None
         self.seconds = record.run.seconds

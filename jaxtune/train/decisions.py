@@ -23,6 +23,7 @@ class Status(enum.Enum):
     FINISHED = "finished"
     EARLY_STOPPED = "early_stopped"
     STOPPED = "stopped"
+    PAUSED = "paused"  # at a step where its sweep compares settings
     FAILED = "failed"
 
 
@@ -39,25 +40,28 @@ class Rules:
     """Validations without an improvement that end the run; None: no number of them does."""
     min_change: float = 0.0
     """Decrease of the validation loss that patience takes for an improvement."""
+    until: int | None = None
+    """Updates after which the run is saved and waits; None: it goes to its end."""
 
     def validates(self, done: int) -> bool:
         """Whether to validate after `done` updates."""
         every = self.validate_every
-        return every is not None and (done == self.total or bool(every and done % every == 0))
+        return every is not None and (done in (self.total, self.until) or bool(every and done % every == 0))
 
     def saves(self, done: int) -> bool:
         """Whether to save after `done` updates, whatever validation says."""
         return done == self.total or done % self.save_every == 0
 
 
-def rules(config: ExperimentConfig, total: int, *, validated: bool) -> Rules:
-    """The rules of a config; `validated`: there are validation data."""
+def rules(config: ExperimentConfig, total: int, *, validated: bool, until: int | None = None) -> Rules:
+    """The rules of a config; `validated`: there are validation data. `until`: the updates after which it waits."""
     return Rules(
         total=total,
         validate_every=config.eval.every if validated else None,
         save_every=config.checkpoint.save_every,
         patience=config.early_stopping.patience,
         min_change=config.early_stopping.min_change,
+        until=until,
     )
 
 
@@ -163,15 +167,17 @@ def decide(
         return counters, Decision(validate=True)
     if watched is not None:
         counters = counters.validated(watched, done, rules.min_change)
-    best = watched is not None and counters.best_step == done
-    return counters, Decision(save=best or rules.saves(done), end=ended(counters, done, rules))
+    best, end = watched is not None and counters.best_step == done, ended(counters, done, rules)
+    return counters, Decision(save=best or rules.saves(done) or end is Status.PAUSED, end=end)
 
 
 def ended(counters: Counters, done: int, rules: Rules) -> Status | None:
     """Status with which a run ends after `done` validated updates; None while it goes on."""
     if rules.patience is not None and counters.since_reference >= rules.patience:
         return Status.EARLY_STOPPED
-    return Status.FINISHED if done == rules.total else None
+    if done == rules.total:
+        return Status.FINISHED
+    return Status.PAUSED if done == rules.until else None
 
 
 class Health(enum.Enum):

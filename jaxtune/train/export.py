@@ -1,5 +1,6 @@
 """Parameters of a run as a Hugging Face folder, or as the folder of an adapter."""
 
+import dataclasses
 import pathlib
 
 from jaxtune import chat
@@ -8,6 +9,7 @@ from jaxtune.errors import UserError
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
 from jaxtune.hf.text_files import TextFiles
+from jaxtune.model import lora
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.step.programs import Programs
@@ -15,6 +17,7 @@ from jaxtune.step.update import Params
 from jaxtune.terminal.display import Phase
 from jaxtune.train.identity import identify
 from jaxtune.train.resolution import Inputs, resolve
+from jaxtune.train.rooms import read_room
 from jaxtune.train.session import Session, open_session
 
 
@@ -34,7 +37,8 @@ def export_adapter(session: Session, params: Params, folder: pathlib.Path, *, ov
     assert settings is not None, "no adapter was trained"
     fingerprint = peft.base_fingerprint(session.base.frozen) if settings.base is None else None
     peft.export_peft(
-        folder, session.inputs.model, params, settings, base_name=hf.hub_name(base) or base, fingerprint=fingerprint,
+        folder, session.inputs.model, lora.with_rank(params, settings.rank), settings,
+        base_name=hf.hub_name(base) or base, fingerprint=fingerprint,
         text=text_files(session.inputs), overwrite=overwrite,
     )  # fmt: skip
 
@@ -59,7 +63,7 @@ def export_checkpoint(
     if adapter and dtype is not None:
         raise UserError("adapters are written in float32; leave --dtype away")
     with Phase("preparing"):
-        inputs = resolve(config, questions=False)
+        inputs = dataclasses.replace(resolve(config, questions=False), room=read_room(run_dir))
         runfolder.check_same(run_dir, identify(inputs))
     session = open_session(inputs, Programs())
     with Checkpoints(config.checkpoint.folder(run_dir), config.checkpoint, read_only=True) as checkpoints:

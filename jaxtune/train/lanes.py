@@ -1,6 +1,7 @@
 """Lanes, which compute: a run alone, in place, or several side by side on the trial axis.
 
-The bits of a run do not depend on its lane: it may go on alone, or in another group, from where it stood.
+The bits of a run do not depend on its lane: it may go on alone, or in another group, from where it stood. Only where
+trials are computed in one batch (`StackMode.BATCHED`) do the last bits depend on it, and the manifest says so.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxtune.batch import Batch
@@ -19,7 +19,7 @@ from jaxtune.plan.planning import Plan
 from jaxtune.step import trials
 from jaxtune.step.losses import LossSums
 from jaxtune.step.programs import Programs
-from jaxtune.step.trials import TrialPrograms
+from jaxtune.step.trials import StackMode, TrialPrograms
 from jaxtune.step.update import Hparams, StepMetrics, TrainState
 from jaxtune.terminal.display import Phase
 from jaxtune.train import measure
@@ -34,8 +34,11 @@ class Lane(Protocol):
         """Host batches [micro_batches, rows, seq] by run, on the devices."""
         ...
 
-    def update(self, batch: Batch, numbers: Collection[int]) -> StepMetrics:
-        """One update of these runs, each on its own batch; returns before the devices are done."""
+    def update(self, batch: Batch, steps: Mapping[int, int]) -> StepMetrics:
+        """One update of runs, each on its own batch, by number with the updates they have done before.
+
+        Returns before the devices are done.
+        """
         ...
 
     def fetch(self, metrics: StepMetrics, numbers: Collection[int]) -> dict[int, StepMetrics]:
@@ -66,10 +69,10 @@ class Solo:
         [batch] = batches.values()
         return self.session.put(batch)
 
-    def update(self, batch: Batch, numbers: Collection[int]) -> StepMetrics:
-        session = self.session
+    def update(self, batch: Batch, steps: Mapping[int, int]) -> StepMetrics:
+        [done], session = steps.values(), self.session
         step = session.program.train_step
-        self._state, metrics = step(self._state, session.base.frozen, batch, session.numbers)
+        self._state, metrics = step(self._state, session.base.frozen, batch, session.numbers_at(done))
         return metrics
 
     def fetch(self, metrics: StepMetrics, numbers: Collection[int]) -> dict[int, StepMetrics]:
@@ -90,7 +93,7 @@ class Stacked:
     """Several runs of one program, their states stacked on a leading trial axis."""
 
     def __init__(self, sessions: Sequence[Session], compiled: TrialPrograms):
-        self.session, self._compiled = sessions[0], compiled
+        self.session, self._sessions, self._compiled = sessions[0], sessions, compiled
         self._numbers = stacked_numbers([session.numbers for session in sessions], compiled.size)
         self._state = compiled.blank()
         for number, session in enumerate(sessions):
@@ -100,10 +103,13 @@ class Stacked:
         batch = stacked_batch(batches, self._compiled.size)
         return sharding.put_batch(self.session.mesh, batch, self.session.inputs.micro_rows, trials=True)
 
-    def update(self, batch: Batch, numbers: Collection[int]) -> StepMetrics:
-        self._state, metrics = self._compiled.train_step(
-            self._state, self.session.base.frozen, batch, self._numbers, sorted(numbers)
-        )
+    def update(self, batch: Batch, steps: Mapping[int, int]) -> StepMetrics:
+        rates = np.zeros(self._compiled.size, np.float32)
+        for number, done in steps.items():
+            rates[number] = self._sessions[number].rates[done]
+        numbers = dataclasses.replace(self._numbers, learning_rate=rates)
+        frozen = self.session.base.frozen
+        self._state, metrics = self._compiled.train_step(self._state, frozen, batch, numbers, sorted(steps))
         return metrics
 
     def fetch(self, metrics: StepMetrics, numbers: Collection[int]) -> dict[int, StepMetrics]:
@@ -117,16 +123,15 @@ class Stacked:
         self._state = self._compiled.put(self._state, number, state)
 
     def losses(self, numbers: Collection[int]) -> dict[int, LossResult | None]:
-        """One pass over the data for all of them."""
-        inputs = self.session.inputs
-        plan = inputs.eval_plan
+        """One pass over the data for all of them, and one over the prompts for those that train on prompts."""
+        plan = self.session.inputs.eval_plan
         if plan is None or not numbers:
             return dict.fromkeys(numbers)
         results = self._losses(plan, numbers)
-        if inputs.trains_prompts:
-            prompts = self._losses(plan, numbers, prompts=True)
-            replace = dataclasses.replace
-            results = {k: replace(found, prompt_loss=prompts[k].task_loss) for k, found in results.items()}
+        prompted = [k for k in numbers if self._sessions[k].inputs.trains_prompts]
+        if prompted:
+            prompts, replace = self._losses(plan, prompted, prompts=True), dataclasses.replace
+            results |= {k: replace(results[k], prompt_loss=found.task_loss) for k, found in prompts.items()}
         return dict(results)
 
     def _losses(self, plan: Plan, numbers: Collection[int], *, prompts: bool = False) -> dict[int, LossResult]:
@@ -135,15 +140,15 @@ class Stacked:
         stream = contextlib.closing(self.session.evaluation_batches(plan, inputs.validation, prompts=prompts))
         with stream as batches, Phase("validation", plan.num_steps, unit="batches") as phase:
             sums = list(self._sums(phase.count(batches), numbers))
-        tasks, held = list(plan.tasks), inputs.held
-        return {k: per_task_loss(lambda s, k=k: trial(s, k), sums, tasks, held) for k in numbers}
+        tasks, held = list(plan.tasks), {k: self._sessions[k].inputs.held for k in numbers}
+        return {k: per_task_loss(lambda s, k=k: trial(s, k), sums, tasks, held[k]) for k in numbers}
 
     def _sums(self, batches: Iterable[Batch], numbers: Collection[int]) -> Iterator[LossSums]:
         """Each validation batch's loss sums of all trials, fetched one batch late, so that host and device overlap."""
         waiting = None
         for batch in batches:
             frozen = self.session.base.frozen
-            sums = self._compiled.eval_step(self._state.measured, frozen, batch, sorted(numbers))
+            sums = self._compiled.eval_step(self._state.measured, frozen, batch, self._numbers, sorted(numbers))
             if waiting is not None:
                 yield jax.device_get(waiting)
             waiting = sums
@@ -151,18 +156,18 @@ class Stacked:
             yield jax.device_get(waiting)
 
 
-def make_lane(sessions: Sequence[Session], programs: Programs) -> Lane:
+def make_lane(sessions: Sequence[Session], programs: Programs, mode: StackMode = StackMode.ORDER) -> Lane:
     """The lane of runs that share a program, with their states at step 0. Takes the parameters of a run alone over."""
     if len(sessions) == 1:
         return Solo(sessions[0])
-    return Stacked(sessions, trial_programs(sessions[0], programs, len(sessions)))
+    return Stacked(sessions, trial_programs(sessions[0], programs, len(sessions), mode))
 
 
-def trial_programs(first: Session, programs: Programs, count: int) -> TrialPrograms:
+def trial_programs(first: Session, programs: Programs, count: int, mode: StackMode) -> TrialPrograms:
     """The compiled functions of so many trials, built once."""
-    key = ("trials", id(first.program), count)
+    key = ("trials", id(first.program), count, mode)
     if key not in programs.shared:
-        programs.shared[key] = trials.build(first.program, first.base.trainable, first.mesh, count)
+        programs.shared[key] = trials.build(first.program, first.base.trainable, first.mesh, count, mode)
     return programs.shared[key]
 
 
@@ -174,7 +179,7 @@ def trial(tree: Any, number: int) -> Any:
 def stacked_numbers(numbers: Sequence[Hparams], size: int) -> Hparams:
     """Numbers of every trial; those that only fill up the mesh repeat the first."""
     filled = [*numbers, *[numbers[0]] * (size - len(numbers))]
-    return jax.tree.map(lambda *values: jnp.stack(values), *filled)
+    return jax.tree.map(lambda *values: np.stack(values), *filled)
 
 
 def stacked_batch(own: Mapping[int, Batch], size: int) -> Batch:

@@ -21,6 +21,8 @@ from jaxtune.train.forecast import Forecast
 from jaxtune.train.lanes import Lane
 from jaxtune.train.profile import StepTrace
 
+RESUMABLE = (Status.STOPPED, Status.PAUSED)
+"""Ends of a run that goes on another time, from its checkpoint."""
 SLOW_STEP, SLOW_STEP_IN_LOGS = 3.0, 10.0
 """Seconds of a step after which a terminal, or a log, says that it is still being computed, and how far it is."""
 
@@ -135,7 +137,7 @@ def begin(ensemble: Ensemble) -> None:
         forecast.timed("answers", lambda arm=arm, state=state: arm.score(state, 0, "before", ensemble.shared))
     for arm in behind:
         say_validation(ensemble, arm, arm.catch_up(results[arm.number], ensemble.state_of(arm)))
-    finish(ensemble, {arm: arm.ended for arm in ensemble.arms if arm.ended is not None})
+    end(ensemble, {arm: arm.ended for arm in ensemble.arms if arm.ended is not None})
 
 
 def update(ensemble: Ensemble, feeds: Mapping[int, BatchIterator], trace: StepTrace, *, compiles: bool) -> Round:
@@ -149,7 +151,7 @@ def update(ensemble: Ensemble, feeds: Mapping[int, BatchIterator], trace: StepTr
     for arm in running:
         arm.updated(waited)
     with Phase("compiling the training step") if compiles else ensemble.step_phase(first):
-        metrics = lane.update(batch, [arm.number for arm in running])
+        metrics = lane.update(batch, {arm.number: arm.done - 1 for arm in running})
     trace.after(first, metrics)
     return Round(steps={arm.number: arm.done for arm in running}, metrics=metrics)
 
@@ -194,14 +196,19 @@ def settle(ensemble: Ensemble, *, stopping: bool) -> None:
     forecast.saving = saving or forecast.saving
     forecast.validation = time.monotonic() - started - saving if validating else forecast.validation
     ensemble.share_time()
-    for arm, status in ending.items():
-        say_end(ensemble, arm, status)
-        if status is Status.STOPPED:
-            arm.conclude(status)
-    finish(ensemble, {arm: status for arm, status in ending.items() if status is not Status.STOPPED})
+    end(ensemble, ending)
     for arm in ensemble.running:
         arm.restart_clock()
     ensemble.display.pause(time.monotonic() - started)
+
+
+def end(ensemble: Ensemble, ending: Mapping[Arm, Status]) -> None:
+    """End arms: those that go on another time are concluded as they are saved, the others with their best state."""
+    for arm, status in ending.items():
+        say_end(ensemble, arm, status)
+        if status in RESUMABLE:
+            arm.conclude(status)
+    finish(ensemble, {arm: status for arm, status in ending.items() if status not in RESUMABLE})
 
 
 def say_validation(ensemble: Ensemble, arm: Arm, watched: float | None) -> None:
@@ -232,6 +239,8 @@ def say_end(ensemble: Ensemble, arm: Arm, status: Status) -> None:
     if status is Status.STOPPED:
         total = arm.rules.total
         ensemble.say(arm, f"stopped after step {arm.done} of {total}; the same command with --resume continues")
+    elif status is Status.PAUSED:
+        ensemble.say(arm, f"waits after step {arm.done} of {arm.rules.total} for the other settings")
     elif status is Status.EARLY_STOPPED:
         best = arm.counters.best_step
         ensemble.say(arm, f"stopped early after step {arm.done}: best validation was at step {best}")

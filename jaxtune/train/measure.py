@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +50,7 @@ def loss_of(
     session: Session, params: Params, plan: Plan, chosen: Mapping[str, Subset | Encoded], *, prompts: bool = False
 ) -> LossResult:
     """Per-task loss of an evaluation plan's examples, nats per token; of their `prompts` instead of the responses."""
-    step = functools.partial(session.program.eval_step, params, session.base.frozen)
+    step = lambda batch: session.program.eval_step(params, session.base.frozen, batch, session.numbers)
     stream = contextlib.closing(session.evaluation_batches(plan, chosen, prompts=prompts))
     with stream as batches, Phase("validation", plan.num_steps, unit="batches") as phase:
         return per_task_loss(step, phase.count(batches), list(plan.tasks), session.inputs.held)

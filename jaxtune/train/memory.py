@@ -33,7 +33,8 @@ from jaxtune.parallel import compilation, sharding
 from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, mesh_shape
 from jaxtune.step import losses, programs
 from jaxtune.step.programs import ProgramSpec
-from jaxtune.step.update import Hparams, LossConfig, init_state
+from jaxtune.step.room import Room
+from jaxtune.step.update import Hparams, LossConfig, hparams, init_state
 from jaxtune.train import resolution
 
 LIVE_LOGITS = 3
@@ -151,7 +152,7 @@ def lower(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     _, trained, frozen = _shapes(work.model, work.param_dtype, work.lora)
     spec = ProgramSpec(
         model=work.model, optim=work.optim, loss=LossConfig(chunk=work.chunk), lora=work.lora,
-        compute_dtype=work.compute_dtype, num_tasks=2, total_steps=1000, capacity=work.capacity, mesh=mesh,
+        compute_dtype=work.compute_dtype, num_tasks=2, room=Room(capacity=work.capacity), mesh=mesh,
         indivisible=work.indivisible,
     )  # fmt: skip
     program = programs.build(spec, trained)
@@ -163,7 +164,9 @@ def lower(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     shape, rows = (work.micro_batches, work.micro_rows, work.seq_len), sharding.batch_sharding(mesh, lead=1)
     ids = {field.name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for field in dataclasses.fields(Batch)}
     weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
-    rate, seed = (jax.ShapeDtypeStruct((), kind, sharding=whole) for kind in (jnp.float32, jnp.int32))
+    numbers = {
+        name: jax.ShapeDtypeStruct((), value.dtype, sharding=whole) for name, value in vars(hparams(1.0)).items()
+    }
 
     def step(state, frozen, batch, numbers):
         return program.plain_train_step(state, frozen, Batch(**batch), Hparams(**numbers))
@@ -171,8 +174,7 @@ def lower(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     jitted = program.jit(step, donate_argnums=0, out_shardings=(program.state_shardings, whole))
     with jax.set_mesh(mesh):
         return jitted.lower(
-            jax.tree.map(place, state, program.state_shardings), frozen, ids | {"loss_weights": weights},
-            {"peak_lr": rate, "weight_decay": rate, "seed": seed},
+            jax.tree.map(place, state, program.state_shardings), frozen, ids | {"loss_weights": weights}, numbers,
         )  # fmt: skip
 
 

@@ -15,12 +15,14 @@ from jaxtune.parallel.job import from_main, is_main
 from jaxtune.parallel.mesh import all_devices
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.mirrors import check_packages
+from jaxtune.step.trials import StackMode
 from jaxtune.storage.documents import Json
 from jaxtune.terminal.display import Phase
 from jaxtune.train import resuming
 from jaxtune.train.documents import mixture_json, samples
 from jaxtune.train.identity import identify
 from jaxtune.train.resolution import Inputs, resolve
+from jaxtune.train.rooms import read_room, write_room
 
 MODEL = "model"
 """Folder of the exported model in a run folder."""
@@ -43,6 +45,12 @@ class Planned:
     """Options with which it goes on that are not those it was started with."""
     seconds: float = 0.0
     """How long planning took."""
+    stack_mode: StackMode = StackMode.ORDER
+    """How it is computed beside others."""
+    until: int | None = None
+    """Updates after which it waits for a decision of its sweep; None: it goes to its end."""
+    decay: int | None = None
+    """Of the updates before `until`, those in which the rate goes to zero, whatever the schedule; None: none."""
 
     @property
     def name(self) -> str:
@@ -53,15 +61,20 @@ class Planned:
         """A new run folder with everything that is known before step 0; a resumed one is opened again."""
         if not is_main():
             return
+        how = {} if self.stack_mode is StackMode.ORDER else {"stack_mode": self.stack_mode.value}
         if self.resume:
             runfolder.reopen(self.run_dir)
+            if how:
+                runfolder.note(self.run_dir, how)
             hf.clear_remains(self.run_dir / MODEL)
             return
         runfolder.prepare(self.run_dir, overwrite=self.overwrite)
         runfolder.write_facts(
-            self.run_dir, config=to_json(self.inputs.config), identity=self.identity,
+            self.run_dir, config=to_json(self.inputs.config), identity={**self.identity, **how},
             mixture=mixture_json(self.inputs), samples=samples(self.inputs), command=dict(self.command),
         )  # fmt: skip
+        if self.inputs.room is not None:
+            write_room(self.run_dir, self.inputs.room)
         if self.command.get("config"):
             runfolder.keep_sources(self.run_dir, pathlib.Path(self.command["config"]))
 
@@ -75,28 +88,31 @@ def _say_unwatched(names: tuple[str, ...]) -> None:
 
 def plan_run(
     config: ExperimentConfig, run_dir: pathlib.Path, *, command: Mapping[str, Any] | None = None, resume: bool = False,
-    resume_step: int | None = None, overwrite: bool = False, accept_change: bool = False,
+    resume_step: int | None = None, overwrite: bool = False, accept_change: bool = False, inputs: Inputs | None = None,
 ) -> Planned:  # fmt: skip
     """Check and plan a run. Raises UserError for whatever in its input cannot be used.
 
-    With `accept_change` a resumed run may go on with other options than it was started with (see `resuming`).
+    With `accept_change` a resumed run may go on with other options than it was started with (see `resuming`). `inputs`
+    are those of the config, where they were resolved before.
     """
     with Phase("preparing"):
         return _plan_run(
             config, run_dir, command or {"config": None, "overrides": []}, resume=resume, resume_step=resume_step,
-            overwrite=overwrite, accept_change=accept_change,
+            overwrite=overwrite, accept_change=accept_change, inputs=inputs,
         )  # fmt: skip
 
 
 def _plan_run(
     config: ExperimentConfig, run_dir: pathlib.Path, command: Mapping[str, Any], *, resume: bool,
-    resume_step: int | None, overwrite: bool, accept_change: bool,
+    resume_step: int | None, overwrite: bool, accept_change: bool, inputs: Inputs | None,
 ) -> Planned:  # fmt: skip
     started = time.monotonic()
     runfolder.check(run_dir, resume=resume, overwrite=overwrite)
     check_packages(config.mirrors)
     all_devices()  # refuses a platform that is not here
-    inputs = resolve(config)
+    inputs = inputs or resolve(config)
+    if resume:
+        inputs = dataclasses.replace(inputs, room=read_room(run_dir))
     if inputs.unwatched and is_main():
         _say_unwatched(tuple(inputs.unwatched))
     identity = identify(inputs)

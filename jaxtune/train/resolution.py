@@ -21,6 +21,7 @@ from jaxtune.hf import peft
 from jaxtune.hf.text_files import end_tokens, read_generation
 from jaxtune.model.settings import ModelConfig
 from jaxtune.plan.planning import Plan
+from jaxtune.step.room import Room
 from jaxtune.storage.userfiles import locate, places
 from jaxtune.tasks import ProblemLog, Task, hold_out
 from jaxtune.tasks.sources.compressed import default_cache
@@ -56,6 +57,8 @@ class Inputs:
     """How examples are encoded where their loss is measured."""
     generation: Mapping[str, Any]
     """The base model's settings for generation, as in its generation_config.json."""
+    room: Room | None = None
+    """Room of the program that the run shares with others; None: its own plan decides."""
 
     @property
     def task_names(self) -> list[str]:

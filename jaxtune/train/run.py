@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxtune.config import ExperimentConfig
 from jaxtune.parallel.job import Guard, barrier, from_main, is_main
@@ -26,7 +27,7 @@ from jaxtune.train.loop import Ensemble, Stopwatch
 from jaxtune.train.loop import run as train_arms
 from jaxtune.train.planned import Planned, plan_run
 from jaxtune.train.resolution import resolve
-from jaxtune.train.session import open_session, open_sessions
+from jaxtune.train.session import Session, open_session, open_sessions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,10 +77,11 @@ def train_together(runs: Sequence[Planned], programs: Programs) -> list[TrainRes
         start = {"--resume": run.resume, "--resume-step": run.resume_step, "--overwrite": run.overwrite}
         check_processes(run.identity, start)
     sessions = open_sessions([run.inputs for run in runs], programs)
+    sessions = [branched(session, run) for session, run in zip(sessions, runs, strict=True)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(Guard(faults.foreseen))
         stack.enter_context(jax.set_mesh(sessions[0].mesh))
-        lane = make_lane(sessions, programs)
+        lane = make_lane(sessions, programs, runs[0].stack_mode)
 
         # 2. The run folders, new or resumed. From here on things are written.
         barrier("jaxtune: input checked by all")
@@ -93,15 +95,24 @@ def train_together(runs: Sequence[Planned], programs: Programs) -> list[TrainRes
         ]
 
         # 3. Before tuning, the loop, and each run's end.
-        display = make_display([run.name for run in runs], runs[0].inputs.total_steps)
+        display = make_display({run.name: run.inputs.total_steps for run in runs})
         ensemble = Ensemble(arms=arms, lane=lane, display=display, shared=programs.shared, watch=watch)
         exit_code = train_arms(ensemble)
     return [outcome(arm, exit_code) for arm in arms]
 
 
-def make_display(names: Sequence[str], total_steps: int) -> TrainProgress | GroupProgress:
-    """The terminal's view of runs that train together."""
-    return TrainProgress(total_steps) if len(names) == 1 else GroupProgress(names, total_steps)
+def branched(session: Session, run: Planned) -> Session:
+    """The session of a run with the rates of a branch, where it is one: linear to zero in its last updates."""
+    if run.until is None or run.decay is None:
+        return session
+    start, rates = run.until - run.decay, session.rates.copy()
+    rates[start : run.until] = rates[start] * (1 - np.arange(run.decay) / run.decay)
+    return dataclasses.replace(session, rates=rates)
+
+
+def make_display(steps: Mapping[str, int]) -> TrainProgress | GroupProgress:
+    """The terminal's view of runs that train together, each of so many steps."""
+    return TrainProgress(*steps.values()) if len(steps) == 1 else GroupProgress(steps)
 
 
 def outcome(arm: Arm, exit_code: int) -> TrainResult:

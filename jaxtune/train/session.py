@@ -7,7 +7,10 @@ from collections.abc import Generator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
+from jaxtune import optim
 from jaxtune.batch import Batch, on_prompts
 from jaxtune.config import ExperimentConfig
 from jaxtune.data import batches as data
@@ -18,7 +21,6 @@ from jaxtune.hf import peft
 from jaxtune.model import lora
 from jaxtune.model import transformer as model
 from jaxtune.model.attention import choice as backends
-from jaxtune.model.attention.core import Backend
 from jaxtune.parallel import compilation, sharding
 from jaxtune.parallel.mesh import make_mesh
 from jaxtune.plan.planning import Plan
@@ -27,6 +29,7 @@ from jaxtune.step.update import Hparams, Params, TrainState, hparams
 from jaxtune.terminal.display import Phase
 from jaxtune.train import plans
 from jaxtune.train.resolution import Inputs
+from jaxtune.train.rooms import room_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,12 +49,19 @@ class Session:
     base: Base
     program: Program
     numbers: Hparams
+    """What the compiled step takes as numbers, without the learning rate: see `numbers_at`."""
+    rates: Float[np.ndarray, " steps"]
+    """Learning rate of every step."""
     attention: backends.Resolution
     """The attention backend that runs, and why others do not."""
 
     @property
     def config(self) -> ExperimentConfig:
         return self.inputs.config
+
+    def numbers_at(self, step: int) -> Hparams:
+        """The numbers of update `step`, from 0."""
+        return dataclasses.replace(self.numbers, learning_rate=self.rates[step])
 
     def initial_state(self) -> TrainState:
         """State at step 0."""
@@ -105,11 +115,11 @@ def open_session(inputs: Inputs, programs: Programs) -> Session:
     """Load the base model onto a mesh and build the program."""
     with Phase("reading the base model"):
         inputs, mesh, attention = on_mesh(inputs)
-        config, seed = inputs.config, inputs.config.seed
-        base = load_base(inputs, mesh, seed)
+        config = inputs.config
+        base = load_base(inputs, mesh)
     return Session(
         inputs=inputs, mesh=mesh, base=base, program=programs.get(program_spec(inputs, mesh), base.trainable),
-        attention=attention, numbers=hparams(config.optim.peak_lr, config.optim.weight_decay, seed),
+        attention=attention, numbers=numbers_of(config), rates=optim.rate_table(config.optim, inputs.total_steps),
     )  # fmt: skip
 
 
@@ -123,10 +133,26 @@ def beside(first: Session, inputs: Inputs) -> Session:
     """The session of a run whose program is that of `first`."""
     config, base = inputs.config, first.base
     if config.lora is not None and config.lora.start is None:  # else all arms start from the same adapters
-        base = dataclasses.replace(base, trainable=lora.init_lora(base.frozen, config.lora, config.seed))
-    numbers = hparams(config.optim.peak_lr, config.optim.weight_decay, config.seed)
+        base = dataclasses.replace(base, trainable=fresh_adapters(base.frozen, inputs, first.mesh))
     inputs = dataclasses.replace(inputs, model=first.inputs.model)
-    return dataclasses.replace(first, inputs=inputs, base=base, numbers=numbers)
+    rates = optim.rate_table(config.optim, inputs.total_steps)
+    return dataclasses.replace(first, inputs=inputs, base=base, numbers=numbers_of(config), rates=rates)
+
+
+def numbers_of(config: ExperimentConfig) -> Hparams:
+    """The numbers of a config that a compiled step takes as data."""
+    return hparams(
+        0.0, config.optim.weight_decay, config.seed, clip_norm=config.optim.clip_norm, z_loss=config.loss.z_loss,
+        label_smoothing=config.loss.label_smoothing, ema_decay=config.optim.ema_decay,
+        adapter_scale=1.0 if config.lora is None else config.lora.scale,
+    )  # fmt: skip
+
+
+def fresh_adapters(frozen: Params, inputs: Inputs, mesh: jax.sharding.Mesh) -> Params:
+    """Adapters at step 0, drawn from the run's seed at its own rank, with the columns that its program has."""
+    config, rank = inputs.config, room_of(inputs, mesh).rank
+    assert config.lora is not None and rank is not None
+    return lora.with_rank(lora.init_lora(frozen, config.lora, config.seed), rank)
 
 
 def compute_dtype(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> str:
@@ -156,7 +182,7 @@ def even_plan(inputs: Inputs, mesh: jax.sharding.Mesh) -> Plan | None:
     return plans.make_validation_plan(inputs.config, inputs.validation, rows)
 
 
-def load_base(inputs: Inputs, mesh: jax.sharding.Mesh, seed: int) -> Base:
+def load_base(inputs: Inputs, mesh: jax.sharding.Mesh) -> Base:
     """The base model's parameters, straight into their shardings; with LoRA, fresh adapters over them."""
     config = inputs.config
     dtype = jnp.dtype(config.model.param_dtype.value)
@@ -170,9 +196,10 @@ def load_base(inputs: Inputs, mesh: jax.sharding.Mesh, seed: int) -> Base:
         here = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params))  # else no host can read the base
         fingerprint = peft.base_fingerprint(params) if here else None
         adapters = peft.starting_adapters(inputs.model, config.lora, fingerprint=fingerprint)
+        adapters = lora.with_rank(adapters, room_of(inputs, mesh).rank or config.lora.rank)
         return Base(trainable=adapters, frozen=lora.freeze_base(params, config.lora))
     frozen = lora.freeze_base(params, config.lora)
-    return Base(trainable=lora.init_lora(frozen, config.lora, seed), frozen=frozen)
+    return Base(trainable=fresh_adapters(frozen, inputs, mesh), frozen=frozen)
 
 
 def program_spec(inputs: Inputs, mesh: jax.sharding.Mesh) -> ProgramSpec:
@@ -182,29 +209,6 @@ def program_spec(inputs: Inputs, mesh: jax.sharding.Mesh) -> ProgramSpec:
         model=inputs.model, optim=config.optim, loss=config.loss, lora=config.lora,
         compute_dtype=compute_dtype(config, mesh), compiler_options=dict(config.compiler_options),
         num_tasks=len(inputs.task_names),
-        total_steps=inputs.total_steps, capacity=capacity(inputs, mesh), tokens=strip_tokens(inputs, mesh), mesh=mesh,
+        room=room_of(inputs, mesh), mesh=mesh,
         indivisible=config.mesh.indivisible,
     )  # fmt: skip
-
-
-def capacity(inputs: Inputs, mesh: jax.sharding.Mesh) -> int:
-    """Most weighted positions in one device's rows of a micro-batch, rounded up: similar plans share a program."""
-    rows = inputs.micro_rows // sharding.row_shards(mesh)
-    slots = rows * inputs.config.data.seq_len
-    unit = max(1, slots // 8)
-    most = slots if inputs.config.data.prompt_loss_weight else inputs.plan.max_loss_tokens(rows)
-    return min(slots, -(-most // unit) * unit)
-
-
-def strip_tokens(inputs: Inputs, mesh: jax.sharding.Mesh) -> int | None:
-    """Most tokens in one device's rows of a micro-batch, rounded up; None where rows should stay as they are.
-
-    Rows are laid end to end on CPUs, where attention in blocks skips other examples one by one. Accelerators want all
-    rows at once, and their kernels know rows only.
-    """
-    if inputs.model.attention is not Backend.BLOCKWISE or mesh.devices.flat[0].platform != "cpu":
-        return None
-    rows = inputs.micro_rows // sharding.row_shards(mesh)
-    slots = rows * inputs.config.data.seq_len
-    unit = max(1, slots // 32)
-    return min(slots, -(-inputs.plan.max_tokens(rows) // unit) * unit)

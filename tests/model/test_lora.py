@@ -194,3 +194,22 @@ def test_targets_that_match_nothing_are_refused_with_what_there_is():
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         LoraConfig(**settings)
+
+
+@pytest.mark.parametrize("variant", Variant)
+def test_adapters_with_columns_of_zeros_are_the_same_adapters(variant):
+    settings = LoraConfig(rank=3, variant=variant)
+    base, adapters = base_of(CONFIG), adapters_of(CONFIG, settings)
+    wide = lora.with_rank(adapters, 5)
+    merged = lora.merge(base, adapters, settings)
+    for ours, theirs in zip(*map(jax.tree.leaves, (lora.merge(base, wide, settings), merged)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), lora.with_rank(wide, 3), adapters)
+    assert jax.tree.all(same), "cut to its rank, an adapter is what it was"
+    assert all(leaf.shape != other.shape for leaf, other in zip(*map(factors, (wide, adapters)), strict=True))
+
+
+def factors(adapters) -> list:
+    """The low-rank factors, without lengths."""
+    paths = jax.tree_util.tree_leaves_with_path(adapters)
+    return [leaf for path, leaf in paths if "magnitude" not in jax.tree_util.keystr(path)]

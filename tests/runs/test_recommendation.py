@@ -7,7 +7,7 @@ import toy_runs
 
 from jaxtune.cli import main
 from jaxtune.errors import UserError
-from jaxtune.runs.recommendation import recommend
+from jaxtune.runs.recommendation import config_value, recommend
 from jaxtune.runs.sweeps import LOSS, MATCH, read_sweep
 from jaxtune.storage.documents import read_json, write_json
 
@@ -119,3 +119,11 @@ def test_what_has_no_surface_is_refused_in_a_line(sweep_dir, tmp_path, capsys):
             recommend(read_sweep(folder), LOSS)
         assert main(["recommend", str(folder)]) == 1
         assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_config_of_a_sweep_over_words_has_no_number_there():
+    config = {"optim": {"schedule": "cosine", "peak_lr": 1e-3}, "mixture": {"temperature": "inf", "weights": None}}
+    read = {option: config_value(config, option) for option in ("optim.peak-lr", "mixture.temperature")}
+    assert read == {"optim.peak-lr": 1e-3, "mixture.temperature": math.inf}
+    for option in ("optim.schedule", "mixture.weights", "mixture.none"):
+        assert math.isnan(config_value(config, option))

@@ -11,10 +11,11 @@ from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.step import trials
 
 
+@pytest.mark.parametrize("compute", [trials.each, trials.at_once])
 @pytest.mark.parametrize("rounds", [2, 4])
-def test_trials_that_are_not_active_are_not_touched(rounds):
+def test_trials_that_are_not_active_are_not_touched(compute, rounds):
     given = jnp.array([1.0, jnp.nan, 3.0, jnp.nan])
-    step = jax.jit(functools.partial(trials.each, lambda state, own: (state + own, own + 1.0)))
+    step = jax.jit(functools.partial(compute, lambda state, own: (state + own, own + 1.0)))
     state, results = step(jnp.zeros(4), given, np.array([True, False, False, True]), np.array(rounds, np.int32))
     np.testing.assert_array_equal(state, [1.0, 0.0, 0.0, np.nan])
     np.testing.assert_array_equal(results, [2.0, 0.0, 0.0, np.nan])

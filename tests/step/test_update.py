@@ -19,6 +19,7 @@ from jaxtune.model.settings import ModelConfig
 from jaxtune.step import losses
 from jaxtune.step import update as step
 from jaxtune.step.losses import HeadSpec
+from jaxtune.step.room import Room
 from jaxtune.step.update import LossConfig, Normalization
 
 CONFIG = ModelConfig(
@@ -28,7 +29,7 @@ GRAPHDEF, PARAMS = model.init_params(CONFIG, 0)
 OPTIM = optim.OptimConfig(peak_lr=1e-2, clip_norm=None, warmup_frac=0.0)
 
 
-def forward(params, frozen, batch, key=None):
+def forward(params, frozen, batch, numbers, key=None):
     hidden = model.apply(GRAPHDEF, params, batch.tokens, batch.positions, batch.segment_ids)
     return hidden, params["embed"]["embedding"]
 
@@ -61,7 +62,6 @@ def make(**options):
     update = step.make_train_step(
         forward,
         optimizer,
-        optim.make_schedule(OPTIM, 10),
         optim.make_groups(OPTIM, PARAMS),
         step.StepSpec(num_tasks=2, **options),
     )
@@ -88,7 +88,7 @@ def test_the_loss_is_the_weighted_mean_over_all_trained_tokens(plain):
     update, state = plain
     batch = rows()
     _, metrics = update(state, None, split(batch, 4), step.hparams(1e-2, 0.0))
-    hidden, head = forward(PARAMS, None, jax.tree.map(jnp.asarray, batch))
+    hidden, head = forward(PARAMS, None, jax.tree.map(jnp.asarray, batch), step.hparams(0.0))
     log_p = jax.nn.log_softmax(hidden @ head.T)
     total, weight = 0.0, 0.0
     for r in range(8):
@@ -107,8 +107,8 @@ def test_rows_laid_end_to_end_have_the_same_sums_and_gradients(shards):
 
     def objective(params, tokens):
         loss = LossConfig(normalization=Normalization.EXAMPLE)
-        spec = step.StepSpec(num_tasks=2, loss=loss, head=HeadSpec(shards=shards), tokens=tokens)
-        sums = step.batch_sums(forward, params, None, batch, spec)
+        spec = step.StepSpec(num_tasks=2, loss=loss, head=HeadSpec(shards=shards), room=Room(tokens=tokens))
+        sums = step.batch_sums(forward, params, None, batch, step.hparams(0.0), spec)
         return sums.objective, sums
 
     gradient = jax.jit(jax.grad(objective, has_aux=True), static_argnums=1)
@@ -161,7 +161,7 @@ def test_learning_rate_and_decay_are_traced_and_reach_the_update():
 def test_every_micro_batch_has_noise_of_its_own():
     table = {"embedding": jax.random.normal(jax.random.key(0), (32, 8))}
 
-    def noisy(params, frozen, batch, key=None):
+    def noisy(params, frozen, batch, numbers, key=None):
         assert key is not None
         hidden = params["embedding"][batch.tokens]
         return hidden + jax.random.normal(key, hidden.shape), params["embedding"]
@@ -171,7 +171,7 @@ def test_every_micro_batch_has_noise_of_its_own():
     tasks = jnp.broadcast_to(jnp.arange(2)[:, None, None], batch.tokens.shape)
     batch = dataclasses.replace(batch, task_ids=tasks)
     gradient = step.make_gradient(noisy, optim.make_groups(OPTIM, table), step.StepSpec(num_tasks=2))
-    _, sums = jax.jit(gradient)(table, None, batch, jax.random.key(1))
+    _, sums = jax.jit(gradient)(table, None, batch, step.hparams(0.0), jax.random.key(1))
     assert sums.weight[0] == sums.weight[1] > 0
     assert abs(float(sums.nll[0] - sums.nll[1])) > 0.1
 
@@ -220,7 +220,7 @@ def test_sums_over_micro_batches_of_bfloat16_parameters_are_float32():
     wide = {"embed": draw(1, 8, 6), "mix": {"kernel": draw(2, 6, 6)}, "bias": draw(3, 6)}
     head = draw(4, 8, 6)
 
-    def toy(params, frozen, batch, key=None):
+    def toy(params, frozen, batch, numbers, key=None):
         hidden = lookup(params["embed"], jnp.asarray(batch.tokens)).astype(jnp.float32)
         return product("bsd,de->bse", hidden, params["mix"]["kernel"]) + params["bias"].astype(jnp.float32)[
             None, None
@@ -233,9 +233,9 @@ def test_sums_over_micro_batches_of_bfloat16_parameters_are_float32():
 
     @functools.partial(jax.jit, static_argnums=1)
     def gradient(params, micro):
-        update = step.make_train_step(toy, keep, lambda _: jnp.float32(0), groups, step.StepSpec(num_tasks=1))
+        update = step.make_train_step(toy, keep, groups, step.StepSpec(num_tasks=1))
         state = step.init_state(params, keep)
-        return update(state, None, split(batch, micro), step.hparams(1.0, 0.0))[0].opt_state
+        return update(state, None, split(batch, micro), step.hparams(0.0))[0].opt_state
 
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), wide)
     exact = gradient(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow), 1)
@@ -255,7 +255,7 @@ def test_small_steps_of_bfloat16_parameters_reach_the_loss_of_float32():
     narrow = {"embed": draw(1, 8, 6), "kernel": draw(2, 6, 6)}
     head = jnp.asarray(np.random.default_rng(3).standard_normal((8, 6)), jnp.float32)
 
-    def toy(params, frozen, batch, key=None):
+    def toy(params, frozen, batch, numbers, key=None):
         hidden = lookup(params["embed"], jnp.asarray(batch.tokens)).astype(jnp.float32)
         return product("bsd,de->bse", hidden, params["kernel"]), head
 
@@ -263,9 +263,8 @@ def test_small_steps_of_bfloat16_parameters_reach_the_loss_of_float32():
 
     def losses_of(params):
         optimizer, groups = optim.make_optimizer(config, params), optim.make_groups(config, params)
-        schedule = optim.make_schedule(config, 200)
-        update = step.make_train_step(toy, optimizer, schedule, groups, step.StepSpec(num_tasks=1))
-        numbers = step.hparams(config.peak_lr, 0.0)
+        update = step.make_train_step(toy, optimizer, groups, step.StepSpec(num_tasks=1))
+        numbers = step.hparams(config.peak_lr, clip_norm=config.clip_norm)
 
         def once(state, _):
             state, metrics = update(state, None, batch, numbers)

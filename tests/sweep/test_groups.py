@@ -1,14 +1,18 @@
 """Which runs of a sweep train as one program, and what is said of the others."""
 
+import dataclasses
+
 import pytest
 from helpers import tiny_config, tiny_model
 
 from jaxtune import cli
 from jaxtune import config as configs
+from jaxtune.step.room import Room
+from jaxtune.storage.documents import write_json
 from jaxtune.sweep import run as sweep
-from jaxtune.sweep.groups import group_by_shape, why_alone
+from jaxtune.sweep.groups import group_by_shape, in_shared_room, rooms_needed, why_alone
 from jaxtune.sweep.language import crossed
-from jaxtune.sweep.record import trials_of
+from jaxtune.sweep.record import read_rooms, share_rooms, trials_of
 from jaxtune.train.decisions import Status
 from jaxtune.train.planned import plan_run
 
@@ -36,6 +40,54 @@ def planned(place_of, *changes: list[str]):
     ]  # fmt: skip
 
 
+def in_rooms(runs):
+    """The same runs, each in the room of its shape."""
+    rooms = rooms_needed(run.inputs for run in runs)
+    return [dataclasses.replace(run, inputs=in_shared_room(run.inputs, rooms)) for run in runs]
+
+
+def test_settings_that_are_numbers_of_a_step_form_one_group(place_of):
+    runs = planned(
+        place_of,
+        *(["--mixture.temperature", "1", "--lora.alpha", "8"], ["--optim.peak_lr", "1e-3", "--lora.rank", "4"]),
+        *(["--optim.warmup_steps", "3", "--lora.rank", "2"], ["--optim.schedule", "constant", "--lora.rank", "2"]),
+        *(["--duration.steps", "3", "--lora.rank", "2"], ["--data.prompt_loss_weight", "0.5", "--lora.rank", "2"]),
+        [
+            "--mixture.strategy",
+            "weights",
+            "--mixture.weights",
+            "large",
+            "1",
+            "small",
+            "0",
+            "--lora.scaling",
+            "rank_stabilized",
+        ],
+        *(["--optim.clip_norm", "0.1", "--lora.rank", "2"], ["--optim.clip_norm", "None", "--lora.rank", "2"]),
+        *(["--loss.z_loss", "1e-3", "--lora.rank", "2"], ["--loss.label_smoothing", "0.1", "--lora.rank", "2"]),
+    )
+    [group] = group_by_shape(in_rooms(runs))
+    assert len(group.runs) == len(runs)
+    [room] = {run.inputs.room for run in group.runs}
+    assert room.rank == 16 and room.z_loss and room.label_smoothing
+    assert room.capacity == 2 * 64, "a run that trains on prompts may have weight at every position"
+    averaged = planned(
+        place_of,
+        *(["--optim.ema_decay", "0.9"], ["--optim.ema_decay", "0.99"], ["--optim.ema_decay", "None"]),
+        *(["--optim.optimizer", "adafactor", "--lora.rank", rank] for rank in ("2", "4")),
+    )
+    sizes = [len(group.runs) for group in group_by_shape(in_rooms(averaged))]
+    assert sizes == [2, 1, 1, 1], "an average is memory of its own, and Adafactor takes means over an adapter's columns"
+
+
+def test_rooms_of_a_sweep_only_grow(place_of, tmp_path):
+    small, large = Room(capacity=8, tokens=None), Room(capacity=16, z_loss=True)
+    write_json(tmp_path / "sweep.json", {"config": {}, "runs": []})
+    assert share_rooms(tmp_path, {"a": small, "b": small}) == {"a": small, "b": small}
+    assert share_rooms(tmp_path, {"a": large}) == {"a": large, "b": small}
+    assert share_rooms(tmp_path, {"a": small}) == read_rooms(tmp_path) == {"a": large, "b": small}
+
+
 def test_runs_of_one_shape_form_a_group(place_of):
     runs = planned(
         place_of,
@@ -50,12 +102,12 @@ def test_runs_of_one_shape_form_a_group(place_of):
         ["--health.profile_steps", "1", "2"],
     )
     names = lambda groups: [[run.name for run in group.runs] for group in groups]
-    groups = group_by_shape(runs)
-    assert names(groups) == [["run0", "run1", "run4"], *([f"run{i}"] for i in (2, 3, 5, 6, 7, 8))]
+    groups = group_by_shape(in_rooms(runs))
+    assert names(groups) == [["run0", "run1", "run3", "run4"], *([f"run{i}"] for i in (2, 5, 6, 7, 8))]
     alone = {group.runs[0].name: group for group in groups}
-    assert names(group_by_shape(runs, 2))[:2] == [["run0", "run1"], ["run4"]]
+    assert names(group_by_shape(in_rooms(runs), 2))[:2] == [["run0", "run1"], ["run3", "run4"]]
     assert "optim b1: was 0.9, is 0.5" in why_alone(alone["run2"], groups)
-    assert "total_steps: was 6, is 5" in why_alone(alone["run3"], groups)
+    assert "batch rows: was 4, is 8" in why_alone(alone["run5"], groups)
     assert "profile" in why_alone(alone["run7"], groups)
 
 

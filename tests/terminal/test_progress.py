@@ -133,7 +133,7 @@ def test_in_a_terminal_there_is_a_bar_and_lasting_lines():
 
 def test_runs_that_train_together_share_a_line():
     console, clock = plain_console(), Clock()
-    with GroupProgress(["a", "b"], 10, console=console, interval=0.0, clock=clock) as group:
+    with GroupProgress({"a": 10, "b": 10}, console=console, interval=0.0, clock=clock) as group:
         for step in (1, 2):
             clock.now += 1.0
             for name, loss in (("a", 1.5), ("b", 2.25)):
@@ -152,7 +152,7 @@ def test_runs_that_train_together_share_a_line():
 def test_many_runs_show_the_range_of_their_losses():
     console = plain_console()
     names = [f"run{i}" for i in range(9)]
-    with GroupProgress(names, 10, console=console, interval=0.0) as group:
+    with GroupProgress(dict.fromkeys(names, 10), console=console, interval=0.0) as group:
         for i, name in enumerate(names):
             group.of(name).update(1, loss=1.0 + i)
         group.show(names)

@@ -191,3 +191,16 @@ def test_counts_add_up():
     counters = counters.counted(tokens=5, task_examples={"b": 1}, task_tokens={"a": 1, "b": 2})
     assert (counters.tokens, counters.loss_tokens) == (15, 6)
     assert counters.task_examples == {"a": 2, "b": 1} and counters.task_tokens == {"a": 4, "b": 2}
+
+
+def test_a_run_of_a_sweep_waits_at_its_rung_validated_and_saved():
+    rules = Rules(total=9, validate_every=3, save_every=100, until=3)
+    counters, decision = decide(Counters(), 2, rules)
+    assert not decision.waits
+    counters, decision = decide(counters, 3, rules)
+    assert decision == Decision(validate=True), "it is compared by this validation"
+    counters, decision = decide(counters, 3, rules, watched=1.0)
+    assert decision == Decision(save=True, end=Status.PAUSED) and not counters.unvalidated
+    assert ended(counters, 9, rules) is Status.FINISHED
+    worse = decide(counters, 6, Rules(total=9, validate_every=3, save_every=100, until=6), watched=2.0)[1]
+    assert worse.save, "also where another step was better, the run goes on from here"

@@ -14,24 +14,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny_config, tiny_model
+from helpers import TINY, tiny_config, tiny_model
 
 from jaxtune import cli, verify
+from jaxtune import config as configs
 from jaxtune.config import EarlyStoppingConfig
 from jaxtune.errors import UserError
+from jaxtune.mixture.settings import Budget
 from jaxtune.model.lora import LoraConfig
 from jaxtune.parallel import sharding
 from jaxtune.parallel.job import StopSignal
 from jaxtune.parallel.mesh import MeshConfig
+from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.runs.retention import CheckpointConfig
 from jaxtune.step import trials
 from jaxtune.step.programs import Programs
 from jaxtune.sweep import run as sweep
-from jaxtune.sweep.language import crossed
+from jaxtune.sweep.language import Setting, crossed
 from jaxtune.sweep.record import trials_of
 from jaxtune.train import lanes, loop, resolution, session
 from jaxtune.train.arm import Arm
 from jaxtune.train.decisions import Status
+from jaxtune.train.rooms import read_room
 from jaxtune.train.session import open_session, open_sessions
 
 STACKED = sweep.Stacking(stacked=True)
@@ -266,6 +270,110 @@ def test_the_base_under_adapters_is_not_stacked(place_of):
     stacked_shapes = jax.tree.map(lambda x: (3, *x.shape), placed.base.trainable)
     assert jax.tree.map(jnp.shape, state.params) == stacked_shapes and metrics.loss.shape == (3,)
     assert arguments[1] is placed.base.frozen
+
+
+NUMBERS = (
+    {"mixture.temperature": "1", "optim.peak_lr": "1e-2"},
+    {"mixture.temperature": "inf", "optim.warmup_steps": "3", "lora.alpha": "8"},
+    {"duration.steps": "3", "data.prompt_loss_weight": "0.5"},
+    {"mixture.strategy": "weights", "mixture.weights": "large 1 small 0", "lora.rank": "2"},
+    {"loss.label_smoothing": "0.1", "loss.z_loss": "1e-3", "optim.clip_norm": "0.05", "optim.schedule": "constant"},
+)
+"""Settings that differ in numbers alone: a compiled step takes all of them as data."""
+
+
+def test_settings_that_differ_in_numbers_train_as_one_program_with_the_bits_of_runs_alone(place_of, programs, capsys):
+    base = tiny_config(place_of, lora=LoraConfig(rank=4))
+    config = dataclasses.replace(base, eval=dataclasses.replace(base.eval, generate=False))
+    trials_here = trials_of([Setting(overrides=one) for one in NUMBERS], [0])
+    for folder, together in (("numbers-alone", False), ("numbers-together", True)):
+        stacking = sweep.Stacking(stacked=together)
+        assert sweep.sweep(config, place_of / folder, trials_here, stacking=stacking) is Status.FINISHED
+    assert capsys.readouterr().out.count("together with 4 others") == len(NUMBERS)
+    digests = set()
+    for trial in trials_here:
+        ours, theirs = (place_of / folder / "runs" / trial.name for folder in ("numbers-together", "numbers-alone"))
+        assert rows(ours) == rows(theirs) and summary(ours) == summary(theirs)
+        assert model_digest(ours) == model_digest(theirs)
+        digests.add(model_digest(ours))
+    assert len(digests) == len(NUMBERS)
+    assert {summary(place_of / "numbers-together" / "runs" / trial.name)["steps"] for trial in trials_here} == {3, 6}
+    narrow = place_of / "numbers-together" / "runs" / trials_here[3].name
+    inputs = resolution.resolve(configs.override(config, trials_here[3].arguments()))
+    inputs = dataclasses.replace(inputs, room=read_room(narrow))
+    placed = open_session(inputs, programs)
+    with Checkpoints(narrow / "checkpoints", config.checkpoint, read_only=True) as saved:
+        adapters = saved.restore(6, abstract(placed.initial_state())).params
+    for adapter in jax.tree.leaves(adapters, is_leaf=lambda node: isinstance(node, dict) and "a" in node):
+        assert adapter["a"].shape[-1] == 4 and np.any(adapter["b"])
+        assert not np.any(adapter["a"][..., 2:]), "columns beyond the run's own rank stay zero"
+
+
+def test_a_run_of_one_program_is_replayed_alone_in_its_room(place_of, programs):
+    """Another setting of the sweep needs the larger room: alone, without the record, sums would be taken otherwise."""
+    config, folder = tiny_config(place_of), place_of / "rooms"
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, generate=False))
+    prompts = [Setting(overrides={"data.prompt_loss_weight": weight}) for weight in ("0", "0.5")]
+    assert sweep.sweep(config, folder, trials_of(prompts, [0])) is Status.FINISHED
+    run_dir = folder / "runs" / "prompt_loss_weight=0_seed=0"
+    room = read_room(run_dir)
+    assert room is not None and room.capacity == 2 * 64
+    again = dataclasses.replace(resolution.resolve(config), room=None)
+    assert open_session(again, programs).program.spec.room.capacity < room.capacity
+    (place_of / "quiet.py").write_text(
+        "import dataclasses\nimport pathlib\n\nfrom helpers import tiny_config\n\n\ndef config():\n"
+        f"    found = tiny_config(pathlib.Path({str(place_of)!r}))\n"
+        "    return dataclasses.replace(found, eval=dataclasses.replace(found.eval, generate=False))\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "Programs", lambda: programs)
+        outcome = verify.verify(run_dir, config_path=str(place_of / "quiet.py"), replay=2)
+    assert next(check for check in outcome.checks if check.name == "replay").ok, outcome.to_json()
+
+
+def test_adapters_in_one_batch_have_the_losses_of_runs_alone(place_of, programs):
+    base = tiny_config(place_of, lora=LoraConfig(rank=4), duration=Budget(steps=20))
+    config = dataclasses.replace(base, eval=dataclasses.replace(base.eval, generate=False, every=10))
+    settings = ({"optim.peak_lr": "3e-2"}, {"optim.peak_lr": "1e-2", "lora.rank": "2"}, {"duration.steps": "10"})
+    trials_here = trials_of([Setting(overrides=one) for one in settings], [0])
+    batched = sweep.Stacking(stacked=True, mode=trials.StackMode.BATCHED)
+    for folder, stacking in (("batch-alone", sweep.Stacking()), ("batch", batched)):
+        assert sweep.sweep(config, place_of / folder, trials_here, stacking=stacking) is Status.FINISHED
+    for trial in trials_here:
+        ours, theirs = (place_of / folder / "runs" / trial.name for folder in ("batch", "batch-alone"))
+        losses = [[row["loss"] for row in rows(run) if row["kind"] in ("train", "eval")] for run in (ours, theirs)]
+        assert len(losses[0]) == len(losses[1]) >= 12 and losses[0][-1] < losses[0][0]
+        np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+        modes = [json.loads((run / "manifest.json").read_text()).get("stack_mode") for run in (ours, theirs)]
+        assert modes == ["batched", None]
+
+
+@pytest.mark.parametrize("mode", trials.StackMode)
+def test_rows_of_all_trials_go_through_frozen_kernels_at_once_in_a_batch_only(place_of, programs, mode):
+    inputs = resolution.resolve(tiny_config(place_of, lora=LoraConfig(rank=2)))
+    placed = open_session(inputs, programs)
+    compiled = trials.build(placed.program, placed.base.trainable, placed.mesh, 3, mode)
+    with jax.set_mesh(placed.mesh):
+        jaxpr = jax.make_jaxpr(compiled.jitted_train_step.__wrapped__)(*step_arguments(placed, compiled))  # type: ignore
+    leads = {lead for lead, kernel in products(jaxpr.jaxpr) if kernel == (TINY.d_model, TINY.d_ff)}
+    assert {len(lead) for lead in leads} == {3 if mode is trials.StackMode.BATCHED else 2}, leads
+    assert all(3 in lead for lead in leads) is (mode is trials.StackMode.BATCHED)
+
+
+def products(jaxpr) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """For every product with a kernel: the left operand's axes that are not summed, and the kernel's shape."""
+    found = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (summed, _), (shared, _) = equation.params["dimension_numbers"]
+            left, right = (operand.aval.shape for operand in equation.invars)
+            if not shared:
+                found.add((tuple(n for axis, n in enumerate(left) if axis not in summed), right))
+        for value in equation.params.values():
+            for one in value if isinstance(value, tuple | list) else [value]:
+                inner = getattr(one, "jaxpr", one)
+                found |= products(inner) if hasattr(inner, "eqns") else set()
+    return found
 
 
 @pytest.mark.slow
