@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune.reports import page
-from jaxtune.reports.page import Column, Section, decimals, tag
+from jaxtune.reports.page import Column, Section, tag
 from jaxtune.runs.documents import HalvingFile, read_as
 from jaxtune.runs.sweeps import HALVING, Sweep
 from jaxtune.storage.documents import number
+from jaxtune.terminal.numbers import decimal
 
 WEAK = 0.5
 """Kendall's tau below which the page warns."""
@@ -44,7 +45,7 @@ def rungs_section(sweep: Sweep) -> Section | None:
     for setting in settings:
         rows = [by_name.get(setting) for by_name in losses]
         dropped = next((rung["share"] for rung, row in zip(rungs, rows, strict=True) if row and not row["kept"]), None)
-        cells = ["–" if row is None else decimals(number(row["loss"])) for row in rows]
+        cells = ["–" if row is None else decimal(number(row["loss"])) for row in rows]
         table.append([setting, *cells, "to the end" if dropped is None else f"no further than {dropped:g}"])
     lead = (
         f"At each rung one setting in {document['factor']:g} went on, by its mean over seeds, with all that were "

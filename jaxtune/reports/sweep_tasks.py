@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxtune.reports import page
-from jaxtune.reports.page import Column, Html, Section, share, signed, tag
-from jaxtune.runs.sweep_contrasts import Question, questions
+from jaxtune.reports.page import Column, Html, Section, tag
+from jaxtune.runs.sweep_contrasts import Comparison, questions
 from jaxtune.runs.sweep_items import has_halves, item_difference
 from jaxtune.runs.sweeps import MATCH, Measure, Sweep, option_name, task_measure
 from jaxtune.science.aggregates import Scores, interquartile_mean, probability_of_improvement, stratified_bootstrap
+from jaxtune.terminal.numbers import percent, signed
 
 SHOWN = 24
 """Settings listed; the rest are counted."""
@@ -69,10 +70,10 @@ def setting_row(sweep: Sweep, index: int, scores: dict[int, Scores], measure: Me
         sign = 1 if measure.higher_is_better else -1
         better = probability_of_improvement(sign * own, sign * first)
     name = sweep.name(sweep.settings[index])
-    return [name, measure.form(float(own.mean())), measure.form(interquartile_mean(own)), interval, share(better)]
+    return [name, measure.form(float(own.mean())), measure.form(interquartile_mean(own)), interval, percent(better)]
 
 
-def item_rows(sweep: Sweep, asked: Sequence[Question]) -> list[list[object]]:
+def item_rows(sweep: Sweep, asked: Sequence[Comparison]) -> list[list[object]]:
     """Differences by question, for contrasts whose runs all kept their answers under two seeds or more."""
     rows: list[list[object]] = []
     for question in asked[:SHOWN]:

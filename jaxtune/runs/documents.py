@@ -233,7 +233,7 @@ class RungSetting(TypedDict):
     """A setting at a rung."""
 
     setting: str
-    loss: float | str
+    loss: float
     kept: bool
 
 

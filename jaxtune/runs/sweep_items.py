@@ -5,7 +5,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from jaxtune.runs.sweep_contrasts import Question
+from jaxtune.runs.sweep_contrasts import Comparison
 from jaxtune.runs.sweeps import FinishedArm, Sweep, key
 from jaxtune.science.crossed import Crossed, crossed
 
@@ -22,7 +22,7 @@ def right_answers(arm: FinishedArm) -> dict[Item, float]:
     }
 
 
-def item_difference(sweep: Sweep, question: Question) -> Crossed | None:
+def item_difference(sweep: Sweep, question: Comparison) -> Crossed | None:
     """A contrast as the mean over test questions, each weighing alike; one prompt asked twice counts once.
 
     None where runs that it needs have no answers, or no question in common.
