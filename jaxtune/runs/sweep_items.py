@@ -16,7 +16,7 @@ Item = tuple[str, str, str]
 def right_answers(arm: FinishedArm) -> dict[Item, float]:
     """1 or 0 for every test question of a run, after tuning."""
     return {
-        (task, str(row["id"]), str(row.get("prompt"))): float(bool(row["correct"]))
+        (task, str(row["id"]), str(row.get("prompt", row["id"]))): float(bool(row["correct"]))
         for task, rows in arm.run.generations.get("after", {}).items()
         for row in rows
     }

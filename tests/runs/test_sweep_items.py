@@ -16,6 +16,11 @@ from jaxtune.science.crossed import crossed
 SEEDS, ITEMS = 4, 30
 
 
+def answer(name: str, prompt: str, correct: bool) -> dict:
+    """An entry of generations.json."""
+    return {"id": name, "prompt": prompt, "prediction": "a", "reference": "b", "correct": correct}
+
+
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory):
     """A sweep over one option whose runs hold known answers to `ITEMS` questions of one task, and the table of them."""
@@ -26,10 +31,7 @@ def answered(tmp_path_factory):
     for row, temperature in enumerate(("1", "4")):
         for seed in range(SEEDS):
             path = folder / "runs" / f"temperature={temperature}_peak_lr=1e-3_seed={seed}" / "generations.json"
-            rows = [
-                {"id": f"q{i}", "prompt": f"What is {i // 2}?", "correct": bool(right[row, seed, i])}
-                for i in range(ITEMS)
-            ]
+            rows = [answer(f"q{i}", f"What is {i // 2}?", bool(right[row, seed, i])) for i in range(ITEMS)]
             path.write_text(json.dumps({"after": {"math": rows}}))
     return folder, right.astype(float)
 
@@ -48,7 +50,7 @@ def test_runs_without_a_question_in_common_have_no_difference(answered, tmp_path
     folder, _ = answered
     path = folder / "runs" / "temperature=4_peak_lr=1e-3_seed=0" / "generations.json"
     kept = path.read_bytes()
-    path.write_text(json.dumps({"after": {"math": [{"id": "other", "prompt": "?", "correct": True}]}}))
+    path.write_text(json.dumps({"after": {"math": [answer("other", "?", True)]}}))
     sweep = read_sweep(folder)
     assert item_difference(sweep, questions(sweep)[0]) is None
     path.write_bytes(kept)
