@@ -153,7 +153,9 @@ class Subjects:
         """A project whose data are compressed, with its caches."""
         import gzip
 
-        place = self.folder / "packed"
+        from jaxtune.data.jobs import code_fingerprint
+
+        place = self.folder / f"packed {code_fingerprint()[:12]}"  # other code looks for other stores
         if not (place / "identity.json").exists():
             shutil.rmtree(place, ignore_errors=True)
             shutil.copytree(
@@ -221,13 +223,20 @@ class Subjects:
         if here.code:
             return False, here.in_short()
         same = json.loads((copy / "now.json").read_text()) == json.loads((copy / "identity.json").read_text())
-        again = "made again" if "again" in here.text else "without effect"
-        return same, f"{again}; {'the same' if same else 'OTHER'} data and batches"
+        noticed = "again" in here.text or file.suffix == ".jsonl"  # a copy that is gone is made without a word
+        return same and noticed, f"{in_short(here, file)}; {'the same' if same else 'OTHER'} data and batches"
 
     def by_verify_of_project(self, copy: pathlib.Path, file: pathlib.Path, output: pathlib.Path) -> tuple[bool, str]:
         """`verify` with the damaged project says what changed, or why it cannot be read."""
         said = shared.run(shared.jaxtune("verify", copy / "run", "--config", copy / "config.py"), output)
-        return said.refused, in_short(said, file)
+        parts = [
+            f"base model {file.name}",
+            f"tokenizer {file.name}",
+            f"data {file.name.partition('-')[0]}",
+            "template: ",
+        ]
+        named = any(part in said.text for part in parts) or ("error: " in said.text and file.name in said.text)
+        return said.refused and named, in_short(said, file)
 
     def by_sweep(self, copy: pathlib.Path, file: pathlib.Path, output: pathlib.Path) -> tuple[bool, str]:
         """The sweep's command, given again, refuses or ends with the table that it had."""
