@@ -230,7 +230,7 @@ class Subjects:
         """`verify` with the damaged project says what changed, or why it cannot be read."""
         said = shared.run(shared.jaxtune("verify", copy / "run", "--config", copy / "config.py"), output)
         parts = [
-            f"base model {file.name}",
+            f"base_model {file.name}",
             f"tokenizer {file.name}",
             f"data {file.name.partition('-')[0]}",
             "template: ",
