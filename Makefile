@@ -8,7 +8,7 @@ VERSIONS := 3.11 3.12 3.13
 # A worker for each core, at most eight: each holds a JAX of its own.
 PARALLEL := -n logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: quickstart test test-slow parity parity-latest docs versions dist check clean
+.PHONY: quickstart test test-slow parity parity-latest docs versions science dist check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune train configs/quickstart.py --run-dir $(RUN) --overwrite
@@ -47,6 +47,11 @@ docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m mkdocs build --strict
 	@echo "Open build/docs/index.html in a browser."
+
+# The experiments on the chapter's claims that need no network; each goes on where it was stopped.
+SCIENCE := $(filter-out experiments/24-%,$(sort $(wildcard experiments/1[6-9]-*/run.py experiments/2[0-9]-*/run.py)))
+science: $(VENV)/.installed
+	@for script in $(SCIENCE); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 dist: $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt build

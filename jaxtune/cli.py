@@ -20,6 +20,7 @@ from jaxtune import commands
 from jaxtune.errors import UserError, did_you_mean
 from jaxtune.mixture import OnCap, Strategy
 from jaxtune.storage.faults import foreseen, is_unforeseen
+from jaxtune.sweep import arguments as arms
 from jaxtune.terminal import streams
 from jaxtune.terminal.display import Phase
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.open_closed()
     logging.getLogger("absl").addFilter(is_unforeseen)  # Orbax logs what its saving thread met, and raises it as well
     # A run outlives its terminal; the other commands exist for what they print.
-    with streams.surviving("stderr", *(["stdout"] if arguments.command in ("train", "sweep") else [])):
+    with streams.surviving("stderr", *(["stdout"] if arguments.command in ("train", "sweep", "transfer") else [])):
         return run_command(arguments, debug=debug)
 
 
@@ -269,22 +270,14 @@ def add_generate(rows: Subparsers) -> None:
 def add_sweep(rows: Subparsers) -> None:
     text = "Settings and seeds as paired, resumable runs: grids, lists, random designs, mixtures."
     parser = command(rows, "sweep", commands.run_sweep, text, overrides=True)
-    parser.add_argument("config")
-    parser.add_argument("--sweep-dir", required=True, type=local_path)
-    add_settings(parser)
+    arms.add_folder(parser, local_path)
+    arms.add_settings(parser, local_path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     text = "what winners are chosen by and surfaces are fitted to"
     parser.add_argument("--measure", choices=["macro_loss", "macro_exact_match"], default="macro_loss", help=text)
     text = "print the seeds that a difference of D (nats, or points of exact match) needs, and run nothing"
     parser.add_argument("--power", type=float, metavar="D", help=text)
-    text = "print the runs, the programs they share, their steps and an estimate of time, and run nothing"
-    parser.add_argument("--dry-run", action="store_true", help=text)
     add_json(parser)
-    parser.add_argument("--overwrite", action="store_true")
-    text = "train runs of one shape together, as one program; side by side on the devices of --mesh.trial"
-    parser.add_argument("--stacked", action="store_true", help=text)
-    text = "at most N runs together (each has its own optimizer state)"
-    parser.add_argument("--stack-size", type=int, metavar="N", help=text)
     text = "order: one after the other, with the bits of runs alone; batched: adapters in one product with their base"
     parser.add_argument("--stack-mode", choices=["order", "batched"], default="order", help=text)
     text = "at each rung one setting in FACTOR goes on, with all that are within a standard error of the best"
@@ -295,27 +288,11 @@ def add_sweep(rows: Subparsers) -> None:
     parser.add_argument("--rung-decay", type=float, metavar="SHARE", help=text)
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """The forms in which the settings of a sweep are written."""
-    text = 'e.g. mixture.temperature=1,2,4,inf "mixture.weights=qa 1 math 1,qa 1"; a value may be several words'
-    parser.add_argument("--grid", nargs="+", default=[], metavar="OPTION=V1,V2", help=text)
-    parser.add_argument("--zip", action="store_true", help="pair the values of the grid instead of crossing them")
-    text = 'a JSONL file of settings: {"overrides": {"optim.peak-lr": "1e-3"}, "tag": "slow"}'
-    parser.add_argument("--arms", type=local_path, metavar="FILE", help=text)
-    text = "N settings spread evenly over --space by scrambled Sobol points"
-    parser.add_argument("--random", type=int, metavar="N", help=text)
-    text = "e.g. optim.peak-lr=log:1e-4:1e-2 mixture.temperature=inv:1:inf batch.rows=choice:8:16"
-    parser.add_argument("--space", nargs="+", default=[], metavar="OPTION=LAW:LOW:HIGH", help=text)
-    text = "N mixtures drawn from a Dirichlet law around the tasks' natural shares"
-    parser.add_argument("--mixtures", type=int, metavar="N", help=text)
-    text = "how closely --mixtures keep to the natural shares (default 1: as widely as a flat law)"
-    parser.add_argument("--concentration", type=float, default=1.0, metavar="A", help=text)
-    text = "seed of the designs of --random and --mixtures"
-    parser.add_argument("--design-seed", type=int, default=0, metavar="S", help=text)
-    text = "the folder's winner and the config's own setting on N fresh seeds"
-    parser.add_argument("--confirm", type=int, metavar="N", help=text)
-    text = "N more settings where the fitted surface promises the most"
-    parser.add_argument("--refine", type=int, metavar="N", help=text)
+def add_transfer(rows: Subparsers) -> None:
+    text = "What training on one task changes on another: runs on tasks alone, in pairs or in subsets, with intervals."
+    parser = command(rows, "transfer", commands.run_transfer, text, overrides=True)
+    arms.add_transfer(parser, local_path)
+    add_json(parser)
 
 
 def add_recommend(rows: Subparsers) -> None:
@@ -323,6 +300,15 @@ def add_recommend(rows: Subparsers) -> None:
     parser = command(rows, "recommend", commands.run_recommend, text)
     parser.add_argument("sweep_dir", type=local_path)
     parser.add_argument("--measure", choices=["macro_loss", "macro_exact_match"], default="macro_loss")
+    text = "of a sweep of mixtures: fit each task's loss to the shares of all, and give the best shares"
+    parser.add_argument("--law", action="store_true", help=text)
+    add_json(parser)
+
+
+def add_proxy(rows: Subparsers) -> None:
+    text = "Whether a small model orders the settings of a sweep as a large one does."
+    parser = command(rows, "proxy", commands.run_proxy, text)
+    arms.add_proxy(parser, local_path)
     add_json(parser)
 
 
@@ -377,7 +363,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
         add_evaluate,
         add_generate,
     ),
-    *(add_sweep, add_recommend, add_report, add_verify, add_import, add_export),
+    *(add_sweep, add_transfer, add_recommend, add_proxy, add_report, add_verify, add_import, add_export),
 )
 
 

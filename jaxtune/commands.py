@@ -288,8 +288,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     if arguments.json and not arguments.dry_run:
         raise UserError("--json of jaxtune sweep goes with --dry-run or --power; the runs' numbers are in results.csv")
     config = load_config(arguments)
-    fields = ("grid", "zip", "arms", "random", "space", "mixtures", "concentration", "design_seed", "confirm", "refine")
-    request = Request(**{name: getattr(arguments, name) for name in fields})
+    request = Request(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Request)})
     trials = requested_trials(request, config, arguments.sweep_dir, arguments.seeds, measure)
     if arguments.dry_run:
         plan = dry_run(config, arguments.sweep_dir, trials)
@@ -306,23 +305,22 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     return 0 if status is Status.FINISHED else 130
 
 
-def run_recommend(arguments: argparse.Namespace) -> None:
-    from jaxtune.reports.recommendation import facts
-    from jaxtune.reports.sweep import write_sweep_report
-    from jaxtune.runs.recommendation import recommend
-    from jaxtune.runs.sweeps import MEASURES, read_sweep
-    from jaxtune.storage.documents import write_json
+def run_transfer(arguments: argparse.Namespace) -> int:
+    from jaxtune.sweep import studies
 
-    sweep = read_sweep(arguments.sweep_dir)
-    with Phase("fitting the surface"):
-        found = recommend(sweep, MEASURES[arguments.measure])
-    write_json(sweep.path / "recommendation.json", found.to_json())
-    page = write_sweep_report(sweep)
-    if arguments.json:
-        print_json(found.to_json())
-    else:
-        print("\n".join(f"{name}: {value}" for name, value in facts(found)))
-        print(f"report: {page}")
+    return studies.transfer(load_config(arguments), arguments)
+
+
+def run_recommend(arguments: argparse.Namespace) -> None:
+    from jaxtune.sweep import studies
+
+    studies.law(arguments) if arguments.law else studies.surface(arguments)
+
+
+def run_proxy(arguments: argparse.Namespace) -> None:
+    from jaxtune.sweep import studies
+
+    studies.proxy(arguments)
 
 
 def run_report(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Runs side by side: what they reached, their curves, transfer between tasks."""
+"""Runs side by side: what they reached, their curves, their answers question by question."""
 
 import dataclasses
 import math
@@ -13,11 +13,11 @@ from jaxtune.reports import page
 from jaxtune.reports.bars import Whisker, whiskers
 from jaxtune.reports.charts import Series, line_chart
 from jaxtune.reports.drawing import XAxis, YAxis, shorten
-from jaxtune.reports.heatmap import INK_TURNS, Grid, heat_table
+from jaxtune.reports.heatmap import Grid, heat_table
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, plain_text, tag
 from jaxtune.reports.training import LOSS, loss_series, subheading
 from jaxtune.runs.history import Run, TrainRow
-from jaxtune.runs.results import macro_mean, reached, status
+from jaxtune.runs.results import reached, status
 from jaxtune.runs.seal import read_unchanged
 from jaxtune.science.intervals import Estimate, mean_of_estimates, paired_proportions
 from jaxtune.storage.documents import Json, dotted, replace_file
@@ -27,78 +27,6 @@ from jaxtune.terminal.numbers import decimal, percent, signed
 def axis_name(axis: str) -> str:
     """The last part of an option's name, in words."""
     return axis.rpartition(".")[2].replace("-", " ").replace("_", " ")
-
-
-# Transfer
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """Changes on every task after training on one set of tasks."""
-
-    rows: Sequence[tuple[str, Mapping[str, float]]]
-    """(trained on, change by evaluated task): means over runs of the same training tasks."""
-    tasks: Sequence[str]
-    scored: bool
-    """Exact match (shares) if true, else validation loss (nats)."""
-
-
-def transfer(runs: Sequence[Run]) -> Transfer | None:
-    """Changes by training task; None unless at least two runs trained on a single task each.
-
-    The diagonal is what a task gains from its own data, the rest of a row what the others gain or lose by it
-    (interference). Mixtures of several tasks come last.
-    """
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        groups.setdefault(tuple(sorted(one.task for one in run.tasks if one.count)), []).append(run)
-    if sum(len(trained) == 1 for trained in groups) < 2:
-        return None
-    tasks = list(dict.fromkeys(task for run in runs for task in run.task_names))
-    scored = all(math.isfinite(reached(run).exact_match) for run in runs)
-    order = {task: index for index, task in enumerate(tasks)}
-    rows = []
-    for trained in sorted(groups, key=lambda names: (len(names) > 1, [order[name] for name in names])):
-        changes = [changes_of(run, scored) for run in groups[trained]]
-        mean = {task: macro_mean([one.get(task, math.nan) for one in changes]) for task in tasks}
-        rows.append((" + ".join(trained) if len(trained) < len(tasks) else f"all {len(tasks)} tasks", mean))
-    return Transfer(rows=rows, tasks=tasks, scored=scored)
-
-
-def changes_of(run: Run, scored: bool) -> dict[str, float]:
-    """After minus before, by task."""
-    sides = (reached(run, "before"), reached(run, "after"))
-    before, after = (side.task_exact_match if scored else side.task_loss for side in sides)
-    return {task: after[task] - before[task] for task in after if task in before}
-
-
-def transfer_section(runs: Sequence[Run]) -> Section | None:
-    """The transfer table, shaded by size and coloured by direction."""
-    table = transfer(runs)
-    if table is None:
-        return None
-    sign, digits, scale = (1, 1, 100.0) if table.scored else (-1, 3, 1.0)
-    largest = max((abs(value) for _, row in table.rows for value in row.values() if math.isfinite(value)), default=1.0)
-    head = [tag("th", "trained on ↓  evaluated on →", class_="row"), *(tag("th", task) for task in table.tasks)]
-    rows = [tag("tr", *head)]
-    for name, row in table.rows:
-        cells = []
-        for task in table.tasks:
-            value = row[task]
-            shade = 0.9 * abs(value) / (largest or 1.0) if math.isfinite(value) else 0.0
-            kinds = (["below"] if value * sign < 0 else []) + (["dark"] if shade > INK_TURNS else [])
-            text = signed(value, digits, scale)
-            cells.append(tag("td", text, class_=" ".join(kinds) or None, style=f"--x:{shade:.2f}"))
-        rows.append(tag("tr", tag("th", name, class_="row"), *cells))
-    what = "exact match in points" if table.scored else "validation loss in nats"
-    lead = (
-        f"Change in {what} against the base model. The diagonal is a task's gain from its own data; orange is a loss."
-    )
-    drawn = tag("div", tag("table", *rows, class_="heat"), class_="scroll")
-    return Section("transfer", "Transfer and interference", lead, [drawn])
-
-
-# Any runs
 
 
 def compare_table(runs: Sequence[Run]) -> list[Json]:
@@ -139,7 +67,6 @@ def render_comparison(runs: Sequence[Run]) -> str:
         curves_section(runs),
         training_section(runs),
         against_first_section(runs),
-        transfer_section(runs),
     ]
     return page.page(
         " · ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs",

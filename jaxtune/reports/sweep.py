@@ -5,8 +5,9 @@ from pathlib import Path
 
 from jaxtune.reports import page
 from jaxtune.reports.charts import Series, line_chart
-from jaxtune.reports.comparison import transfer_section
 from jaxtune.reports.heatmap import heatmap_png
+from jaxtune.reports.leaving import leaving_section
+from jaxtune.reports.memorisation import ladder_section
 from jaxtune.reports.page import Column, Html, Section, Stat, tag
 from jaxtune.reports.recommendation import recommendation_section
 from jaxtune.reports.sweep_best import best_section, headline
@@ -15,8 +16,11 @@ from jaxtune.reports.sweep_grid import grid_section, sweep_grids, task_section
 from jaxtune.reports.sweep_rungs import rungs_section
 from jaxtune.reports.sweep_tasks import aggregates_section
 from jaxtune.reports.training import LOSS
+from jaxtune.reports.transfer import PICTURE, transfer_png, transfer_section
+from jaxtune.runs.history import Run
 from jaxtune.runs.results import reached
 from jaxtune.runs.sweeps import MATCH, Sweep, option_name
+from jaxtune.runs.transfer import read_transfer
 from jaxtune.storage.documents import replace_file
 from jaxtune.terminal.numbers import decimal, duration, percent
 
@@ -25,8 +29,14 @@ CURVES = 120
 
 
 def write_sweep_report(sweep: Sweep) -> Path:
-    """Write `report.html` and, for a grid, `heatmap.png` into the sweep folder; returns the page's path."""
-    grids = [grid for pair in sweep_grids(sweep) for grid in pair]
+    """Write `report.html` and its picture into the sweep folder; returns the page's path.
+
+    The picture is `heatmap.png` for a grid and `transfer.png` for a transfer sweep.
+    """
+    matrices = read_transfer(sweep)
+    grids = [] if matrices else [grid for pair in sweep_grids(sweep) for grid in pair]
+    if matrices:
+        transfer_png(matrices, sweep.path / PICTURE)
     if grids:
         heatmap_png(grids, sweep.path / "heatmap.png")
     path = sweep.path / "report.html"
@@ -35,8 +45,9 @@ def write_sweep_report(sweep: Sweep) -> Path:
 
 
 def render_sweep(sweep: Sweep) -> str:
-    """The page of a sweep."""
-    sections = [
+    """The page of a sweep. A transfer sweep compares targets, not settings: no setting of it is the best."""
+    transfer = transfer_section(sweep)
+    compared = [
         grid_section(sweep),
         recommendation_section(sweep),
         best_section(sweep),
@@ -44,18 +55,26 @@ def render_sweep(sweep: Sweep) -> str:
         task_section(sweep),
         aggregates_section(sweep),
         rungs_section(sweep),
-        curves_section(sweep),
-        transfer_section([arm.run for arm in sweep.arms]),
-        arms_section(sweep),
     ]
+    sections = [*(compared if transfer is None else [transfer]), ladder_section(by_setting(sweep))]
+    sections.insert(0, leaving_section(sweep))
+    sections += [curves_section(sweep), arms_section(sweep)]
     return page.page(
         sweep.path.name,
         kicker="jaxtune sweep",
         lead=lead_text(sweep),
-        top=sweep_stats(sweep),
+        top=sweep_stats(sweep) if transfer is None else "",
         sections=[section for section in sections if section is not None],
         foot=f"Written by jaxtune from the files in {sweep.path}",
     )
+
+
+def by_setting(sweep: Sweep) -> dict[str, list[Run]]:
+    """The runs of every setting, by its name."""
+    found: dict[str, list[Run]] = {}
+    for arm in sweep.arms:
+        found.setdefault(sweep.name(arm.setting), []).append(arm.run)
+    return found
 
 
 def lead_text(sweep: Sweep) -> str:

@@ -22,6 +22,7 @@ from jaxtune.sweep.language import (
     read_settings,
     zipped,
 )
+from jaxtune.sweep.leaving import leaving_settings
 from jaxtune.sweep.record import Trial, trials_of
 from jaxtune.train.planned import plan_run
 from jaxtune.train.resolution import resolve
@@ -38,6 +39,8 @@ class Request:
     random: int | None = None
     space: Sequence[str] = ()
     mixtures: int | None = None
+    leave_out: str | None = None
+    """`clusters`: each cluster left out once, beside all; `curve`: with fewer and fewer of the others as well."""
     concentration: float = 1.0
     design_seed: int = 0
     confirm: int | None = None
@@ -50,6 +53,7 @@ class Request:
             "--arms": self.arms is not None,
             "--random": self.random is not None,
             "--mixtures": self.mixtures is not None,
+            "--leave-out": self.leave_out is not None,
             "--confirm": self.confirm is not None,
             "--refine": self.refine is not None,
         }
@@ -91,6 +95,8 @@ def requested_settings(request: Request, config: ExperimentConfig) -> list[Setti
         rows = resolve(config, questions=False).plan.to_json()["tasks"] if request.mixtures > 0 else []
         sizes = {str(row["task"]): int(row["usable"]) for row in rows}
         return mixture_settings(sizes, request.mixtures, concentration=request.concentration, seed=request.design_seed)
+    if request.leave_out is not None:
+        return leaving_settings(config, curve=request.leave_out == "curve", seed=request.design_seed)
     axes = parse_axes(request.grid)
     return zipped(axes) if request.zip else crossed(axes)
 

@@ -5,6 +5,8 @@ from jaxtune.tasks.clusters import by_name as by_name
 from jaxtune.tasks.clusters import cluster_groups as cluster_groups
 from jaxtune.tasks.clusters import hold_out as hold_out
 from jaxtune.tasks.clusters import invert as invert
+from jaxtune.tasks.ladder import Ladder as Ladder
+from jaxtune.tasks.ladder import repeat_ladder as repeat_ladder
 from jaxtune.tasks.problems import Problem as Problem
 from jaxtune.tasks.problems import ProblemLog as ProblemLog
 from jaxtune.tasks.problems import RecordError as RecordError

@@ -9,7 +9,6 @@ from jaxtune.reports.comparison import (
     compare_table,
     differing_options,
     question_differences,
-    transfer,
     write_comparison,
 )
 from jaxtune.runs.history import read_run
@@ -29,7 +28,7 @@ def run_dirs(tmp_path_factory):
 
 def test_the_comparison_is_one_file_with_every_run_and_task(run_dirs, tmp_path):
     page = assert_self_contained(write_comparison(run_dirs, tmp_path / "all.html").read_text())
-    assert {"mixed", "qa", "code", "math", "Transfer and interference", "Against the first run"} <= set(page.text)
+    assert {"mixed", "qa", "code", "math", "Against the first run"} <= set(page.text)
 
 
 def test_one_run_is_not_a_comparison(run_dirs, tmp_path):
@@ -50,29 +49,6 @@ def test_the_table_has_a_row_per_run_with_its_own_numbers(run_dirs):
     assert [row["seed"] for row in rows] == [0, 3, 3, 3]
     scores = read_json(run_dirs[0] / "summary.json")["after"]["task_score"]
     assert rows[0]["macro_exact_match"] == pytest.approx(sum(s["exact_match"] for s in scores.values()) / 3)
-
-
-def test_transfer_has_a_row_per_single_task_and_the_mixture_last(run_dirs):
-    table = transfer([read_run(folder) for folder in run_dirs])
-    assert table is not None
-    assert [name for name, _ in table.rows] == ["qa", "code", "math", "all 3 tasks"]
-    before, after = (reached(read_run(run_dirs[1]), when).task_exact_match for when in ("before", "after"))
-    assert table.rows[0][1]["math"] == pytest.approx(after["math"] - before["math"])
-    for name, row in table.rows[:3]:
-        assert max(row, key=lambda task: row[task]) == name
-
-
-def test_transfer_averages_runs_of_the_same_training_task(run_dirs, tmp_path):
-    again = toy_runs.write_toy_run(tmp_path / "again", sizes=TASKS, steps=12, trained=("qa",), seed=9)
-    runs = [read_run(folder) for folder in (run_dirs[1], run_dirs[2], again)]
-    table = transfer(runs)
-    assert table is not None and len(table.rows) == 2
-    changes = [reached(run).task_exact_match["qa"] - reached(run, "before").task_exact_match["qa"] for run in runs[::2]]
-    assert table.rows[0][1]["qa"] == pytest.approx(sum(changes) / 2)
-
-
-def test_without_single_task_runs_there_is_no_transfer_table(run_dirs):
-    assert transfer([read_run(run_dirs[0]), read_run(run_dirs[1])]) is None
 
 
 def test_runs_are_compared_question_by_question_only_on_the_same_questions(run_dirs, tmp_path):

@@ -1,0 +1,134 @@
+"""Commands that answer one question by several runs: from parsed arguments to what is printed; the exit code.
+
+Everything heavy is imported where it is used, as in `jaxtune.commands`.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from jaxtune.storage.documents import Json, json_bytes
+
+
+def print_json(value: Any) -> None:
+    """JSON on the standard output."""
+    sys.stdout.write(json_bytes(value).decode())
+
+
+def transfer(config: Any, arguments: argparse.Namespace) -> int:
+    """`jaxtune transfer`: a sweep over sets of tasks, and what each does to each."""
+    from jaxtune import config as configs
+    from jaxtune.sweep import run as sweep
+    from jaxtune.sweep import transfer as study
+    from jaxtune.sweep.record import grow
+    from jaxtune.sweep.request import dry_run, dry_run_text
+    from jaxtune.train.decisions import Status
+
+    request = study.TransferRequest(
+        tasks=arguments.tasks, design=arguments.design, modes=tuple(dict.fromkeys(arguments.mode)),
+        baseline=arguments.baseline, examples=arguments.examples, subsets=arguments.subsets, seeds=arguments.seeds,
+    )  # fmt: skip
+    planned = study.plan(request, config)
+    if arguments.dry_run:
+        runs = dry_run(planned.config, arguments.sweep_dir, planned.trials)
+        print_json(runs) if arguments.json else print(dry_run_text(runs))
+        return 0
+    stored = configs.to_json(planned.config)
+    grow(arguments.sweep_dir, stored, planned.trials, overwrite=arguments.overwrite)
+    study.begin(arguments.sweep_dir, planned.design)
+    status = sweep.sweep(
+        planned.config, arguments.sweep_dir, planned.trials,
+        command=sweep.Command(config=arguments.config, overrides=[*arguments.rest, *planned.options]),
+        stacking=sweep.Stacking(stacked=arguments.stacked, size=arguments.stack_size),
+    )  # fmt: skip
+    if status is not Status.FINISHED:
+        return 130
+    found = study.conclude(arguments.sweep_dir)
+    print_json(found) if arguments.json else print(transfer_text(found))
+    return 0
+
+
+def transfer_text(found: Json) -> str:
+    """The effects of a transfer sweep in lines."""
+    lines = []
+    for form, matrix in found["forms"].items():
+        lines.append(f"{form}: nats of validation loss, positive where the first helps the second")
+        for cell in matrix["cells"]:
+            lines.append(f"  {cell['source']} -> {cell['target']}: {estimate_text(cell)}")
+        lines += [f"  {task} by its own examples: {estimate_text(cell)}" for task, cell in matrix["own"].items()]
+    return "\n".join(lines)
+
+
+def estimate_text(cell: Json) -> str:
+    """An estimate with its interval; two seeds give none."""
+    text = f"{cell['estimate']:+.4f}"
+    if cell["n"] < 3:
+        return f"{text} ({cell['n']} seeds: no interval)"
+    mark = ", clear" if cell["clear"] else ""
+    return f"{text} [{cell['low']:+.4f}, {cell['high']:+.4f}], adjusted p {cell['p_adjusted']:.2g}{mark}"
+
+
+def surface(arguments: argparse.Namespace) -> None:
+    """`jaxtune recommend`: the minimum of a surface over the numeric options of a sweep."""
+    from jaxtune.reports.recommendation import facts
+    from jaxtune.reports.sweep import write_sweep_report
+    from jaxtune.runs.recommendation import recommend
+    from jaxtune.runs.sweeps import MEASURES, read_sweep
+    from jaxtune.storage.documents import write_json
+    from jaxtune.terminal.display import Phase
+
+    sweep = read_sweep(arguments.sweep_dir)
+    with Phase("fitting the surface"):
+        found = recommend(sweep, MEASURES[arguments.measure])
+    write_json(sweep.path / "recommendation.json", found.to_json())
+    page = write_sweep_report(sweep)
+    if arguments.json:
+        print_json(found.to_json())
+    else:
+        print("\n".join(f"{name}: {value}" for name, value in facts(found)))
+        print(f"report: {page}")
+
+
+def law(arguments: argparse.Namespace) -> None:
+    """`jaxtune recommend --law`: the mixture law of a sweep of mixtures."""
+    from jaxtune.runs.mixture_law import RECORD, law_of
+    from jaxtune.runs.sweeps import read_sweep
+    from jaxtune.storage.documents import write_json
+
+    sweep = read_sweep(arguments.sweep_dir)
+    found = law_of(sweep)
+    write_json(sweep.path / RECORD, found)
+    if arguments.json:
+        print_json(found)
+        return
+    shares = found["best"]["shares"]
+    print(f"law of {found['mixtures']} mixtures; left-out arms: Spearman {found['rank_left_out']:.2f}")
+    for target, one in found["targets"].items():
+        rates = ", ".join(f"{task} {rate:+.2f}" for task, rate in one["rates_centred"].items())
+        print(f"  {target}: R2 of left-out arms {one['r2_left_out']:.2f}; effect of shares, centred: {rates}")
+    trained = found["best_trained"]
+    print(f"best trained: {trained['loss']:.4f} at {trained['name']}")
+    print(f"expected at the best shares: {found['best']['expected_loss']:.4f}")
+    print(
+        "  --mixture.strategy weights --mixture.weights "
+        + " ".join(f"{task} {value}" for task, value in shares.items())
+    )
+
+
+def proxy(arguments: argparse.Namespace) -> None:
+    """`jaxtune proxy`: decision accuracy of a small model's sweep for a large one's."""
+    from jaxtune.runs.proxy import proxy_of
+    from jaxtune.runs.sweeps import MEASURES, read_sweep
+
+    found = proxy_of(read_sweep(arguments.small), read_sweep(arguments.large), MEASURES[arguments.measure])
+    if arguments.json:
+        print_json(found)
+        return
+    told = f"{found['pairs']} pairs of {found['settings']} settings are told apart on the large model"
+    accuracy = (
+        "" if found["accuracy"] is None else f"; the small one orders {100 * found['accuracy']:.0f} % of them alike"
+    )
+    print(told + accuracy + (" (80 % is the usual bar)" if accuracy else ""))
+    print(f"Kendall's tau {found['tau']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]")
+    if found["warning"]:
+        print(found["warning"])
