@@ -8,8 +8,6 @@ import argparse
 import importlib
 import logging
 import os
-import pathlib
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +20,7 @@ from jaxtune.mixture import OnCap, Strategy
 from jaxtune.storage.faults import foreseen, is_unforeseen
 from jaxtune.sweep import arguments as arms
 from jaxtune.terminal import streams
+from jaxtune.terminal.arguments import local_path, run_place
 from jaxtune.terminal.display import Phase
 
 EPILOG = (
@@ -76,16 +75,6 @@ def run_command(arguments: argparse.Namespace, *, debug: bool) -> int:
         code, message = told
         print(f"error: {message}", file=sys.stderr)
         return code
-
-
-def local_path(text: str) -> pathlib.Path:
-    """The parser of every path on the command line. A URL is refused: as a path it would name a local folder `gs:`."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is a URL; a local path is needed here. Checkpoints alone may lie elsewhere: "
-            "--checkpoint.directory gs://bucket/folder"
-        )
-    return pathlib.Path(text)
 
 
 def misplaced(arguments: argparse.Namespace) -> str:
@@ -164,7 +153,8 @@ def add_train(rows: Subparsers) -> None:
     text = "Tune a model as a config says; writes a run folder."
     parser = command(rows, "train", commands.run_train, text, overrides=True)
     parser.add_argument("config", help="Python file that defines config() -> ExperimentConfig; or `quickstart`")
-    parser.add_argument("--run-dir", required=True, type=local_path, help="folder that the run writes")
+    text = "folder that the run writes, here or in a bucket (gs://bucket/runs/x)"
+    parser.add_argument("--run-dir", required=True, type=run_place, help=text)
     text = "continue the run in that folder from its last good checkpoint"
     parser.add_argument("--resume", action="store_true", help=text)
     parser.add_argument("--resume-step", type=int, help="continue from this checkpoint")
@@ -247,15 +237,15 @@ def add_evaluate(rows: Subparsers) -> None:
     text = "Validation loss and exact match by task, of a run or a model folder."
     parser = command(rows, "evaluate", commands.run_evaluate, text, overrides=True)
     parser.add_argument("config", nargs="?", help="tasks and settings (default: those of --run-dir)")
-    parser.add_argument("--model", type=local_path, help="model folder (default: the config's)")
-    parser.add_argument("--run-dir", type=local_path, help="evaluate the exported model of this run")
+    parser.add_argument("--model", type=run_place, help="model folder (default: the config's)")
+    parser.add_argument("--run-dir", type=run_place, help="evaluate the exported model of this run")
     add_json(parser)
 
 
 def add_generate(rows: Subparsers) -> None:
     text = "Answer prompts with a run's model; without --prompt, chat."
     parser = command(rows, "generate", commands.run_generate, text)
-    parser.add_argument("model", type=local_path, help="run folder or Hugging Face folder")
+    parser.add_argument("model", type=run_place, help="run folder or Hugging Face folder")
     parser.add_argument("--prompt", action="append", help="a user message (may be given several times)")
     parser.add_argument("--system", help="system message")
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -315,7 +305,7 @@ def add_proxy(rows: Subparsers) -> None:
 def add_report(rows: Subparsers) -> None:
     text = "Write report.html of a run, or of several, or of a sweep folder."
     parser = command(rows, "report", commands.run_report, text)
-    parser.add_argument("folders", nargs="+", type=local_path)
+    parser.add_argument("folders", nargs="+", type=run_place)
     parser.add_argument("--out", type=local_path, help="file to write (several runs)")
     add_json(parser)
 
@@ -323,7 +313,7 @@ def add_report(rows: Subparsers) -> None:
 def add_verify(rows: Subparsers) -> None:
     text = "Re-derive a finished run's plan and batches; with --replay, re-train steps and compare."
     parser = command(rows, "verify", commands.run_verify, text)
-    parser.add_argument("run_dir", type=local_path)
+    parser.add_argument("run_dir", type=run_place)
     parser.add_argument("--config", help="config file (default: the one the run recorded)")
     text = "re-train up to N steps, up to a checkpoint where one is near enough"
     parser.add_argument("--replay", type=int, metavar="N", default=0, help=text)
@@ -340,7 +330,7 @@ def add_import(rows: Subparsers) -> None:
 def add_export(rows: Subparsers) -> None:
     text = "Write a checkpoint of a run as a Hugging Face model folder, or its adapter."
     parser = command(rows, "export-hf", commands.run_export, text)
-    parser.add_argument("run_dir", type=local_path)
+    parser.add_argument("run_dir", type=run_place)
     parser.add_argument("out", type=local_path)
     parser.add_argument("--step", help="checkpoint step, `best` (default) or `latest`", default="best")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=None)

@@ -142,7 +142,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         )
     if distributed.is_main():
         print_summary(outcome.summary)
-        print(f"run folder: {outcome.run_dir}    report: {outcome.run_dir / 'report.html'}")
+        print(f"run folder: {outcome.where()}    report: {outcome.where('report.html')}")
     return outcome.exit_code
 
 
@@ -152,12 +152,12 @@ def continue_or_start(config: Any, arguments: argparse.Namespace) -> tuple[bool,
     A run that was ended before its first checkpoint starts anew; one with a checkpoint continues, and if that
     checkpoint cannot be used, it is an error.
     """
-    from jaxtune.parallel.job import from_main, is_main
+    from jaxtune.parallel.job import answer_of_main, is_main
+    from jaxtune.runs.remote import how_far
 
     if arguments.resume or arguments.resume_step is not None or arguments.overwrite:
         raise UserError("--restartable decides between resuming and starting; leave --resume and --overwrite away")
-    resume = bool(from_main(config.checkpoint.can_resume(arguments.run_dir)))
-    begun = bool(from_main((arguments.run_dir / "config.json").exists()))
+    resume, begun = answer_of_main(lambda: how_far(arguments.run_dir, config.checkpoint))
     if is_main():
         print("resuming the run" if resume else "no checkpoint yet: starting the run", file=sys.stderr)
     return resume, begun and not resume
@@ -225,22 +225,24 @@ def run_plan_memory(arguments: argparse.Namespace) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> None:
     from jaxtune import config as configs
     from jaxtune.runs import folder as runfolder
+    from jaxtune.runs.remote import read_places
     from jaxtune.terminal import tables as terminal
     from jaxtune.train import run as train
 
     if arguments.model is not None and arguments.run_dir is not None:
         raise UserError("give --model or --run-dir, not both")
-    if arguments.config is not None:
-        config = load_config(arguments)
-    elif arguments.run_dir is not None:
-        config = configs.override(configs.of_run(arguments.run_dir), arguments.rest)
-    else:
+    if arguments.config is None and arguments.run_dir is None:
         raise UserError("jaxtune evaluate takes a config, or --run-dir with a run folder")
-    folder = arguments.model or arguments.run_dir
-    if folder is not None:
-        path = str(runfolder.resolve_model_folder(folder))
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=path, tokenizer=None))
-    result = train.evaluate_only(config)
+    given = [place for place in (arguments.model or arguments.run_dir,) if place is not None]
+    with read_places(given, model=True) as folders:
+        if arguments.config is not None:
+            config = load_config(arguments)
+        else:
+            config = configs.override(configs.of_run(folders[0]), arguments.rest)
+        for folder in folders:
+            path = str(runfolder.resolve_model_folder(folder))
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=path, tokenizer=None))
+        result = train.evaluate_only(config)
     if arguments.json:
         print_json(result)
     else:
@@ -251,8 +253,10 @@ def run_generate(arguments: argparse.Namespace) -> None:
     from jaxtune.evaluate.decoding import SamplingConfig
     from jaxtune.evaluate.dialogue import answer, converse
     from jaxtune.runs import folder as runfolder
+    from jaxtune.runs.remote import read_places
 
-    folder = runfolder.resolve_model_folder(arguments.model)
+    with read_places([arguments.model], model=True) as (local,):
+        folder = runfolder.resolve_model_folder(local)
     sampling = SamplingConfig(
         max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, top_k=arguments.top_k,
         top_p=arguments.top_p, min_p=arguments.min_p, seed=arguments.seed,
@@ -328,22 +332,26 @@ def run_report(arguments: argparse.Namespace) -> None:
     from jaxtune.reports import run as report
     from jaxtune.reports.sweep import write_sweep_report
     from jaxtune.runs.history import read_run
+    from jaxtune.runs.remote import read_places, send_report
     from jaxtune.runs.sweeps import is_sweep, read_sweep, sweep_table
 
-    folders, out = arguments.folders, arguments.out
-    if len(folders) > 1:
-        path = compare.write_comparison(folders, out or pathlib.Path("comparison.html"))
-        rows = compare.compare_table([read_run(folder) for folder in folders])
-    elif out is not None:
-        raise UserError("--out is for a comparison of several runs; the report of one is written into its folder")
-    elif is_sweep(folders[0]):
-        sweep = read_sweep(folders[0])
-        path, rows = write_sweep_report(sweep), sweep_table(sweep)
-    else:
-        for line in report.changed_files(folders[0]):
-            print(f"warning: {folders[0]}: not as it was when the run ended: {line}", file=sys.stderr)
-        path = report.write_report(folders[0])
-        rows = compare.compare_table([read_run(folders[0])])
+    out = arguments.out
+    with read_places(arguments.folders) as folders:
+        if len(folders) > 1:
+            path = compare.write_comparison(folders, out or pathlib.Path("comparison.html"))
+            rows = compare.compare_table([read_run(folder) for folder in folders])
+        elif out is not None:
+            raise UserError("--out is for a comparison of several runs; the report of one is written into its folder")
+        elif is_sweep(folders[0]):
+            sweep = read_sweep(folders[0])
+            path, rows = write_sweep_report(sweep), sweep_table(sweep)
+        else:
+            place = arguments.folders[0]
+            for line in report.changed_files(folders[0]):
+                print(f"warning: {place}: not as it was when the run ended: {line}", file=sys.stderr)
+            path = report.write_report(folders[0])
+            rows = compare.compare_table([read_run(folders[0])])
+            path = path if isinstance(place, pathlib.Path) else send_report(place)
     if arguments.json:
         print_json({"report": path, "runs": rows})
     else:
@@ -354,10 +362,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     from jaxtune import verify
 
     outcome = verify.verify(arguments.run_dir, config_path=arguments.config, replay=arguments.replay)
-    if arguments.json:
-        print_json(outcome.to_json())
-    else:
-        verify.print_outcome(outcome)
+    print_json(outcome.to_json()) if arguments.json else verify.print_outcome(outcome)
     return 0 if outcome.ok else 1
 
 
@@ -373,7 +378,6 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    from jaxtune import config
     from jaxtune.hf.push import check_push, push
     from jaxtune.train.export import export_checkpoint
 
@@ -382,12 +386,12 @@ def run_export(arguments: argparse.Namespace) -> None:
     elif arguments.private:
         raise UserError("--private goes with --push NAME")
     export_checkpoint(
-        config.of_run(arguments.run_dir), arguments.run_dir, arguments.out, arguments.step, arguments.dtype,
-        overwrite=arguments.overwrite, adapter=arguments.adapter,
+        arguments.run_dir, arguments.out, arguments.step, arguments.dtype, overwrite=arguments.overwrite,
+        adapter=arguments.adapter,
     )  # fmt: skip
     print(arguments.out)
     if arguments.push is not None:
         with Phase(f"uploading to {arguments.push}"):
-            message = f"{arguments.run_dir.name}, checkpoint {arguments.step}, by jaxtune {jaxtune.__version__}"
-            address = push(arguments.out, arguments.push, private=arguments.private, message=message)
-        print(address)
+            run = pathlib.PurePath(arguments.run_dir).name
+            message = f"{run}, checkpoint {arguments.step}, by jaxtune {jaxtune.__version__}"
+            print(push(arguments.out, arguments.push, private=arguments.private, message=message))

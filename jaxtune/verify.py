@@ -18,11 +18,13 @@ from jaxtune.optim import OptimConfig, Schedule, rate_table
 from jaxtune.runs import documents, manifest, seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.runs.history import METRICS, TrainRow, check_row, read_rows
+from jaxtune.runs.remote import read_places
 from jaxtune.runs.retention import has_checkpoint
 from jaxtune.step.programs import Programs
 from jaxtune.step.trials import StackMode
 from jaxtune.step.update import StepMetrics, TrainState
 from jaxtune.storage.documents import number, read_json
+from jaxtune.storage.stores import is_url
 from jaxtune.terminal.display import Phase
 from jaxtune.train import resolution, resuming
 from jaxtune.train.identity import global_batch, identify
@@ -69,12 +71,18 @@ class Verification:
 
 
 def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, replay: int = 0) -> Verification:
-    """Check a run folder against config, data, tokenizer, model and code as they are now.
+    """Check a run folder, or one at a URL, against config, data, tokenizer, model and code as they are now.
 
+    What is at a URL is copied into the cache first, the checkpoints too.
     `config_path` replaces the config file that the run recorded. `replay`: so many steps are trained again. Raises
     UserError for a folder that is no run, or whose config no longer loads.
     """
-    run_dir = pathlib.Path(run_dir)
+    url = str(run_dir) if is_url(str(run_dir)) else None
+    with read_places([url or pathlib.Path(run_dir)], model=True) as (folder,):
+        return _verify(folder, url, config_path, replay)
+
+
+def _verify(run_dir: pathlib.Path, url: str | None, config_path: str | None, replay: int) -> Verification:
     if not (run_dir / "manifest.json").exists():
         raise UserError(f"{run_dir} is not a run folder: it has no manifest.json")
     try:
@@ -86,6 +94,9 @@ def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, repla
         inputs = resolution.resolve(config, questions=False)
         inputs = dataclasses.replace(inputs, room=read_room(run_dir))
         now = identify(inputs)
+    config = dataclasses.replace(config, checkpoint=config.checkpoint.kept_at(url))
+    if url is not None:
+        config.checkpoint.bring(run_dir)
     with Phase("files of the run"):
         files = [check_checkpoints(run_dir, config), check_files(run_dir)]
     checks = [

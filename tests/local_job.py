@@ -17,8 +17,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def spawn(command: Sequence[object], processes: int) -> list[subprocess.Popen]:
-    """Start a Python command as every process of a job, with the package and the test helpers on its path."""
+def spawn(
+    command: Sequence[object], processes: int, hosts: Sequence[pathlib.Path] | None = None
+) -> list[subprocess.Popen]:
+    """Start a Python command as every process of a job, with the package and the test helpers on its path.
+
+    With `hosts` each process has a folder of its own as working folder and home, as on machines without a shared disk.
+    """
     tests = pathlib.Path(__file__).parent
     shared = {
         "JAXTUNE_COORDINATOR": f"localhost:{free_port()}",
@@ -30,10 +35,12 @@ def spawn(command: Sequence[object], processes: int) -> list[subprocess.Popen]:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
     }
+    own = [{"HOME": str(host), "TMPDIR": str(host)} if hosts else {} for host in hosts or range(processes)]
     return [
         subprocess.Popen(
-            [sys.executable, "-u", *map(str, command)], env={**os.environ, **shared, "JAXTUNE_PROCESS": str(i)},
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, "-u", *map(str, command)],
+            env={**os.environ, **shared, **own[i], "JAXTUNE_PROCESS": str(i)},
+            cwd=hosts[i] if hosts else None, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for i in range(processes)
     ]  # fmt: skip

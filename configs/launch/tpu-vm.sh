@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # A Cloud TPU slice (for instance v5p-128: 64 chips, 16 hosts) through gcloud; the TPU's metadata join the hosts.
 #
-#   TPU=my-slice ZONE=us-east5-a TYPE=v5p-128 configs/launch/tpu-vm.sh configs/my.py --run-dir /mnt/runs/my \
-#       --checkpoint.directory gs://bucket/my
+#   TPU=my-slice ZONE=us-east5-a TYPE=v5p-128 configs/launch/tpu-vm.sh configs/my.py --run-dir gs://bucket/runs/my
 #
 # The slice is made if it is not there, and made again after a spot preemption; jaxtune goes on from its last checkpoint.
 # The job is detached: a laptop that sleeps or loses its connection stops nothing, and the same command watches it again.
@@ -12,9 +11,8 @@
 # Variables: RUNTIME (v2-alpha-tpuv5), SPOT (1; empty for a slice on demand), ACCOUNT (service account that may write the
 # bucket), EXTRAS (tpu,gs,hub), RESTARTS (20), PAUSE (30 seconds between two looks). Without TYPE nothing is created.
 #
-# The run folder is on a disk that all hosts mount, such as Filestore. A bucket mounted through gcsfuse is none: folders
-# cannot be renamed there by default, and rows of metrics arrive only when a file is closed. Give the checkpoints a bucket
-# of their own instead (--checkpoint.directory gs://...).
+# The run folder is in a bucket, so nothing is lost with the slice; or on a disk that all hosts mount, such as Filestore.
+# A bucket mounted through gcsfuse is no such disk: folders cannot be renamed there by default.
 set -u
 tpu=${TPU:?name of the slice}
 zone=${ZONE:?its zone}

@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import glob
 import importlib.util
+import json
 import math
 import os
 import re
@@ -21,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -129,6 +131,46 @@ def from_main(value: float | bool) -> float:
         return float(value)
     halves = np.array([value], np.float64).view(np.uint32)  # devices may not hold 64-bit numbers
     return float(np.asarray(multihost_utils.broadcast_one_to_all(halves)).view(np.float64)[0])
+
+
+_WORDS = 1 << 20
+"""Most 32-bit words that one broadcast carries."""
+
+
+def bytes_from_main(data: bytes) -> bytes:
+    """Process 0's bytes, on every process; bit for bit, in pieces of 4 MiB. `data` counts on process 0 alone."""
+    if jax.process_count() == 1:
+        return data
+    size = int(from_main(len(data)))
+    words = np.frombuffer((data if is_main() else b"").ljust(-(-size // 4) * 4, b"\0"), np.uint32)
+    # Few lengths, so that few programs are compiled; whole numbers, as sums of floats do not keep every bit.
+    length = min(_WORDS, max(1024, 1 << (len(words) - 1).bit_length())) if size else 0
+    pieces = [words[start : start + length] for start in range(0, len(words), length)] if size else []
+    padded = [np.pad(piece, (0, length - len(piece))) for piece in pieces]
+    received = [np.asarray(multihost_utils.broadcast_one_to_all(piece)).astype(np.uint32) for piece in padded]
+    return b"".join(piece.tobytes() for piece in received)[:size]
+
+
+def answer_of_main(ask: Callable[[], Any]) -> Any:
+    """Answer of process 0 to a question (plain JSON), on every process; the other hosts' disks do not count.
+
+    A UserError that `ask` raises there is raised on every process, with the same message. All processes must call it.
+    """
+    if jax.process_count() == 1:
+        return ask()
+    refused: UserError | None = None
+    reply: dict[str, Any] = {}
+    if is_main():
+        try:
+            reply = {"answer": ask()}
+        except UserError as error:
+            refused, reply = error, {"refused": str(error)}
+    reply = json.loads(bytes_from_main(json.dumps(reply).encode()))
+    if refused is not None:
+        raise refused
+    if "refused" in reply:
+        raise UserError(reply["refused"])
+    return reply["answer"]
 
 
 def barrier(name: str) -> None:

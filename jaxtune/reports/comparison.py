@@ -74,7 +74,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
         lead=f"{len(runs)} runs side by side; the first, {runs[0].name}, is the reference.",
         top="",
         sections=[section for section in sections if section is not None],
-        foot="Written by jaxtune from " + ", ".join(str(run.path) for run in runs),
+        foot="Written by jaxtune from " + ", ".join(run.place for run in runs),
     )
 
 

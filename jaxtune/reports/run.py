@@ -65,7 +65,7 @@ def render(run: Run, changed: Sequence[str] = ()) -> str:
         lead=headline(run),
         top=headline_stats(run),
         sections=[section for section in sections if section is not None],
-        foot=f"Written by jaxtune from the files in {run.path}",
+        foot=f"Written by jaxtune from the files in {run.place}",
         refresh=None if run.summary else LIVE_SECONDS,
     )
 
@@ -281,7 +281,7 @@ def facts_section(run: Run) -> Section:
     """Section of the facts that name the run and repeat it."""
     environment, summary = run.environment, run.summary
     packages = environment.get("packages", {})
-    pairs: list[tuple[str, object]] = [("Run folder", str(run.path)), ("Status", status(run))]
+    pairs: list[tuple[str, object]] = [("Run folder", run.place), ("Status", status(run))]
     pairs += [("Seed", run.config["seed"])] if "seed" in run.config else []
     pairs += [("Plan hash", tag("code", run.mixture["plan_hash"]))] if run.mixture.get("plan_hash") else []
     pairs += ledger_facts(run)

@@ -8,48 +8,28 @@ import pathlib
 import posixpath
 import re
 import shutil
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-from jaxtune.errors import UserError
 from jaxtune.storage.documents import parse_json
+from jaxtune.storage.stores import Store
 
 
-class StoreError(UserError):
-    """Error of an object store that did not do what it was asked."""
-
-
-class Bucket:
+class Bucket(Store):
     """The copies of one run's checkpoints below `url`, one folder a step as on disk.
 
     Every method raises `StoreError` where the store cannot be reached or refuses.
     """
 
-    def __init__(self, url: str, document: str):
-        """`document` is the name of the file that makes a step complete."""
-        import fsspec
-
-        try:
-            self._store, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # others write there too
-        except (ImportError, ValueError) as error:  # ValueError: no such scheme
-            raise UserError(f"checkpoints cannot be kept at {url}: {error}") from error
-        self.url, self._document = url, document
-
-    def check(self) -> None:
-        """Raise `StoreError` unless files can be written, read and removed below the URL."""
-        probe = posixpath.join(self._root, ".jaxtune-probe")
-        try:
-            self._ask("pipe_file", probe, b"jaxtune")
-            self._ask("cat_file", probe)
-            self._ask("rm_file", probe)
-        except StoreError as error:
-            raise StoreError(
-                f"checkpoints cannot be kept at {self.url}: {error}\n"
-                "The bucket must exist, and the credentials must allow reading, writing and deleting in it."
-            ) from error
+    def __init__(self, url: str, document: str, marks: Sequence[str] = ()):
+        """`document` is the file that makes a step complete; `marks` are files that Orbax writes after it."""
+        super().__init__(url, "checkpoints")
+        self._document, self._marks = document, tuple(marks)
 
     def steps(self) -> list[str]:
         """Names of the complete copies, ascending."""
-        found = self._ask("glob", posixpath.join(self._root, "*", self._document))
+        found = self.ask("glob", posixpath.join(self._root, "*", self._document))
         names = {posixpath.basename(posixpath.dirname(path)) for path in found}
         return sorted(name for name in names if re.fullmatch(r"\d+", name))
 
@@ -58,45 +38,55 @@ class Bucket:
         document = (folder / self._document).read_bytes()
         there = self._there(name)
         if there == document:
+            self._send_marks(folder, name)
             return
         if there is None or _files(there) != _files(document):
             self.remove(name)
             names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
             names.remove(self._document)
-            self._ask("put", [str(folder / n) for n in names], [self._path(name, n) for n in names])
-        self._ask("pipe_file", self._path(name, self._document), document)
+            self.ask("put", [str(folder / n) for n in names], [self.path(name, n) for n in names])
+        self.ask("pipe_file", self.path(name, self._document), document)
+
+    def _send_marks(self, folder: pathlib.Path, name: str) -> None:
+        for mark in self._marks:
+            here = (folder / mark).read_bytes() if (folder / mark).is_file() else None
+            if here is not None and self.read(posixpath.join(name, mark)) != here:
+                self.ask("pipe_file", self.path(name, mark), here)
+
+    def bring(self, folder: pathlib.Path) -> None:
+        """Make the checkpoints in `folder` those of the store: what is only here goes, what is only there comes."""
+        there = self.steps()
+        for step in folder.iterdir() if folder.is_dir() else ():
+            document = step / self._document
+            same = step.name in there and document.is_file() and document.read_bytes() == self._there(step.name)
+            if step.name.isdecimal() and not same:
+                shutil.rmtree(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in there:
+            if not (folder / name).exists():
+                print(f"fetching checkpoint {name} from {self.url}", file=sys.stderr)
+                self.fetch(name, folder / name)
 
     def fetch(self, name: str, folder: pathlib.Path) -> None:
         """Bring a copy to `folder`, as a whole or not at all."""
         unfinished = folder.parent / f".fetching-{name}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        there = self._ask("find", self._path(name))
-        here = [unfinished / posixpath.relpath(path, self._path(name)) for path in there]
+        there = self.ask("find", self.path(name))
+        here = [unfinished / posixpath.relpath(path, self.path(name)) for path in there]
         for path in here:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._ask("get", there, [str(path) for path in here])
+        self.ask("get", there, [str(path) for path in here])
         unfinished.rename(folder)
 
     def remove(self, name: str) -> None:
         """Remove a copy, complete or not."""
         if self._there(name) is not None:
-            self._ask("rm_file", self._path(name, self._document))
-        if self._ask("exists", self._path(name)):
-            self._ask("rm", self._path(name), recursive=True)
+            self.ask("rm_file", self.path(name, self._document))
+        if self.ask("exists", self.path(name)):
+            self.ask("rm", self.path(name), recursive=True)
 
     def _there(self, name: str) -> bytes | None:
-        path = self._path(name, self._document)
-        return self._ask("cat_file", path) if self._ask("exists", path) else None
-
-    def _ask(self, method: str, *arguments: Any, **settings: Any) -> Any:
-        """Call a method of the store, whose errors are its library's own: credentials, rights, network, no bucket."""
-        try:
-            return getattr(self._store, method)(*arguments, **settings)
-        except Exception as error:
-            raise StoreError(f"{type(error).__name__}: {error}") from error
-
-    def _path(self, *parts: str) -> str:
-        return posixpath.join(self._root, *parts)
+        return self.read(posixpath.join(name, self._document))
 
 
 def _files(document: bytes) -> Any:

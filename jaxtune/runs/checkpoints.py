@@ -11,7 +11,7 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +21,12 @@ from jax.experimental import multihost_utils
 
 from jaxtune.errors import UserError
 from jaxtune.parallel.job import barrier
-from jaxtune.runs.bucket import StoreError
 from jaxtune.runs.documents import read_checkpoint
+from jaxtune.runs.leaves import described, differences, mismatch, parts, placed
 from jaxtune.runs.retention import COMMITTED, DOCUMENT, CheckpointConfig, Keep, is_step, open_folder, ranked
 from jaxtune.storage.documents import Json, UnreadableDocument, is_remains, naming, number, plain, write_sealed
 from jaxtune.storage.fingerprints import file_digests, files_below
+from jaxtune.storage.stores import StoreError
 
 ITEMS = ("params", "rest")
 SET_ASIDE = "set-aside"
@@ -51,17 +52,22 @@ class DamagedCheckpoint(UserError):
 class Checkpoints:
     """The checkpoints of one run folder; a context manager.
 
-    Every process of a job must make the same calls in the same order. With `read_only` nothing is created, cleaned up
-    or deleted, so a live run can be read. Where `config.directory` is a store that Orbax cannot write to, every
-    checkpoint is copied there before it is committed; a copy that fails is tried again with the next checkpoint and
-    when the checkpoints are closed, which then is an error.
+    Every process of a job must make the same calls in the same order; with `alone` one of them makes them all, and
+    arrays are those of its host. With `read_only` nothing is created, cleaned up or deleted, so a live run can be read.
+    `before` is called before a checkpoint counts outside this machine: what it sends is there first.
+
+    Where `config.directory` is a store that Orbax cannot write to, every checkpoint is copied there before it is
+    committed; a copy that fails is tried again with the next checkpoint and when the checkpoints are closed, which then
+    is an error.
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], config: CheckpointConfig | None = None, *, read_only: bool = False
-    ):
+        self, directory: str | os.PathLike[str], config: CheckpointConfig | None = None, *, read_only: bool = False,
+        alone: bool = False, before: Callable[[], None] | None = None,
+    ):  # fmt: skip
         import orbax.checkpoint as ocp
 
+        self._alone, self._into_memory, self._before = alone or jax.process_count() == 1, alone, before
         self.directory = open_folder(os.fspath(directory))
         self.config = config or CheckpointConfig()
         if read_only and not self.directory.exists():
@@ -77,15 +83,23 @@ class Checkpoints:
         self._saving: tuple[int, dict[str, Any]] | None = None
         self._verified: set[int] = set()
         self._metrics: dict[int, dict[str, float]] = {}
+        of_some = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="alone"
+        )
+        processes = of_some if alone else ocp.options.MultiprocessingOptions()
+        if not read_only and alone:
+            self.directory.mkdir(parents=True, exist_ok=True)  # Orbax makes it for whole jobs only
+        # Compressing takes as much memory as the state and twice the time, and weights shrink by a tenth at most.
+        handler = lambda: ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=processes)
         self._manager = ocp.CheckpointManager(
             self.directory,
-            # Compressing takes as much memory as the state and twice the time, and weights shrink by a tenth at most.
-            item_handlers={item: ocp.PyTreeCheckpointHandler(use_compression=False) for item in ITEMS},
+            item_handlers={item: handler() for item in ITEMS},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=Keep(self.config, self._metrics.get),
                 step_format_fixed_length=8,
                 cleanup_tmp_directories=not read_only,
-                create=not read_only,
+                create=not read_only and not alone,
+                multiprocessing_options=processes,
                 async_options=ocp.options.AsyncOptions(
                     post_finalization_callback=self._write_document,
                     timeout_secs=_SAVE_SECONDS,
@@ -100,7 +114,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
-        elif jax.process_count() == 1:  # in a job of several processes, waiting for the others would not end
+        elif self._alone:  # in a job of several processes, waiting for the others would not end
             self._manager.close()
             self._copy_out(last=False)  # what went wrong here shall not hide what went wrong before
 
@@ -118,13 +132,13 @@ class Checkpoints:
         latest = self.latest()
         if latest is not None and step <= latest:
             raise RuntimeError(f"step {step} is not after the newest checkpoint, step {latest}, in {self.directory}")
-        params, rest = _parts(state)
+        params, rest = parts(state)
         document = {
             "format": 1,
             "step": step,
             "extra": plain(extra or {}),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
-            "leaves": {"params": _leaves(params), "rest": _leaves(rest)},
+            "leaves": {"params": described(params), "rest": described(rest)},
         }
         self._saving = step, document
         self._metrics[step] = document["metrics"]
@@ -150,7 +164,7 @@ class Checkpoints:
             for name in self._bucket.steps():
                 print(f"fetching checkpoint {name} from {self._bucket.url}", file=sys.stderr)
                 self._bucket.fetch(name, pathlib.Path(self.directory / name))
-        barrier("jaxtune: copies of checkpoints fetched")
+        self._wait_for_all("jaxtune: copies of checkpoints fetched")
         self._manager.reload()
         self._read_metrics()
 
@@ -178,7 +192,7 @@ class Checkpoints:
         document["metrics"] = {name: float(value) for name, value in metrics.items()}
         if jax.process_index() == 0:
             write_sealed(self._folder(step) / DOCUMENT, document)
-        barrier("jaxtune: metrics of a checkpoint")
+        self._wait_for_all("jaxtune: metrics of a checkpoint")
         self._metrics[step] = document["metrics"]
 
     def extra(self, step: int) -> dict[str, Any]:
@@ -191,7 +205,7 @@ class Checkpoints:
         Raises `DamagedCheckpoint` if a file differs from what was written, `UserError` listing every missing, extra or
         mis-shaped leaf. Nothing is cast.
         """
-        params, rest = _parts(abstract_state)
+        params, rest = parts(abstract_state)
         restored = self._restore(step, {"params": params, "rest": rest})
         return dataclasses.replace(abstract_state, params=restored["params"], **restored["rest"])
 
@@ -213,13 +227,14 @@ class Checkpoints:
         """
         document = self._document(self._existing(step))
         if isinstance(document, str):
-            return _agree([document])
+            return self._agree([document])
         folder = self._folder(step)
         found = [name for name in files_below(folder, COMMITTED) if not is_remains(name)]
         recorded = document["files"]
         listed = [f"{name}: missing" for name in sorted(set(recorded) - set(found))]
         listed += [f"{name}: not part of the checkpoint" for name in sorted(set(found) - set(recorded))]
-        mine = sorted(set(recorded) & set(found))[jax.process_index() :: jax.process_count()]
+        both = sorted(set(recorded) & set(found))
+        mine = both if self._alone else both[jax.process_index() :: jax.process_count()]
         listed = listed if jax.process_index() == 0 else []
         for name, (size, digest) in zip(mine, file_digests(folder, mine), strict=True):
             if size != recorded[name]["bytes"]:
@@ -228,7 +243,7 @@ class Checkpoints:
                 listed.append(
                     f"{name}: content changed (SHA-256 {digest[:12]}, {recorded[name]['sha256'][:12]} was written)"
                 )
-        agreed = _agree(listed)
+        agreed = self._agree(listed)
         if not agreed:
             self._verified.add(step)
         return agreed
@@ -243,25 +258,29 @@ class Checkpoints:
                 if target.exists():
                     target.rmtree()
                 self._folder(s).rename(target)
-        barrier("jaxtune: checkpoints set aside")
+        self._wait_for_all("jaxtune: checkpoints set aside")
         self._manager.reload()
         for s in newer:
             self._metrics.pop(s, None)
             self._verified.discard(s)
         return newer
 
-    def _restore(self, step: int, parts: Mapping[str, Any]) -> dict[str, Any]:
+    def _restore(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
         import orbax.checkpoint as ocp
 
         saved = self._good_document(step)["leaves"]
-        differences = [d for item in parts for d in _differences(item, saved[item], _leaves(parts[item]))]
-        if differences:
-            raise UserError(_mismatch(step, self._folder(step), differences))
-        placed = {item: _placed(tree) for item, tree in parts.items()}
-        arguments = ocp.checkpoint_utils.construct_restore_args
-        items = {item: ocp.args.PyTreeRestore(tree, restore_args=arguments(tree)) for item, tree in placed.items()}
+        found = [d for item in wanted for d in differences(item, saved[item], described(wanted[item]))]
+        if found:
+            raise UserError(mismatch(step, self._folder(step), found))
+        if self._into_memory:  # of this host: devices of others are out of reach
+            trees = dict(wanted)
+            arguments = lambda tree: jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        else:
+            trees = {item: placed(tree) for item, tree in wanted.items()}
+            arguments = ocp.checkpoint_utils.construct_restore_args
+        items = {item: ocp.args.PyTreeRestore(tree, restore_args=arguments(tree)) for item, tree in trees.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return {item: restored[item] for item in parts}
+        return {item: restored[item] for item in wanted}
 
     def _good_document(self, step: int) -> Json:
         if step not in self._verified and (problems := self.problems(step)):
@@ -288,6 +307,8 @@ class Checkpoints:
         names = files_below(folder, COMMITTED)
         digests = zip(names, file_digests(folder, names), strict=True)
         document = document | {"files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests}}
+        if self._before is not None and self._bucket is None:
+            self._before()
         write_sealed(folder / DOCUMENT, document)
         self._copy_out({name: folder}, last=False)
 
@@ -297,6 +318,8 @@ class Checkpoints:
             return
         try:
             here = {path.name: path for path in self.directory.iterdir() if is_step(path)} | dict(unfinished or {})
+            if self._before is not None:
+                self._before()
             for name, folder in sorted(here.items()):
                 if (folder / DOCUMENT).exists():  # else it is damaged, and a good copy may be there
                     self._bucket.send(pathlib.Path(folder), name)
@@ -314,6 +337,13 @@ class Checkpoints:
             document = self._document(step)
             if isinstance(document, dict):
                 self._metrics[step] = {name: number(value) for name, value in document["metrics"].items()}
+
+    def _agree(self, lines: list[str]) -> list[str]:
+        return lines if self._alone else _agree(lines)
+
+    def _wait_for_all(self, name: str) -> None:
+        if not self._alone:
+            barrier(name)
 
     def _folder(self, step: int) -> epath.Path:
         return self.directory / f"{step:08d}"
@@ -339,54 +369,8 @@ def abstract(state: Any, shardings: Any = None) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
-def _parts(state: Any) -> tuple[Any, dict[str, Any]]:
-    """`(params, everything else by field name)` of a state dataclass."""
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return fields.pop("params"), fields
-
-
-def _leaves(tree: Any) -> dict[str, tuple[list[int], str]]:
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="."): (list(x.shape), str(x.dtype)) for p, x in paths}
-
-
-def _differences(item: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    prefix = "params." if item == "params" else ""
-    lines = [f"{prefix}{path}: not in the checkpoint" for path in sorted(set(wanted) - set(saved))]
-    lines += [f"{prefix}{path}: only in the checkpoint" for path in sorted(set(saved) - set(wanted))]
-    for path in sorted(set(saved) & set(wanted)):
-        (shape, dtype), (wanted_shape, wanted_dtype) = saved[path], wanted[path]
-        if list(shape) != list(wanted_shape) or dtype != wanted_dtype:
-            lines.append(f"{prefix}{path}: saved as {dtype}{list(shape)}, wanted {wanted_dtype}{list(wanted_shape)}")
-    return lines
-
-
-def _mismatch(step: int, folder: epath.Path, differences: Sequence[str]) -> str:
-    listed = "".join(f"\n  - {d}" for d in differences[:20])
-    more = f"\n  - and {len(differences) - 20} more" if len(differences) > 20 else ""
-    return (
-        f"checkpoint {step} does not fit this configuration ({folder}):{listed}{more}\n"
-        "Resume with the model, optimizer and dtypes of the run that wrote it, or start another run folder."
-    )
-
-
-def _placed(tree: Any) -> Any:
-    """Give leaves without a sharding the first local device; only one process may leave the choice open."""
-
-    def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        sharding = getattr(leaf, "sharding", None)
-        if sharding is None:
-            assert jax.process_count() == 1, "several processes need a sharding for every leaf"
-            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(place, tree)
-
-
 def _agree(lines: list[str]) -> list[str]:
     """The lines found by all processes together, on every process."""
-    if jax.process_count() == 1:
-        return lines
     text = "\n".join(lines).encode()[:_MESSAGE_BYTES]
     padded = np.frombuffer(text.ljust(_MESSAGE_BYTES, b"\0"), np.uint8)
     gathered = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, _MESSAGE_BYTES)

@@ -4,14 +4,21 @@ import contextlib
 import datetime
 import pathlib
 import re
+import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from jaxtune.errors import UserError
-from jaxtune.parallel.job import from_main, is_main
+from jaxtune.parallel.job import answer_of_main, is_main
 from jaxtune.runs import documents, manifest, seal
 from jaxtune.runs.history import read_rows
+from jaxtune.runs.remote import RemoteFolder
 from jaxtune.storage import locks, userfiles
 from jaxtune.storage.documents import clear_remains, read_object, write_json, write_sealed
 
@@ -20,30 +27,68 @@ MARK = "config.json"
 
 
 @contextlib.contextmanager
-def only_writer(folder: pathlib.Path) -> Iterator[None]:
+def only_writer(folder: pathlib.Path, remote: RemoteFolder | None = None) -> Iterator[None]:
     """Be the only job that writes a run's or a sweep's folder; process 0 holds the lock, all learn whether it could.
 
+    With `remote` the folder is its working copy, which the store fills at the start and is filled from at the end.
     Raises UserError on every process, before anything is touched, where another job writes there.
     """
     if not folder.is_absolute() and folder.parts and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", folder.parts[0]):
         raise UserError(f"{folder} comes of a URL; run folders are local, and checkpoint.directory may be a URL")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; a folder is needed here, for example runs/first")
     with contextlib.ExitStack() as held:
-        refused = None
-        if is_main():
-            try:
-                held.enter_context(locks.only_writer(folder))
-            except locks.FolderInUse as error:
-                refused = error
-        if from_main(refused is not None):
-            raise refused or UserError(f"{folder} is being written by another job; process 0 says by which")
+
+        def claim() -> None:
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder} is a file; a folder is needed here, for example runs/first")
+            held.enter_context(locks.only_writer(folder) if remote is None else remote.writing())
+
+        answer_of_main(claim)
         yield
+        answer_of_main(held.close)  # what could not be sent at the end is every process's error
+
+
+_PROBE = ".probe-"
+PROBE_SECONDS = 5.0
+"""How long a file that another host has just written may take to be seen through a network disk."""
+
+
+def refuse_private_disks(folder: pathlib.Path) -> None:
+    """Refuse a local folder for checkpoints that not all processes of the job see; does nothing in a process alone.
+
+    Process 0 writes a file with a name of chance and the others look for it, so a folder of the same name on another
+    disk is told from the same folder. Raises UserError on every process. All processes must call it.
+    """
+    if jax.process_count() == 1:
+        return
+    probe = folder / answer_of_main(lambda: _place_probe(folder))
+    deadline = time.monotonic() + PROBE_SECONDS
+    while not (seen := probe.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    sights = np.asarray(multihost_utils.process_allgather(np.array([seen], np.int32))).reshape(-1)
+    if is_main():
+        probe.unlink()
+        with contextlib.suppress(OSError):  # it holds something, or never was made here
+            folder.rmdir()
+    blind = np.flatnonzero(sights == 0).tolist()
+    if blind:
+        raise UserError(
+            f"process {', '.join(map(str, blind[:8]))}{' and more' if len(blind) > 8 else ''} of this job cannot see "
+            f"the folder {folder} of process 0, into which all processes write checkpoints; give a bucket "
+            "(--run-dir gs://bucket/runs/name) or a folder on a disk that all hosts mount"
+        )
+
+
+def _place_probe(folder: pathlib.Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{_PROBE}{secrets.token_hex(8)}"
+    (folder / name).touch()
+    return name
 
 
 def entries(folder: pathlib.Path) -> list[pathlib.Path]:
     """Files of the folder besides the lock of the process that asks."""
-    return [path for path in folder.iterdir() if path.name != locks.NAME] if folder.is_dir() else []
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in found if path.name != locks.NAME and not path.name.startswith(_PROBE)]
 
 
 def clear(folder: pathlib.Path) -> None:

@@ -16,6 +16,8 @@ from jaxtune.storage.schemas import check_shape
 METRICS = "metrics.jsonl"
 KINDS = ("train", "eval", "score", "answers")
 """Kinds of rows that are no events."""
+ORIGIN = ".jaxtune-url"
+"""The file beside a copy of a run folder that holds the URL of the folder."""
 
 
 def read_rows(path: Path) -> list[Json]:
@@ -144,6 +146,12 @@ class Run:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def place(self) -> str:
+        """Path of the run folder, or its URL where the path is a copy of one in a bucket."""
+        beside = self.path.parent / ORIGIN
+        return beside.read_text(encoding="utf-8") if beside.is_file() else str(self.path)
 
     @property
     def task_names(self) -> list[str]:

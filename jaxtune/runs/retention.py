@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import math
 import os
+import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from etils import epath
 
 from jaxtune.errors import Range, UserError, check_fields
 from jaxtune.runs.bucket import Bucket
+from jaxtune.storage.stores import is_url
 
 DOCUMENT = "checkpoint.json"
 """The file that makes a checkpoint complete."""
@@ -40,10 +42,30 @@ class CheckpointConfig:
     Where Orbax cannot write (s3://, az:// and what else fsspec reaches) they are written in the run folder and copied.
     """
 
+    def kept_at(self, url: str | None) -> "CheckpointConfig":
+        """The same for a run folder at `url`: its checkpoints lie there as well, where no other place is asked for."""
+        here = self.directory is not None or url is None
+        return self if here else dataclasses.replace(self, directory=f"{url}/checkpoints")
+
     def folder(self, run_dir: str | os.PathLike[str]) -> str:
         """Folder of a run's checkpoints."""
         copied = self.directory is None or self.bucket() is not None
         return os.path.join(run_dir, "checkpoints") if copied else str(self.directory)
+
+    def written_by_all(self, run_dir: str | os.PathLike[str], *, remote: bool = False) -> pathlib.Path | None:
+        """The local folder into which every process of a job writes checkpoints; None where there is none.
+
+        `remote`: the run folder is in a bucket. Then process 0 alone writes those that are copied to a bucket.
+        """
+        if self.directory is None or self.bucket() is not None:
+            return None if remote else pathlib.Path(run_dir)
+        return None if is_url(self.directory) else pathlib.Path(self.directory)
+
+    def bring(self, run_dir: str | os.PathLike[str]) -> None:
+        """Make the checkpoints of a run folder those that its bucket holds; nothing where they are read there."""
+        bucket = self.bucket()
+        if bucket is not None:
+            bucket.bring(pathlib.Path(self.folder(run_dir)))
 
     def can_resume(self, run_dir: str | os.PathLike[str]) -> bool:
         """Whether there is a committed checkpoint of a run folder, here or in the bucket."""
@@ -59,7 +81,7 @@ class CheckpointConfig:
     def bucket(self) -> Bucket | None:
         """The store that gets a copy of each checkpoint, if Orbax cannot write to `directory`."""
         scheme, separator, _ = (self.directory or "").partition("://")
-        return Bucket(str(self.directory), DOCUMENT) if separator and scheme not in BUCKETS else None
+        return Bucket(str(self.directory), DOCUMENT, MARKS) if separator and scheme not in BUCKETS else None
 
     def __post_init__(self):
         check_fields(self, "checkpoint")
@@ -92,7 +114,9 @@ def is_step(folder: epath.Path) -> bool:
     return re.fullmatch(r"\d{8,}", folder.name) is not None
 
 
-COMMITTED = (DOCUMENT, "_CHECKPOINT_METADATA", "commit_success.txt")
+MARKS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+"""Files that Orbax writes into a checkpoint at its commit."""
+COMMITTED = (DOCUMENT, *MARKS)
 """Files of a checkpoint that its document does not digest: itself, and what Orbax writes at the commit."""
 
 

@@ -81,7 +81,7 @@ def _is_plain(value: Any, shape: Any) -> bool:
     return value is None if shape in (None, type(None)) else isinstance(value, shape)
 
 
-def _is_number(value: float) -> bool:
+def _is_number(value: int | float) -> bool:
     return isinstance(value, float) or (not isinstance(value, bool) and value in WHOLE)
 
 

@@ -7,17 +7,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jaxtune.config import to_json
 from jaxtune.errors import UserError
 from jaxtune.evaluate.answers import ScoreResult, spread
 from jaxtune.evaluate.hooks import call_hook
 from jaxtune.evaluate.loss import LossResult
-from jaxtune.parallel.job import from_main, is_main
+from jaxtune.parallel.job import answer_of_main, from_main, is_main
 from jaxtune.reports import run as report
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs import seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.runs.documents import Generations, read_as
+from jaxtune.runs.main_checkpoints import MainCheckpoints
 from jaxtune.runs.mirrors import Labels, make_mirror
 from jaxtune.runs.retention import WATCHED
 from jaxtune.runs.sweeps import is_sweep
@@ -44,7 +47,7 @@ class Record:
     """Receivers of a run's numbers and states: open trackers and checkpoints."""
 
     run: Planned
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | MainCheckpoints
     tracker: Tracker
     rows: JsonlTracker | None
     """The tracker of metrics.jsonl, one of those in `tracker`; None on processes that write nothing."""
@@ -252,8 +255,7 @@ def open_arm(
     trained_with: tuple[str, ...],
 ) -> Arm:  # fmt: skip
     """A run with its checkpoints and tracker open, which `stack` closes; a resumed one gets its state in `lane`."""
-    config = session.config
-    checkpoints = stack.enter_context(Checkpoints(config.checkpoint.folder(run.run_dir), config.checkpoint))
+    checkpoints = stack.enter_context(open_checkpoints(run))
     counters, done = Counters(), 0
     if run.resume:
         checkpoints.fetch()
@@ -268,7 +270,20 @@ def open_arm(
     return Arm(number, session, record, counters, done)
 
 
-def restore(checkpoints: Checkpoints, state: TrainState, run: Planned) -> tuple[TrainState, Counters]:
+def open_checkpoints(run: Planned) -> Checkpoints | MainCheckpoints:
+    """The checkpoints of a run, as far as its bucket holds them; on hosts without a shared disk those of process 0."""
+    config, remote = run.checkpoint, run.remote
+    folder, bucket = config.folder(run.run_dir), config.bucket()
+    if remote is None:
+        return Checkpoints(folder, config)
+    if run.resume:
+        answer_of_main(lambda: config.bring(run.run_dir))
+    if bucket is not None and jax.process_count() > 1:
+        return MainCheckpoints(folder, config, before=remote.send)
+    return Checkpoints(folder, config, before=remote.send if is_main() else None)
+
+
+def restore(checkpoints: Checkpoints | MainCheckpoints, state: TrainState, run: Planned) -> tuple[TrainState, Counters]:
     """The state to continue from: the newest checkpoint, or the one asked for. Never falls back in silence."""
     step = checkpoints.latest() if run.resume_step is None else run.resume_step
     if step is None:

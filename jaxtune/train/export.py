@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from jaxtune import chat
+from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
 from jaxtune.hf import folder as hf
@@ -12,6 +13,7 @@ from jaxtune.hf.text_files import TextFiles
 from jaxtune.model import lora
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints, abstract
+from jaxtune.runs.remote import read_places
 from jaxtune.step.programs import Programs
 from jaxtune.step.update import Params
 from jaxtune.terminal.display import Phase
@@ -54,10 +56,25 @@ def text_files(inputs: Inputs) -> TextFiles:
 
 
 def export_checkpoint(
-    config: ExperimentConfig, run_dir: pathlib.Path, out: pathlib.Path, step: str, dtype: str | None, *,
-    overwrite: bool = False, adapter: bool = False,
+    place: pathlib.Path | str, out: pathlib.Path, step: str, dtype: str | None, *, overwrite: bool = False,
+    adapter: bool = False,
 ) -> None:  # fmt: skip
-    """Write a checkpoint of a run (`best`, `latest` or a step) as a Hugging Face folder, or its `adapter` for PEFT."""
+    """Write a checkpoint of a run (`best`, `latest` or a step) as a Hugging Face folder, or its `adapter` for PEFT.
+
+    `place` is the run folder, or a URL, from which what is needed is copied into the cache.
+    """
+    with read_places([place]) as (run_dir,):
+        config = configs.of_run(run_dir)
+        if isinstance(place, str):
+            config = dataclasses.replace(config, checkpoint=config.checkpoint.kept_at(place))
+            config.checkpoint.bring(run_dir)
+        _export(config, run_dir, out, step, dtype, overwrite=overwrite, adapter=adapter)
+
+
+def _export(
+    config: ExperimentConfig, run_dir: pathlib.Path, out: pathlib.Path, step: str, dtype: str | None, *,
+    overwrite: bool, adapter: bool,
+) -> None:  # fmt: skip
     if adapter and config.lora is None:
         raise UserError(f"{run_dir} trained all parameters and has no adapter; leave --adapter away")
     if adapter and dtype is not None:

@@ -1,5 +1,6 @@
 """A run before it starts: checked, resolved, planned. Nothing of it is on a device or written."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -11,10 +12,13 @@ from typing import Any
 from jaxtune.config import ExperimentConfig, to_json
 from jaxtune.errors import UserError
 from jaxtune.hf import folder as hf
-from jaxtune.parallel.job import from_main, is_main
+from jaxtune.parallel.job import answer_of_main, is_main
 from jaxtune.parallel.mesh import all_devices
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.mirrors import check_packages
+from jaxtune.runs.remote import RemoteFolder
+from jaxtune.runs.retention import CheckpointConfig
+from jaxtune.step.room import Room
 from jaxtune.step.trials import StackMode
 from jaxtune.storage.documents import Json
 from jaxtune.terminal.display import Phase
@@ -51,6 +55,13 @@ class Planned:
     """Updates after which it waits for a decision of its sweep; None: it goes to its end."""
     decay: int | None = None
     """Of the updates before `until`, those in which the rate goes to zero, whatever the schedule; None: none."""
+    remote: RemoteFolder | None = None
+    """The bucket's run folder, of which `run_dir` is the working copy."""
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """Place and times of its checkpoints."""
+        return self.inputs.config.checkpoint.kept_at(self.remote and self.remote.url)
 
     @property
     def name(self) -> str:
@@ -67,7 +78,12 @@ class Planned:
             if how:
                 runfolder.note(self.run_dir, how)
             hf.clear_remains(self.run_dir / MODEL)
+            if self.remote is not None:
+                self.remote.drop(MODEL)  # of an end that will be reached again
+                self.remote.send()
             return
+        if self.remote is not None:
+            self.remote.clear()
         runfolder.prepare(self.run_dir, overwrite=self.overwrite)
         runfolder.write_facts(
             self.run_dir, config=to_json(self.inputs.config), identity={**self.identity, **how},
@@ -77,6 +93,8 @@ class Planned:
             write_room(self.run_dir, self.inputs.room)
         if self.command.get("config"):
             runfolder.keep_sources(self.run_dir, pathlib.Path(self.command["config"]))
+        if self.remote is not None:
+            self.remote.send()
 
 
 @functools.cache
@@ -87,13 +105,15 @@ def _say_unwatched(names: tuple[str, ...]) -> None:
 
 
 def plan_run(
-    config: ExperimentConfig, run_dir: pathlib.Path, *, command: Mapping[str, Any] | None = None, resume: bool = False,
-    resume_step: int | None = None, overwrite: bool = False, accept_change: bool = False, inputs: Inputs | None = None,
+    config: ExperimentConfig, run_dir: pathlib.Path | RemoteFolder, *, command: Mapping[str, Any] | None = None,
+    resume: bool = False, resume_step: int | None = None, overwrite: bool = False, accept_change: bool = False,
+    inputs: Inputs | None = None,
 ) -> Planned:  # fmt: skip
     """Check and plan a run. Raises UserError for whatever in its input cannot be used.
 
-    With `accept_change` a resumed run may go on with other options than it was started with (see `resuming`). `inputs`
-    are those of the config, where they were resolved before.
+    `run_dir` may be a run folder in a bucket, of which there is a working copy. Process 0 alone looks at it: the other
+    hosts of a job need not have it. With `accept_change` a resumed run may go on with other options than it was started
+    with (see `resuming`). `inputs` are those of the config, where they were resolved before.
     """
     with Phase("preparing"):
         return _plan_run(
@@ -103,26 +123,36 @@ def plan_run(
 
 
 def _plan_run(
-    config: ExperimentConfig, run_dir: pathlib.Path, command: Mapping[str, Any], *, resume: bool,
+    config: ExperimentConfig, place: pathlib.Path | RemoteFolder, command: Mapping[str, Any], *, resume: bool,
     resume_step: int | None, overwrite: bool, accept_change: bool, inputs: Inputs | None,
 ) -> Planned:  # fmt: skip
     started = time.monotonic()
-    runfolder.check(run_dir, resume=resume, overwrite=overwrite)
+    remote = place if isinstance(place, RemoteFolder) else None
+    run_dir = place.folder if isinstance(place, RemoteFolder) else place
+    named = contextlib.nullcontext if remote is None else remote.named
+    with named():
+        answer_of_main(lambda: runfolder.check(run_dir, resume=resume, overwrite=overwrite))
     check_packages(config.mirrors)
     all_devices()  # refuses a platform that is not here
     inputs = inputs or resolve(config)
     if resume:
-        inputs = dataclasses.replace(inputs, room=read_room(run_dir))
+        room = answer_of_main(lambda: (found := read_room(run_dir)) and found.to_json())
+        inputs = dataclasses.replace(inputs, room=room and Room.from_json(room))
     if inputs.unwatched and is_main():
         _say_unwatched(tuple(inputs.unwatched))
     identity = identify(inputs)
     changes: list[resuming.Change] = []
     if resume:
-        changes = resuming.check(run_dir, identity, accept=accept_change)
-    elif from_main(config.checkpoint.in_use()):
-        raise UserError(f"{config.checkpoint.directory} holds checkpoints of another run; set checkpoint.directory")
+        as_json = lambda: [dataclasses.asdict(c) for c in resuming.check(run_dir, identity, accept=accept_change)]
+        with named():
+            changes = [resuming.Change(**change) for change in answer_of_main(as_json)]
+    else:
+        kept = config.checkpoint.kept_at(remote and remote.url)
+        own = overwrite and kept is not config.checkpoint  # they lie in the run folder that is replaced
+        if not own and answer_of_main(kept.in_use):
+            raise UserError(f"{kept.directory} holds checkpoints of another run; set checkpoint.directory")
     return Planned(
         run_dir=run_dir, inputs=inputs, identity=identity, command=command,
-        resume=resume, resume_step=resume_step, overwrite=overwrite, changes=tuple(changes),
+        resume=resume, resume_step=resume_step, overwrite=overwrite, changes=tuple(changes), remote=remote,
         seconds=time.monotonic() - started,
     )  # fmt: skip

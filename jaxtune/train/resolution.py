@@ -22,9 +22,9 @@ from jaxtune.hf.text_files import end_tokens, read_generation
 from jaxtune.model.settings import ModelConfig
 from jaxtune.plan.planning import Plan
 from jaxtune.step.room import Room
+from jaxtune.storage.stores import default_cache
 from jaxtune.storage.userfiles import locate, places
 from jaxtune.tasks import ProblemLog, Task, hold_out
-from jaxtune.tasks.sources.compressed import default_cache
 from jaxtune.tasks.splits import TRAIN, VALIDATION
 from jaxtune.train import plans
 

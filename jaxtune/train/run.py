@@ -11,11 +11,13 @@ import jax
 import numpy as np
 
 from jaxtune.config import ExperimentConfig
-from jaxtune.parallel.job import Guard, barrier, from_main, is_main
+from jaxtune.parallel.job import Guard, answer_of_main, barrier, is_main
 from jaxtune.runs.documents import SummaryFile, read_as
-from jaxtune.runs.folder import only_writer
+from jaxtune.runs.folder import only_writer, refuse_private_disks
+from jaxtune.runs.remote import RemoteFolder
 from jaxtune.step.programs import Programs
 from jaxtune.storage import faults
+from jaxtune.storage.stores import is_url
 from jaxtune.terminal.display import Phase
 from jaxtune.terminal.progress import GroupProgress, TrainProgress
 from jaxtune.train import documents, measure
@@ -26,7 +28,7 @@ from jaxtune.train.lanes import make_lane
 from jaxtune.train.loop import Ensemble, Stopwatch
 from jaxtune.train.loop import run as train_arms
 from jaxtune.train.planned import Planned, plan_run
-from jaxtune.train.resolution import resolve
+from jaxtune.train.resolution import cache_folder, resolve
 from jaxtune.train.session import Session, open_session, open_sessions
 
 
@@ -40,6 +42,12 @@ class TrainResult:
     summary: dict[str, Any]
     failure: str | None = None
     """What ended a run that failed."""
+    url: str | None = None
+    """Place of the run folder, if `run_dir` is the working copy of one in a bucket."""
+
+    def where(self, *names: str) -> str:
+        """The run folder, or a file in it, as people and programs elsewhere find it."""
+        return str(self.run_dir.joinpath(*names)) if self.url is None else "/".join((self.url, *names))
 
 
 def train(
@@ -49,15 +57,22 @@ def train(
 ) -> TrainResult:  # fmt: skip
     """Tune as `config` says and write the run folder. Raises UserError before any training for unusable input.
 
+    `run_dir` may be a URL such as gs://bucket/runs/x: the run works in a folder of the cache and keeps its files there.
     With `accept_change` a resumed run may go on with other options than it was started with (see `resuming`).
     """
-    with only_writer(pathlib.Path(run_dir)):
+    remote = RemoteFolder(str(run_dir), cache_folder(config)) if is_url(str(run_dir)) else None
+    folder = pathlib.Path(run_dir) if remote is None else remote.folder
+    with only_writer(folder, remote):
+        if (
+            shared := config.checkpoint.kept_at(remote and remote.url).written_by_all(folder, remote=remote is not None)
+        ) is not None:
+            refuse_private_disks(shared)
         run = plan_run(
-            config, pathlib.Path(run_dir), command=command, resume=resume, resume_step=resume_step,
+            config, remote or folder, command=command, resume=resume, resume_step=resume_step,
             overwrite=overwrite, accept_change=accept_change,
         )  # fmt: skip
-        if resume and resume_step is None and from_main(is_finished(run.run_dir)):
-            return finished_before(run.run_dir)
+        if resume and resume_step is None and answer_of_main(lambda: is_finished(run.run_dir)):
+            return finished_before(run)
         if is_main():
             print(documents.size_in_words(run.inputs), file=sys.stderr, flush=True)
         [outcome] = train_together([run], programs or Programs())
@@ -120,7 +135,7 @@ def outcome(arm: Arm, exit_code: int) -> TrainResult:
     assert arm.status is not None, f"{arm.name} has not ended"
     return TrainResult(
         status=arm.status, exit_code=exit_code if arm.status is Status.STOPPED else 0, run_dir=arm.run_dir,
-        summary=arm.summary, failure=arm.failure,
+        summary=arm.summary, failure=arm.failure, url=arm.record.run.remote and arm.record.run.remote.url,
     )  # fmt: skip
 
 
@@ -133,12 +148,16 @@ def is_finished(run_dir: pathlib.Path) -> bool:
     )
 
 
-def finished_before(run_dir: pathlib.Path) -> TrainResult:
+def finished_before(run: Planned) -> TrainResult:
     """Result of a run that has nothing left to do."""
+    summary = answer_of_main(lambda: read_as(run.run_dir / "summary.json", SummaryFile))
+    ended = TrainResult(
+        status=Status(summary["status"]), exit_code=0, run_dir=run.run_dir, summary=summary,
+        url=run.remote and run.remote.url,
+    )  # fmt: skip
     if is_main():
-        print(f"{run_dir} is finished; there is nothing to resume", file=sys.stderr)
-    summary = read_as(run_dir / "summary.json", SummaryFile)
-    return TrainResult(status=Status(summary["status"]), exit_code=0, run_dir=run_dir, summary=summary)
+        print(f"{ended.where()} is finished; there is nothing to resume", file=sys.stderr)
+    return ended
 
 
 def enable_compilation_cache(folder: str | None) -> None:

@@ -45,11 +45,8 @@ def test_the_copies_are_the_files_of_the_checkpoints_that_stay(tmp_path, url, st
     assert {name.split("/")[0] for name in here} == {"00000020", "00000040"}
     root = store.find(url)[0].split("/00000020/")[0]
     there = {path.removeprefix(f"{root}/"): store.cat_file(path) for path in store.find(url)}
-    at_the_commit = ("00000020/_CHECKPOINT_METADATA", "00000020/commit_success.txt")
-    at_the_commit += ("00000040/_CHECKPOINT_METADATA", "00000040/commit_success.txt")
     assert len(there) > 20
-    assert there.items() - here.items() == {name: there[name] for name in at_the_commit if name in there}.items()
-    assert set(here) - set(there) <= set(at_the_commit)
+    assert there == here, "also what Orbax wrote at the commit, after the copy had been sent"
 
 
 def test_a_run_whose_folder_is_lost_goes_on_from_the_copies(tmp_path, url, capfd):

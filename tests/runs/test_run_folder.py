@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 
+import fsspec
 import pytest
 
 from jaxtune import cli
@@ -66,7 +67,7 @@ def path_arguments() -> list[tuple[str, argparse.Action]]:
 def test_every_argument_that_takes_a_path_has_the_one_parser_of_paths():
     (commands,) = [a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
     kinds = {a.type for parser in commands.choices.values() for a in parser._actions}
-    assert pathlib.Path not in kinds and len(path_arguments()) >= 12
+    assert pathlib.Path not in kinds and len(path_arguments()) >= 5
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/x", "s3://bucket/x", "memory://x", "hdfs://host:9/x", "gs:/bucket/x"])
@@ -78,7 +79,38 @@ def test_a_url_is_refused_as_a_path_before_anything_is_done(tmp_path, monkeypatc
     with pytest.raises(UserError, match="comes of a URL"), folder.only_writer(pathlib.Path(url)):
         raise AssertionError("a folder was made")
     with pytest.raises(SystemExit):
-        cli.main(["train", "quickstart", "--run-dir", url])
+        cli.main(["sweep", "quickstart", "--sweep-dir", url])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["gs:/bucket/x", "hdfs2://host/x", "gs://", "memory://x/.."])
+def test_a_run_folder_at_a_url_that_cannot_be_served_is_refused_before_anything_is_done(
+    tmp_path, monkeypatch, capsys, url
+):
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ["train", "quickstart", "--run-dir"],
+        ["report"],
+        ["verify"],
+        ["generate"],
+        ["evaluate", "--run-dir"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, url])
+        assert ended.value.code == 2 and url in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("s3", "s3fs"), ("az", "adlfs")])
+def test_a_store_whose_package_is_missing_says_what_to_install(tmp_path, monkeypatch, capsys, scheme, package):
+    def missing(*_, **__):
+        raise ImportError("the package is not installed")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "quickstart", "--run-dir", f"{scheme}://bucket/runs/x"])
+    assert f"pip install {package}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

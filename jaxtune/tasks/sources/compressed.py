@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, SupportsIndex
 
 from jaxtune.errors import UserError
+from jaxtune.storage.stores import default_cache
 from jaxtune.tasks.problems import Problem, RecordError
 from jaxtune.tasks.sources.base import FileSource, RecordSource
 from jaxtune.tasks.sources.jsonl import JsonlSource
@@ -71,11 +72,6 @@ def unzstd(file: BinaryIO) -> Iterator[bytes]:
 
 FORMATS: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {".gz": gunzip, ".zst": unzstd}
 """Decompressor by file name suffix."""
-
-
-def default_cache() -> Path:
-    """`$JAXTUNE_CACHE`, else `.cache/jaxtune` in the working folder."""
-    return Path(os.environ.get("JAXTUNE_CACHE") or Path(".cache") / "jaxtune")
 
 
 class CompressedJsonlSource(FileSource):

@@ -1,0 +1,30 @@
+"""Parsers of paths on the command line: every path has one of the two."""
+
+import argparse
+import pathlib
+import re
+
+from jaxtune.errors import UserError
+from jaxtune.storage.stores import is_url
+
+
+def local_path(text: str) -> pathlib.Path:
+    """The parser of every path on the command line. A URL is refused: as a path it would name a local folder `gs:`."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is a URL; a local path is needed here. Run folders alone may lie in a bucket, as "
+            "--run-dir gs://bucket/runs/x of jaxtune train"
+        )
+    return pathlib.Path(text)
+
+
+def run_place(text: str) -> pathlib.Path | str:
+    """The parser of run folders that may lie in a bucket: a URL as text without a slash at its end, else a path."""
+    if not is_url(text):
+        return local_path(text)  # which refuses `gs:/bucket`
+    from jaxtune.runs.remote import RemoteFolder
+
+    try:
+        return RemoteFolder(text, pathlib.Path()).url  # refuses what no installed package reaches
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

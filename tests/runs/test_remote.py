@@ -1,0 +1,258 @@
+"""Run folders in an object store: the working copy, its lease, and what reaches the store when."""
+
+import json
+import os
+import pathlib
+import threading
+import time
+
+import fsspec
+import pytest
+
+from jaxtune.errors import UserError
+from jaxtune.runs.remote import RemoteFolder, read_places
+from jaxtune.storage import lease, locks
+from jaxtune.storage.lease import Lease, holder_of
+from jaxtune.storage.locks import FolderInUse
+from jaxtune.storage.stores import Store, StoreError
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request, tmp_path):
+    return f"{request.param}://{tmp_path.as_posix()}/bucket/runs/x"
+
+
+@pytest.fixture
+def store(url):
+    return Store(url)
+
+
+def names(store: Store) -> set[str]:
+    return set(store.names()) - {locks.NAME}
+
+
+def write(folder: pathlib.Path, **files: str) -> None:
+    for name, text in files.items():
+        path = folder / name.replace("__", "/").replace("_json", ".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_files_go_to_the_store_and_come_back_on_an_empty_disk(tmp_path, url, store):
+    remote = RemoteFolder(url, tmp_path / "one")
+    with remote.writing():
+        write(remote.folder, config_json="{}", metrics="1\n", model__weights="w", checkpoints__x="orbax", seal_json="s")
+        (remote.folder / ".aside").write_text("in the making")
+        remote.send()
+        assert names(store) == {"config.json", "metrics", "model/weights", "seal.json"}
+        write(remote.folder, metrics="1\n2\n")
+        (remote.folder / "seal.json").unlink()
+    assert names(store) == {"config.json", "metrics", "model/weights"}
+    assert store.read("metrics") == b"1\n2\n"
+    other = RemoteFolder(url, tmp_path / "two")
+    with other.writing():
+        assert (other.folder / "metrics").read_text() == "1\n2\n"
+        assert not (other.folder / "model").exists()  # nothing of a run that goes on needs it
+    assert names(store) == {"config.json", "metrics", "model/weights"}
+    reader = RemoteFolder(url, tmp_path / "two", reading=True)
+    reader.fetch(lambda name: True)
+    assert (reader.folder / "model" / "weights").read_text() == "w"
+
+
+def test_a_stale_disk_becomes_what_the_store_has(tmp_path, url, store):
+    remote = RemoteFolder(url, tmp_path / "one")
+    with remote.writing():
+        write(remote.folder, config_json="{}", metrics="1\n", mixture="m")
+    store.ask("pipe_file", store.path("metrics"), b"1\n2\n3\n")
+    write(remote.folder, mixture="changed here", stranger="of another time")
+    with remote.writing():
+        assert (remote.folder / "metrics").read_text() == "1\n2\n3\n"
+        assert (remote.folder / "mixture").read_text() == "m"
+        assert not (remote.folder / "stranger").exists()
+
+
+def test_a_model_of_unknown_origin_on_the_disk_does_not_replace_that_of_the_store(tmp_path, url, store):
+    remote = RemoteFolder(url, tmp_path / "one")
+    with remote.writing():
+        write(remote.folder, config_json="{}", model__weights="good")
+    write(remote.folder, model__weights="of another time")
+    (remote.folder.parent / "copies.json").unlink()
+    with remote.writing():
+        assert not (remote.folder / "model" / "weights").exists()
+    assert store.read("model/weights") == b"good"
+
+
+def test_nothing_is_sent_or_brought_twice(tmp_path, url, store, monkeypatch):
+    remote = RemoteFolder(url, tmp_path / "one")
+    moved = []
+    kind = type(store._store)
+    put, get = kind.put, kind.get
+    monkeypatch.setattr(kind, "put", lambda self, here, there, **k: (moved.extend(there), put(self, here, there, **k)))
+    monkeypatch.setattr(kind, "get", lambda self, there, here, **k: (moved.extend(there), get(self, there, here, **k)))
+    with remote.writing():
+        write(remote.folder, config_json="{}", metrics="1\n")
+        remote.send()
+        assert [os.path.basename(path) for path in moved] == ["metrics"]
+        moved.clear()
+        write(remote.folder, metrics="1\n2\n")
+        remote.send()
+        assert [os.path.basename(path) for path in moved] == ["metrics"]
+    with remote.writing():
+        assert [os.path.basename(path) for path in moved] == ["metrics"]
+
+
+def test_what_was_written_before_a_failure_is_sent_and_the_failure_stays(tmp_path, url, store):
+    remote = RemoteFolder(url, tmp_path / "one")
+    with pytest.raises(ValueError, match="of the run"), remote.writing():
+        write(remote.folder, config_json="{}", metrics="1\n")
+        raise ValueError("of the run")
+    assert names(store) == {"config.json", "metrics"} and holder_of(store) is None
+
+
+def test_an_end_that_cannot_be_sent_says_where_the_run_is(tmp_path, url, store, monkeypatch):
+    def down(*_, **__):
+        raise ConnectionError("the store is down")
+
+    remote = RemoteFolder(url, tmp_path / "one")
+    with pytest.raises(UserError, match="the store is down") as caught, remote.writing():
+        write(remote.folder, config_json="{}", metrics="1\n")
+        monkeypatch.setattr(type(store._store), "put", down)
+    assert f"It is whole in {remote.folder}" in str(caught.value)
+
+
+def test_the_file_that_makes_it_a_run_is_sent_first_and_the_end_last(tmp_path, url, store, monkeypatch):
+    remote, order, ask = RemoteFolder(url, tmp_path / "one"), [], Store.ask
+    sent = {"put": 1, "pipe_file": 0}
+
+    def listen(self, method, *arguments, **settings):
+        if method in sent:
+            given = arguments[sent[method]]
+            order.extend(os.path.basename(path) for path in ([given] if isinstance(given, str) else given))
+        return ask(self, method, *arguments, **settings)
+
+    monkeypatch.setattr(Store, "ask", listen)
+    with remote.writing():
+        order.clear()
+        write(remote.folder, seal_json="s", summary_json="{}", config_json="{}", a="1", z="2")
+        remote.send()
+        assert order == ["config.json", "a", "z", "summary.json", "seal.json"]
+        order.clear()
+        monkeypatch.setitem(sent, "rm_file", 0)
+        remote.clear()
+        assert set(order) == {"config.json", "a", "z", "summary.json", "seal.json"} and order[-1] == "config.json"
+
+
+def test_a_folder_of_other_things_is_neither_taken_nor_read(tmp_path, url, store, monkeypatch):
+    monkeypatch.setenv("JAXTUNE_CACHE", str(tmp_path / "cache"))
+    store.ask("pipe_file", store.path("x", "config.json"), b"{}")
+    with pytest.raises(UserError, match="holds files but no run"), RemoteFolder(url, tmp_path / "one").writing():
+        raise AssertionError("it was taken")
+    with pytest.raises(UserError, match="holds files but no run"), read_places([url]):
+        raise AssertionError("it was read")
+    assert names(store) == {"x/config.json"}
+
+
+def test_a_cleared_run_leaves_nothing_but_the_lease(tmp_path, url, store):
+    remote = RemoteFolder(url, tmp_path / "one")
+    with remote.writing():
+        write(remote.folder, config_json="{}", metrics="1\n")
+        remote.send()
+        store.ask("pipe_file", store.path("checkpoints", "00000001", "checkpoint.json"), b"{}")
+        remote.clear()
+        assert names(store) == set()
+        for path in list(remote.folder.iterdir()):
+            path.unlink()
+
+
+def test_a_url_that_names_no_folder_or_whose_package_is_missing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in ("gs://", "memory://x/..", "file:///"):
+        with pytest.raises(UserError, match="names no folder"):
+            RemoteFolder(url, tmp_path)
+    with pytest.raises(UserError, match="cannot be kept at nosuch://x/y"):
+        RemoteFolder("nosuch://x/y", tmp_path)
+    with (
+        pytest.raises(UserError, match="cannot be kept at http"),
+        RemoteFolder("http://localhost:9/x", tmp_path).writing(),
+    ):
+        raise AssertionError("nothing can be written there")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------- the lease
+
+
+def test_a_lease_has_one_holder_and_goes_at_its_end(url, store, monkeypatch):
+    monkeypatch.setattr(lease, "STALE", 1.0)
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    with Lease(store) as held:
+        assert holder_of(store) == held.holder
+        with pytest.raises(FolderInUse, match=f"is being written by process {os.getpid()}"), Lease(Store(url)):
+            raise AssertionError("two writers")
+        held.confirm()
+    assert holder_of(store) is None
+    with Lease(store):
+        pass
+
+
+def leave(store: Store, **changes) -> None:
+    """The lease of a process that was killed."""
+    with Lease(store) as held:
+        content = json.loads(store.read(locks.NAME) or b"") | changes
+        assert held.holder.machine
+    store.ask("pipe_file", store.path(locks.NAME), json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("changes", [{"process": 2**22 + 1}, {"machine": "another", "time": time.time() - 7 * 3600.0}])
+def test_the_lease_of_a_process_that_is_known_to_be_gone_is_taken_at_once(store, monkeypatch, changes):
+    monkeypatch.setattr(lease, "SETTLE", 0.0)
+    leave(store, **changes)
+    started = time.monotonic()
+    with Lease(store) as held:
+        assert holder_of(store) == held.holder
+    assert time.monotonic() - started < lease.STALE / 2
+
+
+def test_a_lease_without_a_sign_of_life_is_taken_over_and_its_holder_sends_no_more(store, url, monkeypatch, capfd):
+    monkeypatch.setattr(lease, "STALE", 0.3)
+    monkeypatch.setattr(lease, "SETTLE", 0.0)
+    with Lease(store) as old, Lease(Store(url)) as new:  # BEAT is 15 s: the old one shows no life for 0.3 s
+        assert holder_of(store) == new.holder
+        with pytest.raises(FolderInUse, match="was taken over by process"):
+            old.confirm()
+        new.confirm()
+    assert "waiting 0 s for a sign of life" in capfd.readouterr().err
+
+
+def test_of_two_that_come_at_once_one_writes(store, url, monkeypatch):
+    monkeypatch.setattr(lease, "STALE", 2.0)
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    ends, told, start, done = [], [], threading.Barrier(4), threading.Barrier(4)
+
+    def come() -> None:
+        start.wait()
+        try:
+            with Lease(Store(url)):
+                ends.append("wrote")
+                done.wait()
+        except FolderInUse as error:
+            told.append(str(error))
+            done.wait()
+
+    threads = [threading.Thread(target=come) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(ends), len(told)) == (1, 3)
+
+
+def test_a_store_that_fails_is_told_as_such(tmp_path, monkeypatch):
+    store = Store(f"memory://{tmp_path}/x")
+
+    def down(*_, **__):
+        raise ConnectionError("the store is down")
+
+    monkeypatch.setattr(fsspec.filesystem("memory").__class__, "pipe_file", down)
+    with pytest.raises(StoreError, match="ConnectionError: the store is down"), Lease(store):
+        raise AssertionError("no lease could be written")
