@@ -164,7 +164,7 @@ def curves_section(runs: Sequence[Run]) -> Section | None:
     )
 
 
-def tokens_at(run: Run, step: float) -> int:
+def tokens_at(run: Run, step: int | float) -> int:
     """Tokens that a run had trained on after so many steps."""
     return next((row.tokens for row in reversed(run.train) if row.step <= step), 0)
 
