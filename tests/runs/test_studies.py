@@ -42,12 +42,16 @@ def leaving_arms():
     base = dict.fromkeys(CLUSTERS, 4.0)
     for seed in range(5):
         noise = lambda: rng.normal(0, 0.02)
-        arms.append(("all clusters", {}, seed, {}, base, {task: 2.0 + noise() for task in CLUSTERS}))
+        arms.append(
+            ("all clusters", {}, seed, dict.fromkeys(CLUSTERS, 10), base, {task: 2.0 + noise() for task in CLUSTERS})
+        )
         for cluster, share in brought.items():
             after = {task: 4 - 2 * (share if CLUSTERS[task].startswith(cluster) else 1) + noise() for task in CLUSTERS}
-            arms.append((f"without {cluster}", {"held-out": cluster}, seed, {}, base, after))
+            arms.append((f"without {cluster}", {"held-out": cluster}, seed, dict.fromkeys(CLUSTERS, 10), base, after))
         after = {task: 3.5 + noise() for task in CLUSTERS}
-        arms.append(("1 others without reading", {"held-out": "reading python"}, seed, {}, base, after))
+        arms.append(
+            ("1 others without reading", {"held-out": "reading python"}, seed, dict.fromkeys(CLUSTERS, 10), base, after)
+        )
     return arms
 
 
