@@ -111,6 +111,8 @@ OF_A_RECORD = (
     third("unknown-message-field", messages(USER, {**ASSISTANT, "lang": "en"})),
     third("unknown-mark", messages(USER, {**ASSISTANT, "wieght": 0.5})),
     only("mark_of_a_record", "unknown-mark", messages(USER, ASSISTANT, no_loss=True)),
+    only("label_of_a_message", "unknown-mark", messages(USER, {**ASSISTANT, "label": False})),
+    only("rejected_answer", "unknown-mark", {"id": "x", "prompt": "a", "completion": "b", "label": False}),
     only("text_for_a_mark", "bad-weight", messages(USER, {**ASSISTANT, "train": "no"})),
     only("marks_that_contradict", "bad-weight", messages(USER, {**ASSISTANT, "train": False, "weight": 1})),
     only("weight_beyond_measure", "bad-weight", messages(USER, {**ASSISTANT, "weight": 1e300})),

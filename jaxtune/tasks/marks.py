@@ -3,7 +3,7 @@
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxtune.tasks.problems import Finding
@@ -15,7 +15,7 @@ MARKS = ("weight", "train", "trainable", "loss", "loss_mask")
 LEAST, MOST = 1e-6, 1e6
 """Weights above 0 that are taken; beyond them a loss in float32 has no digits left for the other examples."""
 
-_STEMS = ("train", "learn", "loss", "mask", "weight", "supervis", "ignor", "backprop", "untrain", "exclud")
+_STEMS = ("train", "learn", "loss", "mask", "weight", "supervis", "ignor", "backprop", "exclud", "finetun")
 _ENDINGS = ("", "s", "es", "e", "ed", "ing", "able", "ion", "ings", "ables")
 _MARKING = frozenset(stem + ending for stem in _STEMS for ending in _ENDINGS) | {"skip", "skipped", "grad", "grads"}
 _FILLER_WORDS = (
@@ -23,9 +23,20 @@ _FILLER_WORDS = (
     "include included compute computed calculate calculated require requires required detail details eot eos eod "
     "use used apply per turn turns message messages msg example "
     "examples sample samples record records token tokens answer answers response responses assistant completion "
-    "output flag value out from as it"
+    "output flag value out from as it scale scaling factor coefficient multiplier un non re fine"
 )
 _FILLERS = frozenset(_FILLER_WORDS.split())
+_SWITCH_WORDS = (
+    "label labels labelled labeled target targets include included keep kept drop dropped omit omitted freeze frozen "
+    "detach detached predict predicted importance tune tuned gradient gradients optimise optimised optimize optimized"
+)
+_SWITCHES = _MARKING | frozenset(_SWITCH_WORDS.split())
+_BESIDE_SWITCHES = _FILLERS | frozenset(["input", "inputs", "prompt", "prompts", "role", "roles", "history"])
+"""Words that speak of what trains where a field's value is a switch or a number: `label`, `mask_history`."""
+
+
+_LONGEST = 32
+"""Letters of a word that may be several words written as one."""
 
 
 def is_weight(value: Any) -> bool:
@@ -59,13 +70,19 @@ def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, int | float) else type_name(value)
 
 
-def check_unknown(fields: Iterable[str], where: str) -> list[Finding]:
-    """A finding for each field that is none of ours and sounds like a mark: it must not be ignored in silence."""
-    return [
-        ("unknown-mark", f"{where}{field} sounds like a mark of what trains, and is not known")
-        for field in fields
-        if sounds_like_mark(field)
+def check_unknown(record: Mapping[str, Any], known: Collection[str]) -> list[Finding]:
+    """A finding for each field of a record that is none of ours and sounds like a mark: none is ignored in silence.
+
+    A `label` of a record is often that of a classification: only true and false make it a mark, as of preference data,
+    whose rejected answers nobody wants to train.
+    """
+    marks = [
+        field
+        for field, value in record.items()
+        if field not in known and value is not None
+        if sounds_like_mark(field) or (isinstance(value, bool) and _is_switch(field))
     ]
+    return [("unknown-mark", f"{field} sounds like a mark of what trains, and is not known") for field in marks]
 
 
 @functools.lru_cache(maxsize=65536)
@@ -77,15 +94,40 @@ def sounds_like_mark(field: str) -> bool:
     """
     if field in MARKS:
         return False
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+", field)
-    spoken = [word.lower() for word in words]
-    joined = "".join(spoken)
-    if joined in {mark.replace("_", "") for mark in MARKS}:
-        return True
-    return bool(_MARKING.intersection(spoken)) and _MARKING.union(_FILLERS).issuperset(spoken)
+    parts = [_parts(word) for word in _words(field)]
+    spoken = [part for of_word in parts for part in of_word]
+    return all(parts) and bool(_MARKING.intersection(spoken))
 
 
-def misspelt_mark(field: str, value: Any) -> bool:
-    """Whether a message's field is a mark with a slip of the pen (`wieght`), going by its name and kind of value."""
+def meant_as_mark(field: str, value: Any) -> bool:
+    """Whether an unknown field of a message that is true, false or a number is a mark in other words.
+
+    By a slip of the pen (`wieght`), or because its words say what is learnt (`label`, `is_target`, `mask_history`).
+    """
     near = difflib.get_close_matches(field.lower(), MARKS, n=1, cutoff=0.8)
-    return bool(near) and field not in MARKS and isinstance(value, bool | int | float)
+    slip = bool(near) and field not in MARKS
+    return isinstance(value, bool | int | float) and (slip or _is_switch(field))
+
+
+def _is_switch(field: str) -> bool:
+    if field in MARKS:
+        return False
+    spoken = _words(field)
+    return bool(_SWITCHES.intersection(spoken)) and (_SWITCHES | _BESIDE_SWITCHES).issuperset(spoken)
+
+
+def _words(field: str) -> list[str]:
+    """`doNotTrain`, `do_not_train` and `do-not-train` as their words."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+", field)]
+
+
+def _parts(word: str) -> list[str]:
+    """The known words that a word is or consists of (`donottrain`: do, not, train); empty where it does not."""
+    if word in _MARKING or word in _FILLERS:
+        return [word]
+    if len(word) > _LONGEST:
+        return []
+    for end in range(len(word) - 1, 0, -1):
+        if (word[:end] in _MARKING or word[:end] in _FILLERS) and (rest := _parts(word[end:])):
+            return [word[:end], *rest]
+    return []

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune.chat import ROLES, Conversation, Message
-from jaxtune.tasks.marks import MARKS, check_marks, given_marks, misspelt_mark, sounds_like_mark, weight_of
+from jaxtune.tasks.marks import MARKS, check_marks, given_marks, meant_as_mark, sounds_like_mark, weight_of
 from jaxtune.tasks.problems import Finding
 from jaxtune.tasks.values import type_name
 
-REASONING_FIELDS = ("reasoning", "reasoning_content", "thinking")
+REASONING_FIELDS = (
+    *("reasoning", "reasoning_content", "thinking"),
+    *("thinking_content", "thought", "thoughts", "chain_of_thought", "cot"),
+)
 """Message fields that hold the text a model thinks before its answer; the first present is used."""
 
 MESSAGE_FIELDS = frozenset(
@@ -153,7 +156,7 @@ _CONTROLS = frozenset(map(chr, [*range(32), 127])) - frozenset("\t\n\r")
 def _check_extras(message: Mapping[str, Any], i: int) -> list[Finding]:
     findings = check_marks(message, f"messages[{i}].")
     unknown = sorted(key for key in message if key not in MESSAGE_FIELDS and message[key] is not None)
-    marks = [key for key in unknown if sounds_like_mark(key) or misspelt_mark(key, message[key])]
+    marks = [key for key in unknown if sounds_like_mark(key) or meant_as_mark(key, message[key])]
     findings += [("unknown-mark", f"messages[{i}].{key} sounds like a mark of what trains") for key in marks]
     if others := sorted(set(unknown) - set(marks)):
         findings.append(("unknown-message-field", f"messages[{i}] has {', '.join(others)}"))

@@ -76,7 +76,7 @@ def read_record(
     if own is not shape:
         return [], [*findings, _stranger(renamed, own, shape)]
     known = WEIGHT_FIELDS if shape is Shape.TOKENS else ()
-    findings += check_unknown((name for name, value in renamed.items() if name not in known and value is not None), "")
+    findings += check_unknown(renamed, known)
     if shape is Shape.TOKENS:
         return [], findings + check_tokens(renamed)
     messages, more = _messages(renamed, shape)

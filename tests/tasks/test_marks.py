@@ -93,9 +93,12 @@ SOUND_SO = (
     *("is_masked", "ignore", "ignored", "ignore_loss", "weights", "Weight", "sample_weight", "token_weights"),
     *("message weight", "supervise", "supervised", "untrainable", "train_on_this", "turn_mask", "exclude_from_loss"),
     *("train_detail", "calculate_loss", "eot_loss", "requires_grad", "skip", "skipped", "exclude", "excluded"),
+    *("loss_scale", "lossScale", "loss_factor", "donottrain", "notrain", "noloss", "unmasked", "nontrainable"),
+    *("maskloss", "reweight", "finetune", "finetuned", "ignored_tokens"),
 )
 SPEAK_OF_ELSE = (
     *("train_split", "training_set", "source_weight", "weight_kg", "ignore_case", "lang", "source", "trainer", "id"),
+    *("retrained_model", "strained", "outweigh", "lossless", "tuner", "tunes_of_glory", "training_data", "stop_loss"),
     *("attention_mask", "special_tokens_mask", "model", "constraint", "strain", "unmasking_date", "gloss", "author"),
     *(
         "grade",
@@ -132,10 +135,38 @@ def test_a_field_that_speaks_of_something_else_is_no_mark(name):
 
 
 @pytest.mark.parametrize(
-    "name, value, wrong", [("wieght", 0.5, True), ("trian", False, True), ("wieght", "heavy", False)]
+    "name, value, wrong",
+    [
+        *(("wieght", 0.5, True), ("trian", False, True), ("wieght", "heavy", False)),
+        *(("label", False, True), ("labels", -100, True), ("is_target", 0, True), ("isTarget", True, True)),
+        *(
+            ("mask_history", True, True),
+            ("masked_input", "a", False),
+            ("include", False, True),
+            ("keep", 0, True),
+            ("frozen", True, True),
+            ("label", "greeting", False),
+        ),
+        *(
+            ("target", "user", False),
+            ("target_year", 2020, False),
+            ("labelled_by", 7, False),
+            ("fine_tune", False, True),
+        ),
+    ],
 )
-def test_a_slip_of_the_pen_in_a_mark_of_a_message_is_an_error(name, value, wrong):
+def test_a_number_or_switch_with_the_name_of_a_mark_in_other_words_is_an_error(name, value, wrong):
     assert rules(messages(USER, {**ASSISTANT, name: value})) == ["unknown-mark" if wrong else "unknown-message-field"]
+
+
+def test_a_very_long_name_takes_no_time():
+    assert not sounds_like_mark("without" * 5000 + "train")
+
+
+def test_of_a_record_only_a_switch_is_such_a_mark():
+    assert rules({"prompt": "a", "completion": "b", "label": False}) == ["unknown-mark"]
+    assert rules({"prompt": "a", "completion": "b", "label": 0}) == []
+    assert rules(messages(USER, ASSISTANT, label="positive", target=3)) == []
 
 
 def test_a_message_not_to_train_is_zero_from_file_to_weights(tmp_path):

@@ -5,7 +5,7 @@ from bad_inputs import ASSISTANT, USER, messages
 from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
 from jaxtune.tasks import RecordError, Shape, Task, from_list
-from jaxtune.tasks.messages import check_messages
+from jaxtune.tasks.messages import REASONING_FIELDS, check_messages
 from jaxtune.tasks.reading import check_record, to_conversation, to_example
 from jaxtune.tasks.shapes import detect, look_up, shape_of
 
@@ -210,6 +210,14 @@ def test_reasoning_names_tools_and_weights_reach_the_conversation():
     assert (user.name, asks.tool_calls, asks.weight, asks.content) == ("Ann", [call], 0.5, None)
     assert (tool.tool_call_id, tool.content) == ("c1", "3")
     assert (answer.reasoning, answer.weight) == ("Easy.", None)
+
+
+@pytest.mark.parametrize("field", REASONING_FIELDS)
+def test_reasoning_is_read_in_every_spelling(field):
+    conversation = to_conversation(messages(USER, {**ASSISTANT, field: "Easy."}), Shape.MESSAGES)
+    assert conversation.messages[-1].reasoning == "Easy."
+    assert check_messages([USER, {"role": "assistant", "content": "", field: "Easy."}]) == []
+    assert "wrong-type" in [rule for rule, _ in check_messages([USER, {**ASSISTANT, field: ["Easy."]}])]
 
 
 def test_all_errors_of_a_record_come_at_once():
