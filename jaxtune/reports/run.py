@@ -1,5 +1,6 @@
 """One run folder as one self-contained page, `report.html`; it reads only the files of the folder."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,9 +147,12 @@ def results_section(run: Run) -> Section | None:
     results = task_results(run)
     if not any(math.isfinite(one.loss_after) or math.isfinite(one.score_after) for one in results):
         return None
-    scored = any(one.difference is not None for one in results)
-    gaps = any(math.isfinite(one.gap_after) for one in results)
-    others = sorted({name for one in results for name in one.others})
+    shown = Shown(
+        prompts=any(math.isfinite(one.prompt_after) for one in results),
+        gaps=any(math.isfinite(one.gap_after) for one in results),
+        scored=any(one.difference is not None for one in results),
+        others=sorted({name for one in results for name in one.others}),
+    )
     columns = [
         Column("Task", number=False),
         Column("before"),
@@ -156,11 +160,17 @@ def results_section(run: Run) -> Section | None:
         Column("change", title="After minus before, nats per token; lower is better"),
     ]
     groups = [("", 1), ("Validation loss", 3)]
-    if gaps:
+    if shown.prompts:
+        columns += [
+            Column("before", title="Of the prompts, which the run trains on; it decides nothing"),
+            Column("after"),
+        ]
+        groups += [("Prompt loss", 2)]
+    if shown.gaps:
         columns += [Column("gap before", title="Validation minus trained examples, before tuning: two samples differ")]
         columns += [Column("gap after", title="The same after tuning; what it grew by can come of training")]
         groups += [("Train-validation gap", 2)]
-    if scored:
+    if shown.scored:
         columns += [
             Column("before"),
             Column("after"),
@@ -169,30 +179,42 @@ def results_section(run: Run) -> Section | None:
         ]
         columns += [Column("0 to 100%", number=False)]
         groups += [("Exact match on test questions", 5)]
-    columns += [Column(words(name), title="Before → after") for name in others]
-    groups += [("Other metrics", len(others))] if others else []
+    columns += [Column(words(name), title="Before → after") for name in shown.others]
+    groups += [("Other metrics", len(shown.others))] if shown.others else []
     held = {one.task for one in run.tasks}
-    rows = [result_row(one, index, scored, gaps, others, held) for index, one in enumerate(results)]
-    parts: list[object] = [page.table(columns, rows, total=total_row(results, scored, gaps, others), groups=groups)]
+    rows = [result_row(one, index, shown, held) for index, one in enumerate(results)]
+    parts: list[object] = [page.table(columns, rows, total=total_row(results, shown), groups=groups)]
     parts += [tag("p", note, class_="note") for note in result_notes(run, results, held)]
     tuned = "the exported checkpoint" if run.summary.get("after") else "the unfinished run's latest parameters"
     lead = f"The base model and {tuned} on the same validation and test examples."
     return Section("results", "Before and after", lead, parts)
 
 
-def result_row(
-    one: TaskResult, index: int, scored: bool, gaps: bool, others: Sequence[str], held: set[str]
-) -> list[object]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Which groups of columns the table of results has besides validation loss."""
+
+    prompts: bool
+    gaps: bool
+    scored: bool
+    others: Sequence[str]
+    """Metrics beside exact match."""
+
+
+def result_row(one: TaskResult, index: int, shown: Shown, held: set[str]) -> list[object]:
+    """A task's line in the table of results."""
     name = page.swatch(index, one.task)
     if held and one.task not in held:
         name = join([name, " ", tag("span", "not trained on", class_="tag")])
     row: list[object] = [name, decimal(one.loss_before), decimal(one.loss_after)]
     row.append(change(one.loss_after - one.loss_before, 3, better=-1))
-    if gaps:
+    if shown.prompts:
+        row += [decimal(one.prompt_before), decimal(one.prompt_after)]
+    if shown.gaps:
         row += [signed(one.gap_before, 3), signed(one.gap_after, 3)]
-    if scored:
+    if shown.scored:
         row += score_cells(one.score_before, one.score_after, one.difference, page.colour(index))
-    return row + [other_cell(one.others.get(name)) for name in others]
+    return row + [other_cell(one.others.get(name)) for name in shown.others]
 
 
 def score_cells(before: float, after: float, difference: Estimate | None, colour: str) -> list[object]:
@@ -213,18 +235,22 @@ def other_cell(pair: tuple[float, float] | None) -> str:
     return "" if pair is None else f"{decimal(pair[0])} → {decimal(pair[1])}"
 
 
-def total_row(results: Sequence[TaskResult], scored: bool, gaps: bool, others: Sequence[str]) -> list[object]:
+def total_row(results: Sequence[TaskResult], shown: Shown) -> list[object]:
+    """The means over tasks below the table of results."""
     old, new = macro_mean([one.loss_before for one in results]), macro_mean([one.loss_after for one in results])
     row: list[object] = ["Mean of tasks", decimal(old), decimal(new), change(new - old, 3, better=-1)]
-    if gaps:
+    if shown.prompts:
+        row += [decimal(macro_mean([one.prompt_before for one in results]))]
+        row += [decimal(macro_mean([one.prompt_after for one in results]))]
+    if shown.gaps:
         row += [signed(macro_mean([one.gap_before for one in results]), 3)]
         row += [signed(macro_mean([one.gap_after for one in results]), 3)]
-    if scored:
+    if shown.scored:
         both = [one for one in results if one.difference is not None]
         estimate = mean_of_estimates([one.difference for one in both if one.difference is not None])
         before, after = macro_mean([one.score_before for one in both]), macro_mean([one.score_after for one in both])
         row += score_cells(before, after, estimate, "--c:var(--soft)")
-    return row + [""] * len(others)
+    return row + [""] * len(shown.others)
 
 
 def result_notes(run: Run, results: Sequence[TaskResult], held: set[str]) -> list[str]:

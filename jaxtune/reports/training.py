@@ -8,9 +8,9 @@ from jaxtune.reports import page
 from jaxtune.reports.charts import Series, Style, condensed, line_chart, smooth
 from jaxtune.reports.drawing import XAxis, YAxis, shorten
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, tag, words
-from jaxtune.runs.history import Run, TrainRow
+from jaxtune.runs.history import EvalRow, Run, TrainRow
 from jaxtune.runs.results import exact_over_steps, fixed_answers, macro_mean
-from jaxtune.storage.documents import number
+from jaxtune.storage.documents import Json, number
 from jaxtune.terminal.numbers import Format, axis_percent, decimal
 
 SHARE = YAxis(form=axis_percent, within=(0.0, 1.0))
@@ -33,6 +33,8 @@ def training_section(run: Run) -> Section | None:
         ("stroke", "--c:var(--accent)", "training, smoothed"),
         ("ring", "--c:var(--ink)", "validation"),
     ]
+    if any(prompt_losses(row) for row in run.evals):
+        entries.append(("ring", PROMPTS, "prompts of the validation examples, by task"))
     overall = line_chart(
         loss_series([row.step for row in run.train], [row.loss for row in run.train], [1.0] * len(run.train))
         + [validation_series(run, None)],
@@ -96,10 +98,27 @@ def validation_series(run: Run, task: str | None) -> Series:
     return Series(name="validation", x=[row.step for row in rows], y=losses, colour="--c:var(--ink)", style=Style.DOTS)
 
 
+PROMPTS = "--c:var(--soft)"
+"""Colour of the prompts' curve."""
+
+
+def prompt_losses(row: EvalRow) -> Json:
+    """Validation loss of the prompts by task; empty where the run does not train on them."""
+    return row.extra.get("task_prompt_loss", {})
+
+
+def prompt_series(run: Run, task: str) -> list[Series]:
+    """Validation loss of a task's prompts, where it was measured."""
+    rows = [row for row in run.evals if task in prompt_losses(row)]
+    losses = [number(prompt_losses(row)[task]) for row in rows]
+    steps = [row.step for row in rows]
+    return [Series(name="prompts", x=steps, y=losses, colour=PROMPTS, style=Style.DOTS)] if rows else []
+
+
 def task_panel(run: Run, task: str, index: int, marks: Sequence[tuple[float, str]]) -> Html:
     """One task's curves."""
     rows = [row for row in run.train if task in row.task_loss]
-    series = [validation_series(run, task)]
+    series = [validation_series(run, task), *prompt_series(run, task)]
     if rows:
         weights = [max(row.task_tokens.get(task, 1.0), 0.0) for row in rows]
         losses = [row.task_loss[task] for row in rows]

@@ -183,7 +183,8 @@ def first_numbers(run_dir: pathlib.Path) -> dict[str, Any]:
         if row["step"] != 0:
             break
         if row["kind"] in ("eval", "score"):
-            wanted = ("loss", "macro_loss", "task_loss", "seen_task_loss", "task_score", "macro_exact_match")
+            losses = ("loss", "macro_loss", "task_loss", "task_prompt_loss", "seen_task_loss")
+            wanted = (*losses, "task_score", "macro_exact_match")
             numbers |= {key: row[key] for key in wanted if key in row}
     return numbers
 
@@ -219,6 +220,13 @@ def read_working_folder(run_dir: pathlib.Path) -> pathlib.Path | None:
     """The working folder of the command that started the run; None where the record does not say."""
     folder = read_object(run_dir / "command.json").get("folder")
     return pathlib.Path(folder) if isinstance(folder, str) else None
+
+
+def look_where_started(run_dir: pathlib.Path) -> None:
+    """From now on, look up relative paths where the run was started as well: beside its config, and where one stood."""
+    command = read_object(run_dir / "command.json") if (run_dir / "command.json").is_file() else {}
+    places = [pathlib.Path(command[key]) for key in ("config", "folder") if isinstance(command.get(key), str)]
+    userfiles.started_in(*(place.parent if place.suffix == ".py" else place for place in places))
 
 
 def resolve_model_folder(path: pathlib.Path) -> pathlib.Path:

@@ -21,6 +21,9 @@ class TaskResult:
     """Loss of training examples before tuning: of the first that the run meets, as many as validation has."""
     seen_after: float
     """Loss of training examples that the run had met, after tuning."""
+    prompt_before: float
+    """Validation loss of the prompts, where the run trains on them; it decides nothing."""
+    prompt_after: float
     score_before: float
     score_after: float
     difference: Estimate | None
@@ -53,7 +56,7 @@ def measured(run: Run, when: str) -> Json:
     found: Json = {}
     if evals:
         found |= {"loss": evals[at].loss, "macro_loss": evals[at].macro_loss, "task_loss": evals[at].task_loss}
-        found |= {"seen_task_loss": evals[at].extra.get("seen_task_loss", {})}
+        found |= {name: evals[at].extra.get(name, {}) for name in ("seen_task_loss", "task_prompt_loss")}
     if scores:
         found |= {"task_score": scores[at].task_score, "macro_exact_match": scores[at].macro_exact_match}
     return found
@@ -77,6 +80,8 @@ def task_results(run: Run) -> list[TaskResult]:
                 loss_after=number(after.get("task_loss", {}).get(task)),
                 seen_before=number(before.get("seen_task_loss", {}).get(task)),
                 seen_after=number(after.get("seen_task_loss", {}).get(task)),
+                prompt_before=number(before.get("task_prompt_loss", {}).get(task)),
+                prompt_after=number(after.get("task_prompt_loss", {}).get(task)),
                 score_before=number(old.get("exact_match")),
                 score_after=number(new.get("exact_match")),
                 difference=score_difference(run, task, old, new),

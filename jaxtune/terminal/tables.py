@@ -70,19 +70,20 @@ def scores_table(result: Mapping[str, Any], before: Mapping[str, Any] | None = N
     metrics = list(
         dict.fromkeys(m for side in sides for score in side.get("task_score", {}).values() for m in score if m != "n")
     )
-    losses = any(side.get("task_loss") for side in sides)
+    named = {"loss": "task_loss", "prompt loss": "task_prompt_loss"}  # the second one where prompts train
+    losses = {label: key for label, key in named.items() if any(side.get(key) for side in sides)}
     when = ["before", "after"] if len(sides) == 2 else [""]
-    columns = ["task"] + [f"loss {name}".strip() for name in when if losses]
+    columns = ["task"] + [f"{label} {name}".strip() for label in losses for name in when]
     columns += [f"{metric.replace('_', ' ')} {name}".strip() for metric in metrics for name in when]
     columns += ["questions"] if metrics else []
     rows: list[list[object]] = []
     for task in tasks:
         row: list[object] = [task]
-        row += [decimal(side.get("task_loss", {}).get(task)) for side in sides if losses]
+        row += [decimal(side.get(key, {}).get(task)) for key in losses.values() for side in sides]
         row += [percent(side.get("task_score", {}).get(task, {}).get(metric)) for metric in metrics for side in sides]
         rows.append(row + ([whole(result.get("task_score", {}).get(task, {}).get("n"))] if metrics else []))
     total: list[object] = [Text("mean of tasks", style="bold")]
-    total += [decimal(mean(side.get("task_loss", {}).values())) for side in sides if losses]
+    total += [decimal(mean(side.get(key, {}).values())) for key in losses.values() for side in sides]
     total += [
         percent(mean(s.get(metric) for s in side.get("task_score", {}).values()))
         for metric in metrics
@@ -115,7 +116,9 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         )
     parts.append(f"{quantity(summary.get('tokens', math.nan))} tokens in {duration(float(summary['seconds']))}")
     if best.get("step", -1) < 0 and summary.get("exported_step") is not None:
-        parts.append(f"exported step {summary['exported_step']:,}, the last: no validation with a finite loss")
+        validated = any("loss" in summary.get(when, {}) for when in ("before", "after"))
+        why = "no validation had a finite loss" if validated else "there was no validation"
+        parts.append(f"exported step {summary['exported_step']:,}, the last: {why}")
     if summary.get("skipped_steps"):
         parts.append(f"{summary['skipped_steps']:,} updates skipped")
     out.print(", ".join(parts), markup=False)

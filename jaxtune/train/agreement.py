@@ -77,7 +77,7 @@ def in_words(found: Sequence[tuple[int, str]], things: Mapping[str, Any]) -> str
     for other, name in found[:6]:
         value = json.dumps(things[name], default=str)
         here = f" (here, on process {process}: {value})" if name.startswith("--") and len(value) < 80 else ""
-        shown.append(f"process {other} has another {name} than process 0{here}")
+        shown.append(f"process {other} differs from process 0 in {name}{here}")
     more = f"; and {len(found) - 6} more differences" if len(found) > 6 else ""
     return (
         f"the processes of this job do not agree, so none of them trains: {'; '.join(shown)}{more}. "

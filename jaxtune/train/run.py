@@ -180,6 +180,7 @@ def evaluate_only(config: ExperimentConfig) -> dict[str, Any]:
     numbers: dict[str, Any] = {"model": str(inputs.folder)}
     if loss is not None:
         numbers |= {"loss": loss.loss, "macro_loss": loss.macro_loss, "task_loss": dict(loss.task_loss)}
+        numbers |= {"task_prompt_loss": dict(loss.prompt_loss)} if loss.prompt_loss else {}
         numbers |= {"task_accuracy": dict(loss.task_accuracy), "task_tokens": dict(loss.task_tokens)}
     if score is not None:
         numbers |= {"task_score": dict(score.task_score), "macro_exact_match": score.macro_exact_match}

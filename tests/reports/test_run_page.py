@@ -176,6 +176,25 @@ def test_the_train_validation_gap_stands_beside_that_of_step_0(run_dir, page):
     assert signed(results[0].gap_before, 3) in page.text and signed(results[0].gap_after, 3) in page.text
 
 
+def test_where_prompts_train_their_loss_is_a_second_column_and_curve(tmp_path, page):
+    run_dir = toy_runs.write_toy_run(tmp_path / "prompts")
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        if row["kind"] == "eval":
+            row["task_prompt_loss"] = {task: 7.0 + 0.001 * row["step"] for task in row["task_loss"]}
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = read_json(run_dir / "summary.json")
+    for when, loss in (("before", 7.125), ("after", 3.875)):
+        summary[when]["task_prompt_loss"] = dict.fromkeys(summary[when]["task_loss"], loss)
+    write_json(run_dir / "summary.json", summary)
+    drawn = assert_self_contained(write_report(run_dir).read_text())
+    assert drawn.text.count("7.125") == drawn.text.count("3.875") == len(toy_runs.SIZES) + 1
+    assert "Prompt loss" in drawn.text and "prompts of the validation examples, by task" in drawn.text
+    assert "Prompt loss" not in page.text and "prompts of the validation" not in page.text
+    assert drawn.classes.count("link") == page.classes.count("link") + len(toy_runs.SIZES)
+
+
 def test_only_the_page_of_a_run_that_still_trains_is_read_again(tmp_path):
     for finished in (True, False):
         folder = toy_runs.write_toy_run(tmp_path / str(finished), steps=6, finished=finished)

@@ -1,3 +1,4 @@
+import pytest
 import toy_runs
 
 from jaxtune.storage.documents import read_json
@@ -39,10 +40,27 @@ def test_the_summary_puts_before_and_after_side_by_side(tmp_path, capsys):
     assert lines[-1].startswith("finished after 12 steps, best validation at step")
 
 
+@pytest.mark.parametrize(
+    "after, why",
+    [({}, "there was no validation"), ({"loss": None, "task_loss": {}}, "no validation had a finite loss")],
+)
+def test_the_summary_says_why_no_step_is_the_best(capsys, after, why):
+    best = {"step": -1, "metric": "macro_mean", "value": None}
+    ended = {"status": "finished", "steps": 2, "seconds": 1.0, "exported_step": 2, "before": {}, "after": after}
+    terminal.print_summary({**ended, "best": best})
+    assert f"exported step 2, the last: {why}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_evaluation_without_generation_shows_losses_only(capsys):
     terminal.print_evaluation({"task_loss": {"qa": 1.25, "math": None}})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines == [["task", "loss"], ["qa", "1.250"], ["math", "–"], ["mean", "of", "tasks", "1.250"]]
+
+
+def test_where_prompts_train_their_loss_is_a_second_column(capsys):
+    terminal.print_evaluation({"task_loss": {"qa": 1.25}, "task_prompt_loss": {"qa": 4.5}})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == [["task", "loss", "prompt", "loss"], ["qa", "1.250", "4.500"]]
 
 
 def test_facts_are_printed_with_nested_names_indented(capsys):

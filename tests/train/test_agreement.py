@@ -72,6 +72,6 @@ def test_two_processes_with_another_rate_both_end_with_one_line(tmp_path):
     logs = finish(job)
     assert [child.returncode for child in job] == [1, 1], logs
     for process, log in enumerate(logs):
-        assert "process 1 has another --optim.peak-lr than process 0" in log and "Traceback" not in log, logs
+        assert "process 1 differs from process 0 in --optim.peak-lr" in log and "Traceback" not in log, logs
         assert f"here, on process {process}: " in log
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -32,7 +32,7 @@ from jaxtune.step.programs import Programs
 from jaxtune.sweep import run as sweep
 from jaxtune.sweep.language import Setting, crossed
 from jaxtune.sweep.record import trials_of
-from jaxtune.train import lanes, loop, resolution, session
+from jaxtune.train import lanes, loop, measure, resolution, session
 from jaxtune.train.arm import Arm
 from jaxtune.train.decisions import Status
 from jaxtune.train.rooms import read_room
@@ -374,6 +374,24 @@ def products(jaxpr) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
                 inner = getattr(one, "jaxpr", one)
                 found |= products(inner) if hasattr(inner, "eqns") else set()
     return found
+
+
+def test_the_prompts_loss_of_a_stack_is_that_of_each_run_alone(place_of):
+    data = dataclasses.replace(tiny_config(place_of).data, prompt_loss_weight=0.1)
+    alike = [resolution.resolve(dataclasses.replace(tiny_config(place_of, data=data), seed=seed)) for seed in (0, 1)]
+    programs = Programs()
+    sessions = open_sessions(alike, programs)
+    lane = lanes.make_lane(sessions, programs)
+    with jax.set_mesh(sessions[0].mesh):
+        halved = dataclasses.replace(lane.state(0), params=jax.tree.map(lambda x: x / 2, lane.state(0).params))
+        lane.replace(1, halved)
+        together = lane.losses([0, 1])
+        for number in (0, 1):
+            alone = measure.validation_loss(sessions[number], lane.state(number).measured)
+            assert alone is not None and alone.prompt_loss.keys() == alone.task_loss.keys()
+            assert together[number] == alone
+    first, second = (found for found in together.values() if found is not None)
+    assert first.prompt_loss != second.prompt_loss and first.prompt_loss != first.task_loss
 
 
 @pytest.mark.slow
