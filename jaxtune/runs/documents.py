@@ -92,6 +92,7 @@ class LossesAndScores(TypedDict, total=False):
     loss: float
     macro_loss: float
     task_loss: Mapping[str, float]
+    task_prompt_loss: Mapping[str, float]
     seen_task_loss: Mapping[str, float]
     task_score: Mapping[str, Mapping[str, float]]
     macro_exact_match: float
@@ -269,6 +270,7 @@ class RowDetails(TypedDict, total=False):
     memory_mb: float
     mfu: float
     seen_task_loss: Mapping[str, float]
+    task_prompt_loss: Mapping[str, float]
     task_accuracy: Mapping[str, float]
     hook: Mapping[str, float]
     outcomes: Mapping[str, int]
