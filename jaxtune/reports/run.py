@@ -147,7 +147,7 @@ def results_section(run: Run) -> Section | None:
     results = task_results(run)
     if not any(math.isfinite(one.loss_after) or math.isfinite(one.score_after) for one in results):
         return None
-    shown = Shown(
+    shown = ResultColumns(
         prompts=any(math.isfinite(one.prompt_after) for one in results),
         gaps=any(math.isfinite(one.gap_after) for one in results),
         scored=any(one.difference is not None for one in results),
@@ -191,8 +191,8 @@ def results_section(run: Run) -> Section | None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shown:
-    """Which groups of columns the table of results has besides validation loss."""
+class ResultColumns:
+    """Groups of columns that the table of results has besides validation loss."""
 
     prompts: bool
     gaps: bool
@@ -201,7 +201,7 @@ class Shown:
     """Metrics beside exact match."""
 
 
-def result_row(one: TaskResult, index: int, shown: Shown, held: set[str]) -> list[object]:
+def result_row(one: TaskResult, index: int, shown: ResultColumns, held: set[str]) -> list[object]:
     """A task's line in the table of results."""
     name = page.swatch(index, one.task)
     if held and one.task not in held:
@@ -235,7 +235,7 @@ def other_cell(pair: tuple[float, float] | None) -> str:
     return "" if pair is None else f"{decimal(pair[0])} → {decimal(pair[1])}"
 
 
-def total_row(results: Sequence[TaskResult], shown: Shown) -> list[object]:
+def total_row(results: Sequence[TaskResult], shown: ResultColumns) -> list[object]:
     """The means over tasks below the table of results."""
     old, new = macro_mean([one.loss_before for one in results]), macro_mean([one.loss_after for one in results])
     row: list[object] = ["Mean of tasks", decimal(old), decimal(new), change(new - old, 3, better=-1)]
