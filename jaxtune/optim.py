@@ -181,9 +181,9 @@ def make_optimizer(config: OptimConfig, params: PyTree) -> optax.GradientTransfo
 def _clip(usual: float | None) -> optax.GradientTransformationExtraArgs:
     """Clips by the global norm: to `clip_norm` if `update` is given one (infinity clips nothing), else to the usual."""
 
-    def update(gradients: PyTree, state: Any, params: PyTree | None = None, *, clip_norm: Any = None, **extra: Any):
+    def update(updates: PyTree, state: Any, params: PyTree | None = None, *, clip_norm: Any = None, **extra: Any):
         limit = usual if clip_norm is None else clip_norm
-        return (gradients, state) if limit is None else optax.clip_by_global_norm(limit).update(gradients, state)
+        return (updates, state) if limit is None else optax.clip_by_global_norm(limit).update(updates, state)
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 

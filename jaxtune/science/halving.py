@@ -1,6 +1,7 @@
 """Successive halving of settings: who goes on at a rung, and how far rungs rank as the end does (arXiv 1810.05934)."""
 
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -42,4 +43,5 @@ def rank_agreement(
         first, last = ((table - table.mean(axis=0)).reshape(-1) for table in (rung, final))
     if len(rung) < 2 or len(first) < FEWEST:
         return math.nan, len(first)
-    return float(stats.kendalltau(first, last).statistic), len(first)
+    tau: Any = stats.kendalltau(first, last)
+    return float(tau.statistic), len(first)

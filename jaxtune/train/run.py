@@ -72,7 +72,7 @@ def train(
             overwrite=overwrite, accept_change=accept_change,
         )  # fmt: skip
         if resume and resume_step is None and answer_of_main(lambda: is_finished(run.run_dir)):
-            return finished_before(run)
+            return finished_before(run.run_dir, run.remote and run.remote.url)
         if is_main():
             print(documents.size_in_words(run.inputs), file=sys.stderr, flush=True)
         [outcome] = train_together([run], programs or Programs())
@@ -148,13 +148,10 @@ def is_finished(run_dir: pathlib.Path) -> bool:
     )
 
 
-def finished_before(run: Planned) -> TrainResult:
-    """Result of a run that has nothing left to do."""
-    summary = answer_of_main(lambda: read_as(run.run_dir / "summary.json", SummaryFile))
-    ended = TrainResult(
-        status=Status(summary["status"]), exit_code=0, run_dir=run.run_dir, summary=summary,
-        url=run.remote and run.remote.url,
-    )  # fmt: skip
+def finished_before(run_dir: pathlib.Path, url: str | None = None) -> TrainResult:
+    """Result of a run that has nothing left to do; `url` is the place of a run folder in a bucket."""
+    summary = answer_of_main(lambda: read_as(run_dir / "summary.json", SummaryFile))
+    ended = TrainResult(status=Status(summary["status"]), exit_code=0, run_dir=run_dir, summary=summary, url=url)
     if is_main():
         print(f"{ended.where()} is finished; there is nothing to resume", file=sys.stderr)
     return ended

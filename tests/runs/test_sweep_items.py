@@ -42,7 +42,7 @@ def test_a_contrast_by_question_is_the_crossed_mean_with_one_prompt_counted_once
     [question] = questions(sweep)
     found = item_difference(sweep, question)
     expected = crossed(right[1] - right[0], [i // 2 for i in range(ITEMS)])
-    assert found == expected and expected.clusters == ITEMS // 2
+    assert found is not None and found == expected and expected.clusters == ITEMS // 2
     assert found.half_new_items > found.half_new_seeds > 0
 
 

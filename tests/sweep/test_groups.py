@@ -69,7 +69,7 @@ def test_settings_that_are_numbers_of_a_step_form_one_group(place_of):
     [group] = group_by_shape(in_rooms(runs))
     assert len(group.runs) == len(runs)
     [room] = {run.inputs.room for run in group.runs}
-    assert room.rank == 16 and room.z_loss and room.label_smoothing
+    assert room is not None and room.rank == 16 and room.z_loss and room.label_smoothing
     assert room.capacity == 2 * 64, "a run that trains on prompts may have weight at every position"
     averaged = planned(
         place_of,

@@ -150,8 +150,10 @@ def test_a_folder_of_pairs_tells_what_was_planted(place, tmp_path):
     assert any(text.startswith("Clear conflicts: b → c") for text in page.text)
     assert any("a + b" in text for text in page.text)
     assert (tmp_path / "s" / "transfer.png").read_bytes().startswith(b"\x89PNG")
+    design = study.Design.read(tmp_path / "s")
+    assert design is not None
     with pytest.raises(UserError, match="with 10 examples"):
-        study.begin(tmp_path / "s", dataclasses.replace(study.Design.read(tmp_path / "s"), examples=11))
+        study.begin(tmp_path / "s", dataclasses.replace(design, examples=11))
 
 
 def test_a_folder_of_subsets_tells_the_same(place, tmp_path):

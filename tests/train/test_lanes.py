@@ -319,7 +319,8 @@ def test_a_run_of_one_program_is_replayed_alone_in_its_room(place_of, programs):
     room = read_room(run_dir)
     assert room is not None and room.capacity == 2 * 64
     again = dataclasses.replace(resolution.resolve(config), room=None)
-    assert open_session(again, programs).program.spec.room.capacity < room.capacity
+    alone = open_session(again, programs).program.spec.room
+    assert alone.capacity is not None and alone.capacity < room.capacity
     (place_of / "quiet.py").write_text(
         "import dataclasses\nimport pathlib\n\nfrom helpers import tiny_config\n\n\ndef config():\n"
         f"    found = tiny_config(pathlib.Path({str(place_of)!r}))\n"
