@@ -19,7 +19,8 @@ from jaxtune.reports import run as report
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs import seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
-from jaxtune.runs.documents import Generations, read_as
+from jaxtune.runs.documents import Generations, read_as, read_manifest
+from jaxtune.runs.history import METRICS, read_rows
 from jaxtune.runs.main_checkpoints import MainCheckpoints
 from jaxtune.runs.mirrors import Labels, make_mirror
 from jaxtune.runs.retention import WATCHED
@@ -34,7 +35,7 @@ from jaxtune.train.decisions import Counters, Decision, Health, Status, decide, 
 from jaxtune.train.export import export_model
 from jaxtune.train.lanes import Lane
 from jaxtune.train.planned import MODEL, Planned
-from jaxtune.train.rows import Exported, answers_row, eval_row, score_row, summary, train_row
+from jaxtune.train.rows import Exported, answers_row, eval_row, logged_losses, score_row, summary, train_row
 from jaxtune.train.session import Session
 
 
@@ -296,7 +297,7 @@ def restore(checkpoints: Checkpoints | MainCheckpoints, state: TrainState, run: 
             f"{planned[:12]}; resume with the config and data of the run, or start another run folder"
         )
     checkpoints.set_aside_after(step)
-    counters = Counters.from_json(extra["progress"])
+    counters = judged_again(checkpoints, Counters.from_json(extra["progress"]), step, run)
     steps = checkpoints.steps()
     if counters.best_step not in (-1, *steps):
         losses = {kept: checkpoints.metrics(kept).get(WATCHED, math.nan) for kept in steps}
@@ -311,6 +312,36 @@ def labels_of(run: Planned) -> Labels:
     config, above = run.inputs.config, run.run_dir.absolute().parent.parent
     group = config.mirror_group or (above.name if is_sweep(above) else None)
     return Labels(project=config.name, group=group, tags=config.mirror_tags)
+
+
+def judged_again(checkpoints: Checkpoints | MainCheckpoints, counters: Counters, step: int, run: Planned) -> Counters:
+    """The counters of a checkpoint, and what ranks the others, by the validation loss that is watched now.
+
+    After an accepted change of what is watched, older losses are computed again from the logged ones of each task.
+    After one of the validation examples they cannot be: none of them counts any more.
+    """
+    found = answer_of_main(lambda: losses_judged_again(run, step))
+    if found is None:
+        return counters
+    losses = dict(found)
+    for saved in checkpoints.steps():
+        checkpoints.set_metrics(saved, {WATCHED: losses[saved]} if saved in losses else {})
+    return counters.recounted(losses, run.inputs.config.early_stopping.min_change)
+
+
+def losses_judged_again(run: Planned, step: int) -> list[tuple[int, float]] | None:
+    """(step, watched loss) of the validations up to `step` that count under today's options; None: as before."""
+    inputs, rule = run.inputs, run.inputs.config.early_stopping
+    recorded = read_manifest(run.run_dir)
+    watch, examples = (
+        resuming.differs_at(recorded, run.identity["config"], names, step)
+        for names in (resuming.WATCHING, resuming.VALIDATING)
+    )
+    if not (watch or examples) or inputs.eval_plan is None:
+        return None
+    since = math.inf if examples else resuming.last_change(recorded, resuming.VALIDATING, step)
+    rows = [row for row in read_rows(run.run_dir / METRICS) if row["kind"] == "eval" and since < row["step"] <= step]
+    return [(row["step"], logged_losses(row, inputs.held).watched(rule.aggregate, rule.task)) for row in rows]
 
 
 def open_tracker(

@@ -103,6 +103,14 @@ class Counters:
             best_step=step if best else self.best_step,
         )
 
+    def recounted(self, losses: Mapping[int, float], min_change: float) -> "Counters":
+        """The counters as if these validations, step -> watched loss, had been the ones so far."""
+        fresh = Counters()
+        for step in sorted(losses):
+            fresh = fresh.validated(losses[step], step, min_change)
+        names = ("best_value", "best_step", "reference", "since_reference")
+        return dataclasses.replace(self, **{name: getattr(fresh, name) for name in names})
+
     def without_best(self, losses: Mapping[int, float]) -> "Counters":
         """The counters after the best checkpoint was lost; `losses`: step -> validation loss of those that are left."""
         finite = [(loss, step) for step, loss in losses.items() if math.isfinite(loss)]

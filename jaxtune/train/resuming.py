@@ -54,6 +54,12 @@ PINNED = frozenset(
 """Options that change the numbers of a run; a resumed run has those that it was started with."""
 
 
+WATCHING = ("early_stopping.aggregate", "early_stopping.task")
+"""Options that say which number of a validation decides; the log has all of them."""
+VALIDATING = ("eval.max_examples",)
+"""Options that say what is validated: numbers with other values of them are of other examples."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Change:
     """A pinned option that has another value than in the record of the run; values are as in config.json."""
@@ -120,6 +126,17 @@ def option_at(recorded: Mapping[str, Any], name: str, step: int) -> Any:
         if step <= entry["after_step"] and name in entry["options"]:
             value = entry["options"][name]["then"]
     return value
+
+
+def differs_at(recorded: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str], step: int) -> bool:
+    """Whether one of these options had another value at update number `step` than in the config `now`."""
+    return any(option_at(recorded, name, step) != _by_option(now).get(name) for name in names)
+
+
+def last_change(recorded: Mapping[str, Any], names: Sequence[str], step: int) -> int:
+    """The step after which one of these options was last changed, up to `step`; 0 where none was."""
+    entries = [e for e in recorded.get("changes", []) if e["after_step"] <= step and set(names) & set(e["options"])]
+    return max((entry["after_step"] for entry in entries), default=0)
 
 
 def _by_option(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 import resource
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import jax
 from jaxtune.evaluate.answers import ScoreResult
 from jaxtune.evaluate.loss import LossResult
 from jaxtune.step.update import StepMetrics
+from jaxtune.storage.documents import number
 from jaxtune.train.decisions import Counters, Status
 from jaxtune.train.session import Session, flops_per_token
 
@@ -50,6 +51,15 @@ def eval_row(step: int, result: LossResult, seen: LossResult | None = None) -> R
     """The row of a validation; `seen`: losses of training examples by the same parameters."""
     return {"kind": "eval", "step": step, "split": "validation", **losses_of(result), **seen_of(seen),
             "task_tokens": result.task_tokens, "task_accuracy": result.task_accuracy}  # fmt: skip
+
+
+def logged_losses(row: Mapping[str, Any], held_out: Collection[str]) -> LossResult:
+    """The validation losses that `eval_row` wrote."""
+    return LossResult(
+        loss=number(row["loss"]), macro_loss=number(row["macro_loss"]),
+        task_loss={task: number(loss) for task, loss in row["task_loss"].items()},
+        task_tokens=row["task_tokens"], task_accuracy=row["task_accuracy"], held_out=frozenset(held_out),
+    )  # fmt: skip
 
 
 def score_row(step: int, result: ScoreResult) -> Row:

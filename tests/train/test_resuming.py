@@ -10,15 +10,19 @@ from helpers import tiny_config, tiny_model
 
 from jaxtune import config as configs
 from jaxtune import verify
+from jaxtune.config import EarlyStoppingConfig
 from jaxtune.errors import UserError
-from jaxtune.evaluate.loss import EvalConfig
+from jaxtune.evaluate.loss import Aggregate, EvalConfig
 from jaxtune.model.lora import LoraConfig
 from jaxtune.reports.run import write_report
+from jaxtune.runs.history import read_rows
+from jaxtune.runs.retention import CheckpointConfig
 from jaxtune.step.programs import Programs
 from jaxtune.storage.documents import read_sealed
 from jaxtune.train import loop, resuming
 from jaxtune.train import run as train
 from jaxtune.train.decisions import Status
+from jaxtune.train.rows import logged_losses
 from tests.train.test_resume import StopAt
 
 
@@ -109,3 +113,40 @@ def test_changed_options_are_refused_or_accepted_and_written_down(stopped, monke
     assert "after step 3" in verify.describe_changes(recorded).lines[0]
     hidden = verify.check_rates(run_dir, {**recorded, "changes": []}, 6)
     assert not hidden.ok and "step 1: rate" in hidden.lines[0]
+
+
+@pytest.mark.parametrize(
+    "change, begins",
+    [
+        ({"early_stopping": EarlyStoppingConfig(aggregate=Aggregate.WORST_TASK)}, 1),
+        ({"early_stopping": EarlyStoppingConfig(aggregate=Aggregate.TASK, task="large")}, 1),
+        ({"eval": EvalConfig(every=1, rows=4, generate=False, max_examples=2)}, 3),
+    ],
+)
+def test_the_best_is_judged_by_what_is_watched_now(stopped, tmp_path, monkeypatch, change, begins):
+    """With a rate of almost zero all validations are alike, so that a loss of another kind would stay the lowest."""
+    config, _, programs = stopped
+    config = dataclasses.replace(
+        config, eval=EvalConfig(every=1, rows=4, generate=False),
+        optim=dataclasses.replace(config.optim, peak_lr=1e-6), checkpoint=CheckpointConfig(save_every=1, keep_latest=9),
+    )  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "StopSignal", lambda: StopAt(3))
+        train.train(config, tmp_path / "run", programs=programs)
+    changed = dataclasses.replace(config, **change)
+    with monkeypatch.context() as patched:  # killed before it saved anything: the next resume judges again
+        patched.setattr(train, "train_arms", lambda ensemble: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train.train(changed, tmp_path / "run", resume=True, accept_change=True, programs=programs)
+    summary = train.train(changed, tmp_path / "run", resume=True, programs=programs).summary
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "eval"]
+    assert [row["step"] for row in rows] == list(range(7))
+    rule = changed.early_stopping
+    losses = {row["step"]: logged_losses(row, ()).watched(rule.aggregate, rule.task) for row in rows[begins:]}
+    best = min(losses, key=lambda step: (losses[step], step))
+    assert summary["best"] == {"step": best, "metric": rule.aggregate.value, "value": losses[best]}
+    assert summary["exported_step"] == best
+    tokens = [sum(row["task_tokens"].values()) for row in rows]
+    assert (tokens[2] > tokens[3]) == (begins == 3) and len(set(tokens[begins:])) == 1
+    bound = verify.check_checkpoints(tmp_path / "run", changed)
+    assert bound.ok, bound.lines
