@@ -1,7 +1,6 @@
 """Uploads to the hub, against a hub that is none."""
 
 import sys
-import types
 
 import pytest
 
@@ -68,11 +67,9 @@ def test_a_bad_name_and_a_missing_login_are_said_before_anything_is_exported(mon
 
 def test_the_command_exports_and_then_uploads_what_it_wrote(monkeypatch, tmp_path, capsys):
     api = taking(monkeypatch)
-    from jaxtune import config
     from jaxtune.train import export
 
-    monkeypatch.setattr(config, "of_run", lambda run_dir: types.SimpleNamespace())
-    monkeypatch.setattr(export, "export_checkpoint", lambda config, run_dir, out, *rest, **options: out.mkdir())
+    monkeypatch.setattr(export, "export_checkpoint", lambda place, out, *rest, **options: out.mkdir())
     out = tmp_path / "out"
     assert main(["export-hf", str(tmp_path / "run"), str(out), "--push", "ada/tuned", "--step", "40"]) == 0
     assert capsys.readouterr().out.split() == [str(out), "https://huggingface.co/ada/tuned"]

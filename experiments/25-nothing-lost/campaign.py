@@ -1,6 +1,6 @@
 """Attack runs, files and inputs, and count what was lost: kills, damages, hostile inputs, faults of resources.
 
-    python experiments/16-nothing-lost/campaign.py kills damages inputs resources table
+    python experiments/25-nothing-lost/campaign.py kills damages inputs resources table
 
 Every case is a line of results.jsonl beside this file; a campaign that is started again goes on behind the last one
 (`--most N` tries so many and stops). `table` prints tried, right and lost. Ends with code 1 if anything was lost.
