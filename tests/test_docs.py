@@ -1,6 +1,7 @@
 """The pages: every option and package has its place, every command parses, every setting named exists."""
 
 import ast
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -9,6 +10,7 @@ import sys
 
 import page_commands
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from jaxtune import cli, config
 from jaxtune.train import quickstart
@@ -55,7 +57,10 @@ def test_the_navigation_names_every_package():
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_commands_parse_and_their_options_exist(path):
+def test_commands_parse_and_their_options_exist(path, monkeypatch):
+    monkeypatch.setitem(
+        importlib.import_module("fsspec.registry")._registry, "gs", MemoryFileSystem
+    )  # its package is an extra
     parser = cli.build_parser()
     for words in page_commands.commands(path.read_text(encoding="utf-8")):
         if len(words) == 1 or "..." in words:

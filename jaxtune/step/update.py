@@ -258,9 +258,9 @@ def make_train_step(
         value, norm = sums.objective * scale, optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         applied = finite & (weight > 0)
-        rate = jnp.asarray(hparams.learning_rate)
+        rate, decay = jnp.asarray(hparams.learning_rate), jnp.asarray(hparams.weight_decay)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, clip_norm=hparams.clip_norm)
-        exact = optim.apply_update(state.params, updates, groups, rate=rate, weight_decay=hparams.weight_decay)
+        exact = optim.apply_update(state.params, updates, groups, rate=rate, weight_decay=decay)
         params = optim.round_stochastically(exact, jax.random.fold_in(key, ROUNDING), state.params)
         ema = optim.update_ema(state.ema, params, hparams.ema_decay) if spec.ema else None
         keep = lambda new, old: jnp.where(applied, new, old)
