@@ -76,13 +76,13 @@ def check_unknown(record: Mapping[str, Any], known: Collection[str]) -> list[Fin
     A `label` of a record is often that of a classification: only true and false make it a mark, as of preference data,
     whose rejected answers nobody wants to train.
     """
-    marks = [
-        field
-        for field, value in record.items()
-        if field not in known and value is not None
-        if sounds_like_mark(field) or (isinstance(value, bool) and _is_switch(field))
-    ]
+    marks = [field for field, value in record.items() if field not in known and is_unknown_mark(field, value)]
     return [("unknown-mark", f"{field} sounds like a mark of what trains, and is not known") for field in marks]
+
+
+def is_unknown_mark(field: str, value: Any) -> bool:
+    """Whether a record's field, if it is none of ours, is a mark in words that are not known (see `check_unknown`)."""
+    return value is not None and (sounds_like_mark(field) or (isinstance(value, bool) and is_switch(field)))
 
 
 @functools.lru_cache(maxsize=65536)
@@ -106,10 +106,12 @@ def meant_as_mark(field: str, value: Any) -> bool:
     """
     near = difflib.get_close_matches(field.lower(), MARKS, n=1, cutoff=0.8)
     slip = bool(near) and field not in MARKS
-    return isinstance(value, bool | int | float) and (slip or _is_switch(field))
+    return isinstance(value, bool | int | float) and (slip or is_switch(field))
 
 
-def _is_switch(field: str) -> bool:
+@functools.lru_cache(maxsize=65536)
+def is_switch(field: str) -> bool:
+    """Whether a field's name says what is learnt, so that true, false or a number in it is a mark."""
     if field in MARKS:
         return False
     spoken = _words(field)

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 
 from jaxtune.tasks import shapes
-from jaxtune.tasks.marks import MARKS, sounds_like_mark
+from jaxtune.tasks.marks import MARKS, is_switch, is_unknown_mark, sounds_like_mark
 from jaxtune.tasks.messages import HUGE_ANSWER, check_roles, control_characters
 from jaxtune.tasks.problems import Finding, RecordError, has_error
 from jaxtune.tasks.reading import SPEAKERS, messages_of
@@ -147,7 +147,7 @@ class Scanner:
             set(map(type, turns.contents)) == {str}
             and set(map(type, ids)) <= _ID_TYPES
             and not any(_holds(records, field) for field in turns.absent)
-            and not any(map(_is_mark, set().union(*records)))
+            and not any(_marked(records, field) for field in set().union(*records))
             and all(map(_in_order, {turns.roles[a:b] for a, b in spans}))
             and all(turns.contents)
             and not any(map(str.isspace, turns.contents))
@@ -303,10 +303,11 @@ def _holds(records: list[Any], field: str) -> bool:
     return any(map(operator.contains, records, itertools.repeat(field)))
 
 
-@functools.lru_cache(maxsize=65536)
-def _is_mark(field: str) -> bool:
-    """Whether a field of a record speaks of what trains, or sounds so."""
-    return field in MARKS or sounds_like_mark(field)
+def _marked(records: list[Any], field: str) -> bool:
+    """Whether a field of some records may be a mark of what trains; what the value decides is looked at only then."""
+    if field in MARKS or sounds_like_mark(field):
+        return True
+    return is_switch(field) and any(is_unknown_mark(field, record.get(field)) for record in records)
 
 
 _ID_TYPES = {str, int, type(None)}

@@ -335,7 +335,7 @@ def test_a_run_of_one_program_is_replayed_alone_in_its_room(place_of, programs):
 def test_adapters_in_one_batch_have_the_losses_of_runs_alone(place_of, programs):
     base = tiny_config(place_of, lora=LoraConfig(rank=4), duration=Budget(steps=20))
     config = dataclasses.replace(base, eval=dataclasses.replace(base.eval, generate=False, every=10))
-    settings = ({"optim.peak_lr": "3e-2"}, {"optim.peak_lr": "1e-2", "lora.rank": "2"}, {"duration.steps": "10"})
+    settings = ({"optim.peak_lr": "3e-3"}, {"optim.peak_lr": "1e-3", "lora.rank": "2"}, {"duration.steps": "10"})
     trials_here = trials_of([Setting(overrides=one) for one in settings], [0])
     batched = sweep.Stacking(stacked=True, mode=trials.StackMode.BATCHED)
     for folder, stacking in (("batch-alone", sweep.Stacking()), ("batch", batched)):

@@ -126,14 +126,14 @@ HALF_CONFIG = """
 import pathlib
 
 from helpers import tiny_config
-from jaxtune.config import LoraConfig, ModelSource, OptimConfig
+from jaxtune.config import Dtype, LoraConfig, ModelSource, OptimConfig, Schedule
 
 
 def config():
     folder = pathlib.Path({folder!r})
     return tiny_config(
-        folder, model=ModelSource(path=str(folder / "base"), param_dtype={dtype!r}), lora={lora},
-        optim=OptimConfig(peak_lr={rate}, schedule="constant", weight_decay=0.0),
+        folder, model=ModelSource(path=str(folder / "base"), param_dtype=Dtype({dtype!r})), lora={lora},
+        optim=OptimConfig(peak_lr={rate}, schedule=Schedule.CONSTANT, weight_decay=0.0),
     )
 """
 

@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from jaxtune.chat import TEMPLATES
 from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.data.encoding import Encoding
 from jaxtune.data.fit import LengthPolicy
-from jaxtune.tasks import Problem, Task, Template, from_jsonl, from_list, invert
+from jaxtune.tasks import Problem, Task, Template, from_jsonl, from_list, invert, marks
 from jaxtune.tasks.problems import RULES, Severity
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.jsonl import parse_line
@@ -145,9 +146,9 @@ STRAY = (
 )
 @settings(max_examples=120, deadline=None)
 def test_settling_whole_chunks_finds_what_taking_records_one_by_one_finds(shape, texts, stray):
-    lines = [json.dumps(spell(shape, text, text[::-1])).encode() for text in texts] + [b""]
+    lines = [json.dumps(spell(shape, text, text[::-1])).encode() for text in texts]
     for place, line in stray:
-        lines.insert(min(place, len(lines) - 1), line.encode())
+        lines.insert(min(place, len(lines)), line.encode())
     task = Task(name="t", splits={"train": from_list([])}, shape=shape)
     quick, slow = Scanner(task, shape), Scanner(task, shape)
     slow._usual = False
@@ -155,6 +156,23 @@ def test_settling_whole_chunks_finds_what_taking_records_one_by_one_finds(shape,
     places = [{(line, rule) for line, _, (rule, _) in scanned.findings} for scanned in (a, b)]
     assert places[0] == places[1]
     assert (a.rows == b.rows).all()
+
+
+SPOKEN = sorted({*marks.MARKS, *marks._SWITCHES, "do_not_train", "is_target", "maskHistory", "label_text", "topic"})
+
+
+@pytest.mark.parametrize("shape", [Shape.MESSAGES, Shape.SHAREGPT, Shape.ALPACA, Shape.PROMPT_COMPLETION])
+def test_a_field_that_may_mark_a_record_is_judged_alike_by_both_ways(shape):
+    """Every word that says what trains, with every kind of value."""
+    task, differ = Task(name="t", splits={"train": from_list([])}, shape=shape), []
+    for field, value in itertools.product(SPOKEN, (True, False, 0, 1, 0.5, "no", None, [0])):
+        line, rules = json.dumps({**spell(shape, "a", "b"), field: value}).encode(), []
+        for settles in (True, False):
+            scanner = Scanner(task, shape)
+            scanner._usual = settles
+            rules.append({rule for _, _, (rule, _) in scanner._chunk(line, 1).findings})
+        differ += [(field, value, rules)] if rules[0] != rules[1] else []
+    assert not differ
 
 
 @pytest.mark.parametrize("shape", [Shape.MESSAGES, Shape.SHAREGPT, Shape.ALPACA, Shape.PROMPT_COMPLETION])
