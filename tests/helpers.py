@@ -31,6 +31,16 @@ def tiny_model(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def tiny_config_file(folder: pathlib.Path, place: pathlib.Path) -> pathlib.Path:
+    """`config.py` in a folder, for command lines: `tiny_config` of the tiny model in `place`."""
+    file = folder / "config.py"
+    file.write_text(
+        "import pathlib\n\nfrom helpers import tiny_config\n\n\ndef config():\n"
+        f"    return tiny_config(pathlib.Path({str(place)!r}))\n"
+    )
+    return file
+
+
 def chat_record(number: int, question: str, answer: str) -> dict:
     """A conversation of one exchange."""
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -152,6 +152,8 @@ class RoundNumbers:
     loss: float = math.nan
     tokens_per_s: float = math.nan
     loss_tokens_per_s: float = math.nan
+    padding: float = math.nan
+    data_wait: float = math.nan
 
 
 class RunProgress:
@@ -160,20 +162,9 @@ class RunProgress:
     def __init__(self, group: GroupProgress, name: str):
         self._group, self._name = group, name
 
-    def update(
-        self,
-        step: int,
-        *,
-        loss: float,
-        tokens_per_s: float = math.nan,
-        loss_tokens_per_s: float = math.nan,
-        padding: float = math.nan,
-        data_wait: float = math.nan,
-    ) -> None:
-        """After `step` updates; the group shows it with its round."""
-        self._group.latest[self._name] = RoundNumbers(
-            step=step, loss=loss, tokens_per_s=tokens_per_s, loss_tokens_per_s=loss_tokens_per_s
-        )
+    def update(self, step: int, **numbers: float) -> None:
+        """After `step` updates, with the numbers of `TrainProgress.update`; the group shows it with its round."""
+        self._group.latest[self._name] = RoundNumbers(step=step, **numbers)
 
     def write(self, text: str) -> None:
         """Print a line that stays above the bar, with the run's name."""

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from helpers import tiny_config, tiny_model
+from helpers import tiny_config, tiny_config_file, tiny_model
 
 from jaxtune import cli
 from jaxtune import config as configs
@@ -22,10 +22,7 @@ def place_of(tmp_path_factory):
     """A folder with a model and a config file."""
     folder = tmp_path_factory.mktemp("groups")
     tiny_model(folder / "base")
-    (folder / "config.py").write_text(
-        f"import pathlib\n\nfrom helpers import tiny_config\n\n\ndef config():\n"
-        f"    return tiny_config(pathlib.Path({str(folder)!r}))\n"
-    )
+    tiny_config_file(folder, folder)
     return folder
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from helpers import tiny_config, tiny_model
+from helpers import tiny_config, tiny_config_file, tiny_model
 
 from jaxtune import cli
 from jaxtune.errors import UserError
@@ -115,10 +115,7 @@ def test_rungs_are_validations_of_their_own():
 )
 def test_halving_and_stacking_that_cannot_be_are_refused(tmp_path, capsys, arguments, message):
     tiny_model(tmp_path / "base")
-    (tmp_path / "config.py").write_text(
-        f"import pathlib\n\nfrom helpers import tiny_config\n\n\ndef config():\n"
-        f"    return tiny_config(pathlib.Path({str(tmp_path)!r}))\n"
-    )
+    tiny_config_file(tmp_path, tmp_path)
     command = ["sweep", str(tmp_path / "config.py"), "--sweep-dir", str(tmp_path / "s"), "--grid", "optim.b1=0.8,0.9"]
     assert cli.main([*command, *arguments]) == 1
     assert message in capsys.readouterr().err

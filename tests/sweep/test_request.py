@@ -2,7 +2,7 @@ import json
 
 import pytest
 import toy_runs
-from helpers import tiny_config, tiny_model
+from helpers import tiny_config, tiny_config_file, tiny_model
 
 from jaxtune import cli
 from jaxtune import config as configs
@@ -17,10 +17,7 @@ def place(tmp_path_factory):
     """A folder with a model, a config file, and a sweep of toy runs over its options."""
     folder = tmp_path_factory.mktemp("requests")
     tiny_model(folder / "base")
-    (folder / "config.py").write_text(
-        f"import pathlib\n\nfrom helpers import tiny_config\n\n\ndef config():\n"
-        f"    return tiny_config(pathlib.Path({str(folder)!r}))\n"
-    )
+    tiny_config_file(folder, folder)
     toy_runs.write_toy_sweep(folder / "toy", temperatures=("1", "2", "inf"), rates=("1e-3", "3e-3", "1e-2"), steps=6)
     return folder
 

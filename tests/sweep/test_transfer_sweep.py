@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from helpers import chat_record, letters, tiny_config, tiny_model
+from helpers import chat_record, letters, tiny_config, tiny_config_file, tiny_model
 from pages import assert_self_contained
 
 from jaxtune import cli
@@ -186,9 +186,15 @@ def test_a_sweep_that_is_no_transfer_sweep_has_none(place, tmp_path):
 
 
 def test_the_command_trains_and_prints(place, tmp_path, capsys):
-    source = "import pathlib\nfrom helpers import tiny_config\n\n\ndef config():\n"
-    (tmp_path / "config.py").write_text(f"{source}    return tiny_config(pathlib.Path({str(place)!r}))\n")
-    command = ["transfer", str(tmp_path / "config.py"), "--sweep-dir", str(tmp_path / "s"), "--tasks", "large", "small"]
+    command = [
+        "transfer",
+        str(tiny_config_file(tmp_path, place)),
+        "--sweep-dir",
+        str(tmp_path / "s"),
+        "--tasks",
+        "large",
+        "small",
+    ]
     options = ["--seeds", "0", "1", "--eval.no-generate", "--duration.examples", "16"]
     assert cli.main([*command, *options, "--dry-run"]) == 0
     assert "large+++small_seed=1" in capsys.readouterr().out and not (tmp_path / "s").exists()

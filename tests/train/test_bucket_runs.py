@@ -6,11 +6,10 @@ import os
 import pathlib
 import shutil
 import sys
-import textwrap
 
 import jax
 import pytest
-from helpers import tiny_config, tiny_model
+from helpers import tiny_config, tiny_config_file, tiny_model
 
 from jaxtune import cli
 from jaxtune.errors import UserError
@@ -115,15 +114,7 @@ def test_a_run_that_is_killed_and_loses_its_disk_ends_bit_for_bit_and_writes_int
 def finished(place):
     """The URL of a finished run, started from the command line, whose machine has gone since."""
     folder, _ = place
-    (folder / "config.py").write_text(
-        textwrap.dedent(f"""
-        import pathlib
-        from helpers import tiny_config
-
-        def config():
-            return tiny_config(pathlib.Path({str(folder)!r}))
-        """)
-    )
+    tiny_config_file(folder, folder)
     url = f"file://{folder}/bucket/finished"
     assert cli.main(["train", str(folder / "config.py"), "--run-dir", url, "--restartable"]) == 0
     shutil.rmtree(folder / "cache")

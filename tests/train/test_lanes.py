@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TINY, tiny_config, tiny_model
+from helpers import TINY, tiny_config, tiny_config_file, tiny_model
 
 from jaxtune import cli, verify
 from jaxtune import config as configs
@@ -51,10 +51,7 @@ def place_of(tmp_path_factory):
     """A folder with a model and a config file."""
     folder = tmp_path_factory.mktemp("stacked")
     tiny_model(folder / "base")
-    (folder / "config.py").write_text(
-        f"import pathlib\n\nfrom helpers import tiny_config\n\n\ndef config():\n"
-        f"    return tiny_config(pathlib.Path({str(folder)!r}))\n"
-    )
+    tiny_config_file(folder, folder)
     return folder
 
 
