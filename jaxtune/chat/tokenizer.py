@@ -5,6 +5,7 @@ characters inside a user's text into ordinary tokens. Whoever builds a prompt in
 `specials=True`).
 """
 
+import abc
 import enum
 import functools
 import re
@@ -115,7 +116,7 @@ class Controls:
         return token in self.strings
 
 
-class TextEncoder:
+class TextEncoder(abc.ABC):
     """Base of tokenizers: `encode` and `encode_batch`, with and without control strings, over `_encode_texts`."""
 
     controls: Controls
@@ -155,17 +156,17 @@ class TextEncoder:
             ids += self._encode_texts([part], After.TEXT if k else after)[0] if part else []
         return ids
 
+    @abc.abstractmethod
     def decode(self, ids: Sequence[int], *, controls: bool = True) -> str:
         """Text of `ids`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def id_of(self, piece: str) -> int | None:
         """Id of a vocabulary entry."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _encode_texts(self, texts: Sequence[str], after: After) -> list[list[int]]:
         """Ids of texts in which control strings are ordinary text."""
-        raise NotImplementedError
 
     def _encode_with_controls(self, text: str, after: After) -> list[int]:
         """Encode text whose control strings stand for control tokens."""
