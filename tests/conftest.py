@@ -2,10 +2,14 @@
 
 import pathlib
 import subprocess
+import sys
+from collections.abc import Iterator
 
 import hypothesis
 import jax
 import pytest
+
+from jaxtune.storage import userfiles
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -28,6 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def config_folders() -> Iterator[None]:
+    """Files of tests know nothing of the configs that others ran: a process remembers its configs' folders."""
+    yield
+    sys.path[:] = [entry for entry in sys.path if entry not in map(str, userfiles._folders)]
+    userfiles._folders.clear()
+    userfiles.started_in(None)
 
 
 def changes(root: pathlib.Path) -> frozenset[str] | None:

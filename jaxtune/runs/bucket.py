@@ -45,13 +45,13 @@ class Bucket(Store):
             names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
             names.remove(self._document)
             self.ask("put", [str(folder / n) for n in names], [self.path(name, n) for n in names])
-        self.ask("pipe_file", self.path(name, self._document), document)
+        self.write(posixpath.join(name, self._document), document)
 
     def _send_marks(self, folder: pathlib.Path, name: str) -> None:
         for mark in self._marks:
             here = (folder / mark).read_bytes() if (folder / mark).is_file() else None
             if here is not None and self.read(posixpath.join(name, mark)) != here:
-                self.ask("pipe_file", self.path(name, mark), here)
+                self.write(posixpath.join(name, mark), here)
 
     def bring(self, folder: pathlib.Path) -> None:
         """Make the checkpoints in `folder` those of the store: what is only here goes, what is only there comes."""

@@ -137,7 +137,7 @@ class Lease:
             try:
                 if _holder(self._read()) != self.holder:
                     return  # `confirm` says so before anything more is sent
-                self._store.ask("pipe_file", self._path, self._content())
+                self._store.write(NAME, self._content())
             except StoreError as error:
                 print(f"the lease of {self._store.url} could not be renewed, trying again: {error}", file=sys.stderr)
 

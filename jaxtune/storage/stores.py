@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from jaxtune.errors import UserError
+from jaxtune.storage.documents import is_remains, replace_file
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "az": "adlfs", "abfs": "adlfs"}
@@ -74,11 +75,25 @@ class Store:
         with self.ask("open", path, "xb") as file:  # fsspec looks and then writes, where the system does both at once
             file.write(content)
 
+    def write(self, name: str, content: bytes) -> None:
+        """Put an object below the URL, in place of one of that name; a reader sees the old or the new, whole."""
+        path = self.path(name)
+        if not self._is_disk:
+            self.ask("pipe_file", path, content)
+            return
+        try:  # fsspec empties a file of the disk and then fills it
+            pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, content)
+        except OSError as error:
+            raise StoreError(f"{type(error).__name__}: {error}") from error
+
     def names(self) -> dict[str, str]:
         """Names of all objects below the URL, each with what the store says of its version (size, date, tag)."""
         found = self.ask("find", self._root, detail=True)
         files = {path: facts for path, facts in found.items() if facts.get("type") != "directory" and path[-1:] != "/"}
         versions = {posixpath.relpath(path, self._root): _version(facts) for path, facts in files.items()}
+        if self._is_disk:
+            versions = {name: version for name, version in versions.items() if not is_remains(posixpath.basename(name))}
         for name in versions:
             if {"", ".", ".."} & set(name.split("/")):
                 raise StoreError(f"{self.url} holds an object {name!r}, which cannot be a file in a folder")

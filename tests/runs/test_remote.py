@@ -121,8 +121,8 @@ def test_an_end_that_cannot_be_sent_says_where_the_run_is(tmp_path, url, store, 
 
 
 def test_the_file_that_makes_it_a_run_is_sent_first_and_the_end_last(tmp_path, url, store, monkeypatch):
-    remote, order, ask = RemoteFolder(url, tmp_path / "one"), [], Store.ask
-    sent = {"put": 1, "pipe_file": 0}
+    remote, order, ask, put = RemoteFolder(url, tmp_path / "one"), [], Store.ask, Store.write
+    sent = {"put": 1}
 
     def listen(self, method, *arguments, **settings):
         if method in sent:
@@ -130,7 +130,12 @@ def test_the_file_that_makes_it_a_run_is_sent_first_and_the_end_last(tmp_path, u
             order.extend(os.path.basename(path) for path in ([given] if isinstance(given, str) else given))
         return ask(self, method, *arguments, **settings)
 
+    def listen_too(self, name, content):
+        order.append(name)
+        put(self, name, content)
+
     monkeypatch.setattr(Store, "ask", listen)
+    monkeypatch.setattr(Store, "write", listen_too)
     with remote.writing():
         order.clear()
         write(remote.folder, seal_json="s", summary_json="{}", config_json="{}", a="1", z="2")
@@ -193,6 +198,32 @@ def test_a_lease_has_one_holder_and_goes_at_its_end(url, store, monkeypatch):
     assert holder_of(store) is None
     with Lease(store):
         pass
+
+
+def test_a_reader_sees_an_object_whole_while_it_is_written_anew(store):
+    contents = [bytes([65 + i]) * 1_000_000 for i in range(2)]
+    store.write("x", contents[0])
+    seen, end = set(), threading.Event()
+
+    def look():
+        while not end.is_set():
+            seen.add(store.read("x"))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for i in range(200):
+        store.write("x", contents[i % 2])
+    end.set()
+    reader.join()
+    assert seen <= set(contents)
+    assert names(store) == {"x"}
+
+
+def test_what_a_killed_process_left_of_a_write_is_no_object(tmp_path):
+    store = Store(f"file://{tmp_path}")
+    store.write("x", b"1")
+    (tmp_path / ".x.0123456789ab").write_bytes(b"half of")
+    assert names(store) == {"x"}
 
 
 def leave(store: Store, **changes) -> None:
