@@ -237,6 +237,11 @@ class ExperimentConfig:
             raise UserError(f"tasks named more than once: {twice}; give each task its own name")
         if not names:
             raise UserError(f"config {self.name!r} has no tasks; put Task objects into `tasks=`")
+        if self.loss.normalization is Normalization.RESPONSE and self.data.prompt_loss_weight == 1:
+            raise UserError(
+                "loss.normalization `response` divides by the weights of responses, and with data.prompt_loss_weight 1 "
+                "nothing tells them from prompts; give a weight just below 1, such as 0.9999"
+            )
 
 
 def _check_tasks(tasks: Any) -> None:

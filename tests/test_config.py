@@ -92,6 +92,7 @@ def test_an_error_of_an_option_is_plain_text(tmp_path):
         ["--mixture.temperature", "0"],
         ["--health.profile-steps", "3", "2"],
         ["--health.profile-steps", "0", "2"],
+        ["--loss.normalization", "response", "--data.prompt-loss-weight", "1"],
     ],
 )
 def test_impossible_values_are_refused(tmp_path, arguments):

@@ -51,6 +51,8 @@ class LossSums:
     """Positions whose target has the highest logit (ties count as right)."""
     over_capacity: Int[Any, "*trial"]
     """How many positions with weight did not fit `capacity` and are in no sum: the caller must raise unless 0."""
+    responses: Float[Any, "*trial"] | None = None
+    """Sum of the weights of responses, where that is what the objective is divided by."""
 
 
 def shift(

@@ -42,6 +42,7 @@ class Normalization(enum.Enum):
 
     TOKEN = "token"  # sum of weights: every trained token counts the same
     EXAMPLE = "example"  # every example counts the same, however long its answer
+    RESPONSE = "response"  # weights of the responses alone: prompts that train add to it and dilute nothing
     FIXED = "fixed"  # a constant: the summed loss of Tulu 3 (arXiv:2411.15124)
 
 
@@ -114,6 +115,8 @@ class Hparams:
     """Without an average it is read by nothing."""
     adapter_scale: Float[Any, "*trial"]
     """Factor on the product of low-rank adapters; without them it is read by nothing."""
+    prompt_weight: Float[Any, "*trial"]
+    """Loss weight of the prompts: tokens of another weight are responses. Read where these are the divisor."""
 
 
 @jax.tree_util.register_dataclass
@@ -145,7 +148,7 @@ def hparams(
     learning_rate: float, weight_decay: float = 0.0, seed: int = 0, *, clip_norm: float | None = None,
     z_loss: float = 0.0, label_smoothing: float = 0.0, ema_decay: float | None = None, adapter_scale: float = 1.0,
 ) -> Hparams:  # fmt: skip
-    """The traced form of Python numbers; None stands for no clipping, and for no average."""
+    """The traced form of Python numbers; None stands for no clipping, and for no average. Prompts weigh 0."""
     return Hparams(
         learning_rate=np.float32(learning_rate),
         weight_decay=np.float32(weight_decay),
@@ -155,6 +158,7 @@ def hparams(
         label_smoothing=np.float32(label_smoothing),
         ema_decay=np.float32(0 if ema_decay is None else ema_decay),
         adapter_scale=np.float32(adapter_scale),
+        prompt_weight=np.float32(0),
     )
 
 
@@ -182,6 +186,9 @@ def batch_sums(
     targets, weights = losses.shift(batch.tokens, batch.loss_weights, batch.segment_ids)
     if loss.normalization is Normalization.EXAMPLE:
         weights = example_normalized(weights, jnp.asarray(batch.segment_ids))
+    responses = None
+    if loss.normalization is Normalization.RESPONSE:
+        responses = jnp.sum(jnp.where(weights == jnp.asarray(numbers.prompt_weight), 0, weights))
     left_out = jnp.zeros((), jnp.int32)
     if room.tokens is not None:
         laid = unpad.lay(jnp.asarray(batch.segment_ids), tokens=room.tokens, shards=spec.head.shards)
@@ -196,7 +203,7 @@ def batch_sums(
             label_smoothing=jnp.asarray(numbers.label_smoothing) if room.label_smoothing else 0.0,
         ),
     )  # fmt: skip
-    return dataclasses.replace(sums, over_capacity=sums.over_capacity + left_out)
+    return dataclasses.replace(sums, over_capacity=sums.over_capacity + left_out, responses=responses)
 
 
 Gradient = Callable[[Params, Params, Batch, Hparams, Array], tuple[Params, losses.LossSums]]
@@ -251,7 +258,7 @@ def make_train_step(
     def train_step(state: TrainState, frozen: Params, batch: Batch, hparams: Hparams) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(hparams.seed), state.step)
         grads, sums = accumulate(state.params, frozen, batch, hparams, key)
-        weight = sums.weight.sum()
+        weight = sums.weight.sum() if sums.responses is None else sums.responses
         denominator = weight if fixed is None else jnp.asarray(fixed, weight.dtype)
         scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, denominator, 1), 0)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) * scale, grads)

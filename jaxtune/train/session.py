@@ -141,11 +141,12 @@ def beside(first: Session, inputs: Inputs) -> Session:
 
 def numbers_of(config: ExperimentConfig) -> Hparams:
     """The numbers of a config that a compiled step takes as data."""
-    return hparams(
+    numbers = hparams(
         0.0, config.optim.weight_decay, config.seed, clip_norm=config.optim.clip_norm, z_loss=config.loss.z_loss,
         label_smoothing=config.loss.label_smoothing, ema_decay=config.optim.ema_decay,
         adapter_scale=1.0 if config.lora is None else config.lora.scale,
     )  # fmt: skip
+    return dataclasses.replace(numbers, prompt_weight=np.float32(config.data.prompt_loss_weight))
 
 
 def fresh_adapters(frozen: Params, inputs: Inputs, mesh: jax.sharding.Mesh) -> Params:

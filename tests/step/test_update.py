@@ -194,6 +194,41 @@ def test_a_fixed_denominator_divides_by_the_constant(plain):
     np.testing.assert_allclose(fixed.loss * 100, mean.loss * mean.sums.weight.sum(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("weight", [0.01, 0.1, 0.5])
+def test_prompts_dilute_the_mean_over_tokens_and_add_to_that_over_responses(weight):
+    """One parameter, the scale of fixed hidden states: its gradient by both normalisations."""
+    rng = np.random.default_rng(3)
+    states, head = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((32, 8), (32, 8)))
+
+    def scaled(params, frozen, batch, numbers, key=None):
+        return params["scale"] * states[batch.tokens], head
+
+    batch, micro_batches = rows(), 4
+    real = (batch.segment_ids > 0) & (batch.positions > 0)
+    response = real & (batch.loss_weights == 1)
+    prompted = dataclasses.replace(
+        batch, loss_weights=np.where(response, 1, np.where(real, weight, 0)).astype(np.float32)
+    )
+
+    def gradient(given: Batch, normalization: Normalization) -> tuple[float, float]:
+        loss = LossConfig(normalization=normalization)
+        optimizer, params = optax.identity(), {"scale": jnp.ones(())}
+        update = step.make_train_step(
+            scaled, optimizer, optim.make_groups(OPTIM, params),
+            step.StepSpec(num_tasks=2, loss=loss),
+        )  # fmt: skip
+        state = step.init_state(params, optimizer)
+        numbers = dataclasses.replace(step.hparams(1e-2), prompt_weight=np.float32(weight))
+        _, metrics = jax.jit(update)(state, None, split(given, micro_batches), numbers)
+        return float(metrics.grad_norm), float(metrics.loss)
+
+    diluted, added = gradient(prompted, Normalization.TOKEN), gradient(prompted, Normalization.RESPONSE)
+    ratio = response.sum() / (response.sum() + weight * (real & ~response).sum())
+    np.testing.assert_allclose(np.divide(diluted, added), ratio, rtol=1e-6)
+    only = gradient(batch, Normalization.RESPONSE)
+    np.testing.assert_allclose(only, gradient(batch, Normalization.TOKEN), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -77,6 +77,12 @@ def test_settings_that_are_numbers_of_a_step_form_one_group(place_of):
     assert sizes == [2, 1, 1, 1], "an average is memory of its own, and Adafactor takes means over an adapter's columns"
 
 
+def test_weights_of_prompts_form_one_group_whatever_the_loss_is_divided_by(place_of):
+    weights = [["--data.prompt_loss_weight", weight, "--loss.normalization", "response"] for weight in ("0.1", "0.5")]
+    runs = planned(place_of, *weights, ["--data.prompt_loss_weight", "0.5"])
+    assert [len(group.runs) for group in group_by_shape(in_rooms(runs))] == [2, 1]
+
+
 def test_rooms_of_a_sweep_only_grow(place_of, tmp_path):
     small, large = Room(capacity=8, tokens=None), Room(capacity=16, z_loss=True)
     write_json(tmp_path / "sweep.json", {"config": {}, "runs": []})
