@@ -1,6 +1,7 @@
 """The command line: exit codes, JSON, one clear message instead of a traceback."""
 
 import argparse
+import contextlib
 import json
 import math
 import pathlib
@@ -52,6 +53,18 @@ def place(tmp_path_factory):
     return folder
 
 
+@contextlib.contextmanager
+def away(*files: pathlib.Path):
+    """Without these files while inside."""
+    for file in files:
+        file.rename(file.with_suffix(".away"))
+    try:
+        yield
+    finally:
+        for file in files:
+            file.with_suffix(".away").rename(file)
+
+
 @pytest.mark.parametrize(("temperature", "ratio"), [("1", 15), ("2", math.sqrt(15)), ("inf", 1)])
 def test_mix_prints_the_temperatures_of_the_handbook(capsys, temperature, ratio):
     code, out, _ = run(capsys, "mix", *SIZES, "--temperature", temperature, "--json")
@@ -94,7 +107,7 @@ def test_mix_prints_a_table(capsys):
 def test_bad_input_exits_with_1_and_one_message(capsys, arguments, message):
     code, _, err = run(capsys, *arguments)
     assert code == 1
-    assert err.startswith("error: ") and "Traceback" not in err
+    assert "\nerror: " in f"\n{err}" and "Traceback" not in err  # after lines of phases, on a slow machine
     assert any(part in err for part in message.split("|"))
 
 
@@ -220,8 +233,13 @@ def test_train_report_and_generate_in_a_row(capsys, place):
     assert code == 0 and json.loads(out)[0]["prompt"] == "say 3"
     code, out, _ = run(capsys, "import-hf", f"{run_dir}/model", "--json")
     assert code == 0 and json.loads(out)["layers"] == 2
-    code, _, err = run(capsys, "export-hf", run_dir, str(place / "out"))
+    with away(place / "config.py", place / "data.jsonl"):  # the run folder and the base model are enough
+        code, _, err = run(capsys, "export-hf", run_dir, str(place / "out"))
     assert code == 0, err
+    weights = [load_file(folder / "model.safetensors") for folder in (place / "out", place / "run" / "model")]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[1])
+    for name in ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.model"):
+        assert (place / "out" / name).read_bytes() == (place / "run" / "model" / name).read_bytes()
     assert (place / "out" / "model.safetensors").exists()
     code, _, err = run(capsys, "export-hf", run_dir, str(place / "out"))
     assert code == 1 and "out" in err
@@ -229,6 +247,19 @@ def test_train_report_and_generate_in_a_row(capsys, place):
     assert code == 0, err
     code, _, err = run(capsys, "export-hf", run_dir, str(place / "adapter"), "--adapter")
     assert code == 1 and "trained all parameters" in err
+    with away(place / "base" / "generation_config.json"):
+        code, _, err = run(capsys, "export-hf", run_dir, str(place / "out"), "--overwrite")
+    assert code == 1 and "not over the same base" in err and "generation_config.json" in err
+    with away(place / "base"):  # the run's own model has shape, tokenizer and template
+        code, _, err = run(capsys, "export-hf", run_dir, str(place / "alone"))
+        assert code == 0, err
+        same = [path.name for path in (place / "alone").iterdir()]
+        assert {
+            name for name in same if (place / "alone" / name).read_bytes() != (place / "run/model" / name).read_bytes()
+        } == set()
+        with away(place / "run" / "seal.json"):
+            code, _, err = run(capsys, "export-hf", run_dir, str(place / "out"), "--overwrite")
+    assert code == 1 and f"{place / 'base'}: not a folder" in err
     code, out, err = run(capsys, "evaluate", "--run-dir", run_dir, "--json")
     assert code == 0 and json.loads(out)["model"] == f"{run_dir}/model", err
     code, _, err = run(capsys, "evaluate")
@@ -237,10 +268,16 @@ def test_train_report_and_generate_in_a_row(capsys, place):
 
 def test_adapters_go_out_and_training_starts_from_them(capsys, place):
     train = ["train", str(place / "config.py"), "--lora.rank", "2", "--lora.targets", "layers.attn.[qv].kernel"]
-    code, _, err = run(capsys, *train, "--run-dir", str(place / "adapted"), "--optim.peak-lr", "0.1")
+    rate = ["--optim.peak-lr", "0.1", "--model.path", "base"]  # beside the config
+    code, _, err = run(capsys, *train, "--run-dir", str(place / "adapted"), *rate)
     assert code == 0, err
-    code, _, err = run(capsys, "export-hf", str(place / "adapted"), str(place / "adapter"), "--adapter")
-    assert code == 0, err
+    with away(place / "config.py", place / "data.jsonl"):
+        code, _, err = run(capsys, "export-hf", str(place / "adapted"), str(place / "adapter"), "--adapter")
+        assert code == 0, err
+        code, _, err = run(capsys, "export-hf", str(place / "adapted"), str(place / "merged"))
+        assert code == 0, err
+    merged, own = (load_file(place / name / "model.safetensors") for name in ("merged", "adapted/model"))
+    assert all((merged[name] == own[name]).all() for name in own)
     again = [*train, "--run-dir", str(place / "again"), "--lora.start", str(place / "adapter")]
     code, _, err = run(capsys, *again, "--lora.rank", "3")
     assert code == 1 and "rank is 2 there and 3 in the config" in err and not (place / "again").exists()
@@ -254,6 +291,9 @@ def test_adapters_go_out_and_training_starts_from_them(capsys, place):
     assert np.abs(left[name] - base[name]).max() > 1e-3
     recorded = json.loads((place / "again" / "manifest.json").read_text())["base_model"]
     assert "adapter_model.safetensors" in recorded
+    with away(place / "adapter"):  # what the adapters were before training is of no account
+        code, _, err = run(capsys, "export-hf", str(place / "again"), str(place / "remerged"))
+    assert code == 0, err
 
 
 def test_options_lists_what_a_config_can_change(capsys, place):

@@ -222,6 +222,13 @@ def read_working_folder(run_dir: pathlib.Path) -> pathlib.Path | None:
     return pathlib.Path(folder) if isinstance(folder, str) else None
 
 
+def look_where_started(run_dir: pathlib.Path) -> None:
+    """From now on, look up relative paths where the run was started as well: beside its config, and where one stood."""
+    command = read_object(run_dir / "command.json") if (run_dir / "command.json").is_file() else {}
+    places = [pathlib.Path(command[key]) for key in ("config", "folder") if isinstance(command.get(key), str)]
+    userfiles.started_in(*(place.parent if place.suffix == ".py" else place for place in places))
+
+
 def resolve_model_folder(path: pathlib.Path) -> pathlib.Path:
     """A Hugging Face folder: the path itself, or the exported model of a run folder."""
     if (path / MARK).is_file() and (path / seal.MODEL / "config.json").is_file():

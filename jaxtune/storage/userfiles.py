@@ -18,7 +18,7 @@ from jaxtune.errors import UserError
 _folders: list[Path] = []
 """Folders of the files that were run, the last one first: there modules and relative paths are looked up."""
 _started_in: list[Path] = []
-"""The working folder of the command that started the run which is looked at, if one is."""
+"""Where the run that is looked at was started, if one is: the working folder of the command, its config's folder."""
 _LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "purelib", "platlib"))
 _PACKAGE = os.path.realpath(Path(__file__).parent.parent) + os.sep
 
@@ -105,9 +105,9 @@ def locate(path: str | os.PathLike[str]) -> Path:
     return next((folder / asked for folder in folders if (folder / asked).exists()), asked)
 
 
-def started_in(folder: Path | None) -> None:
-    """From now on, paths that are in neither place are looked up in `folder`, where a run was started, as well."""
-    _started_in[:] = [] if folder is None else [folder]
+def started_in(*folders: Path | None) -> None:
+    """From now on, paths that are in neither place are looked up where a run was started as well."""
+    _started_in[:] = [folder for folder in folders if folder is not None]
 
 
 def places(path: str | os.PathLike[str]) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxtune.batch import Batch
-from jaxtune.config import ExperimentConfig, to_json
+from jaxtune.chat import Tokenizer
+from jaxtune.config import LoraConfig, to_json
 from jaxtune.data.batches import StepBatches
 from jaxtune.plan import order
 from jaxtune.runs import manifest
@@ -24,30 +25,41 @@ def identify(inputs: Inputs) -> dict[str, Any]:
         sources[label] = store.fingerprint
         # A file may change without changing a token.
         sources[f"{label}, its source"] = {**inputs.tasks, **inputs.held}[name].source(split).fingerprint
-    weights = sorted(
-        path
-        for path in inputs.folder.iterdir()
-        if path.suffix in (".safetensors", ".json") and "token" not in path.name
-    )
     material = manifest.Material(
         data=sources,
-        tokenizer={path.name: file_fingerprint(path) for path in inputs.tokenizer.files},
+        tokenizer=tokenizer_files(inputs.tokenizer),
         template=inputs.template.fingerprint,
         plan={"hash": inputs.plan.hash, "steps": inputs.plan.num_steps, "examples": inputs.plan.num_examples},
         config=to_json(inputs.config),
         seeds={"run": inputs.config.seed},
-        base_model={path.name: file_fingerprint(path) for path in (*weights, *adapter_files(inputs.config))},
+        base_model={**base_files(inputs.folder), **adapter_files(inputs.config.lora)},
         blocks={name: inputs.train[name].block_fingerprints() for name in inputs.tasks},
         batches={str(step): batch_fingerprint(inputs, step) for step in pinned_steps(inputs)},
     )
     return manifest.build_manifest(material)
 
 
-def adapter_files(config: ExperimentConfig) -> list[pathlib.Path]:
-    """Files of the adapters that a run starts from, if it starts from some."""
-    if config.lora is None or config.lora.start is None:
-        return []
-    return [pathlib.Path(config.lora.start) / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
+    """SHA-256 of a tokenizer's files, by name."""
+    return {path.name: file_fingerprint(path) for path in tokenizer.files}
+
+
+def base_files(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of the weights and settings in a base model's folder, by name."""
+    kinds = (".safetensors", ".json")
+    files = sorted(path for path in folder.iterdir() if path.suffix in kinds and "token" not in path.name)
+    return {path.name: file_fingerprint(path) for path in files}
+
+
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
+"""Files of a PEFT folder."""
+
+
+def adapter_files(adapters: LoraConfig | None) -> dict[str, str]:
+    """SHA-256 of the adapters that a run starts from, by name; empty where it starts from none."""
+    if adapters is None or adapters.start is None:
+        return {}
+    return {name: file_fingerprint(pathlib.Path(adapters.start) / name) for name in ADAPTERS}
 
 
 def pinned_steps(inputs: Inputs) -> list[int]:

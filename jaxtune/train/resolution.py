@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxtune import chat
-from jaxtune.chat import TEMPLATES, ChatTemplate, MaskPolicy, Tokenizer, load_template, load_tokenizer
-from jaxtune.config import ExperimentConfig
+from jaxtune.chat import TEMPLATES, ChatTemplate, MaskPolicy, Reasoning, Tokenizer, load_template, load_tokenizer
+from jaxtune.config import ExperimentConfig, ModelSource
 from jaxtune.data.encoding import Encoding
 from jaxtune.data.jobs import tokenize
 from jaxtune.data.store import TaskTokens
@@ -22,9 +22,9 @@ from jaxtune.hf.text_files import end_tokens, read_generation
 from jaxtune.model.settings import ModelConfig
 from jaxtune.plan.planning import Plan
 from jaxtune.step.room import Room
-from jaxtune.storage.stores import default_cache
 from jaxtune.storage.userfiles import locate, places
 from jaxtune.tasks import ProblemLog, Task, hold_out
+from jaxtune.tasks.sources.compressed import default_cache
 from jaxtune.tasks.splits import TRAIN, VALIDATION
 from jaxtune.train import plans
 
@@ -167,9 +167,9 @@ class Prepared:
 
 def prepare(config: ExperimentConfig) -> Prepared:
     """Find and check model, tokenizer, template and tasks of a config. Raises UserError for what cannot be used."""
-    folder = model_folder(config)
+    folder = model_folder(config.model)
     shape = dataclasses.replace(hf.load_config(folder), remat=config.model.remat, attention=config.model.attention)
-    words, template = load_text(config, folder)
+    words, template = load_text(config.model, folder, config.data.reasoning)
     if config.data.seq_len > shape.max_seq_len:
         raise UserError(
             f"data.seq_len={config.data.seq_len} is longer than the model's context of {shape.max_seq_len} tokens"
@@ -230,20 +230,20 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
     )  # fmt: skip
 
 
-def model_folder(config: ExperimentConfig) -> pathlib.Path:
+def model_folder(model: ModelSource) -> pathlib.Path:
     """The base model's folder on this machine."""
-    if config.model.path == BUILTIN:
+    if model.path == BUILTIN:
         return pathlib.Path(__file__).parent.parent / "assets" / "base"
-    return hf.resolve(config.model.path)
+    return hf.resolve(model.path)
 
 
-def load_text(config: ExperimentConfig, folder: pathlib.Path) -> tuple[Tokenizer, ChatTemplate]:
-    """Tokenizer and chat template of a config."""
-    source = locate(config.model.tokenizer) if config.model.tokenizer else folder
+def load_text(model: ModelSource, folder: pathlib.Path, reasoning: Reasoning) -> tuple[Tokenizer, ChatTemplate]:
+    """Tokenizer and chat template of a config's model; `folder` is that of its base."""
+    source = locate(model.tokenizer) if model.tokenizer else folder
     template = dataclasses.replace(
-        _find_template(config.model.template, source), variables=config.model.template_variables,
-        today=datetime.date.fromisoformat(config.model.template_date), exact_marks=config.model.exact_marks,
-        bos=config.model.bos, reasoning=config.data.reasoning,
+        _find_template(model.template, source), variables=model.template_variables,
+        today=datetime.date.fromisoformat(model.template_date), exact_marks=model.exact_marks,
+        bos=model.bos, reasoning=reasoning,
     )  # fmt: skip
     return load_tokenizer(source), template
 
