@@ -109,6 +109,24 @@ def qwen3_moe(rng: np.random.Generator) -> Fields:
     return {"model_type": "qwen3_moe", **shape(rng), **experts, "norm_topk_prob": bool(rng.integers(2))}
 
 
+def qwen3_moe_dense(rng: np.random.Generator) -> Fields:
+    """Experts in every other layer, and none in one of those."""
+    return qwen3_moe(rng) | {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+
+
+def qwen2_moe(rng: np.random.Generator) -> Fields:
+    experts = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
+    shared = {"shared_expert_intermediate_size": 13, "norm_topk_prob": bool(rng.integers(2))}
+    fields = {"model_type": "qwen2_moe", **shape(rng), **experts, **shared, "num_hidden_layers": 5}
+    return fields | {"decoder_sparse_step": 2, "qkv_bias": bool(rng.integers(2))}
+
+
+def qwen2_moe_sliding(rng: np.random.Generator) -> Fields:
+    """Experts everywhere; the first and third of four layers have a window."""
+    window = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3}
+    return qwen2_moe(rng) | {"decoder_sparse_step": 1, "num_hidden_layers": 4, **window}
+
+
 def gemma(rng: np.random.Generator) -> Fields:
     fields = {"model_type": "gemma", **shape(rng), "tie_word_embeddings": True, "attention_bias": bool(rng.integers(2))}
     return fields | {"hidden_act": "gelu_pytorch_tanh"}
@@ -149,11 +167,59 @@ def seed_oss(rng: np.random.Generator) -> Fields:
     return {"model_type": "seed_oss", **shape(rng), **biases, "attention_dropout": 0.1, "residual_dropout": 0.1}
 
 
+def ministral(rng: np.random.Generator) -> Fields:
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    return {"model_type": "ministral", **shape(rng), "num_hidden_layers": 3, "layer_types": kinds, "sliding_window": 5}
+
+
+def ministral3(rng: np.random.Generator) -> Fields:
+    """Rows of over 8 tokens go beyond the original context, where queries grow."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 8}
+    more = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.4}
+    return {"model_type": "ministral3", **shape(rng), "rope_parameters": rope | more}
+
+
+def glm(rng: np.random.Generator) -> Fields:
+    rope = {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5}
+    fields = {"model_type": "glm", **shape(rng), "attention_bias": bool(rng.integers(2)), "rope_parameters": rope}
+    return fields | {"head_dim": 4 * int(rng.integers(2, 5))}
+
+
+def glm4(rng: np.random.Generator) -> Fields:
+    return glm(rng) | {"model_type": "glm4"}
+
+
+def exaone4(rng: np.random.Generator) -> Fields:
+    """Layers without a window are not rotated."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    fields = {"model_type": "exaone4", **shape(rng), "num_hidden_layers": 4, "layer_types": kinds, "sliding_window": 5}
+    return fields | {"sliding_window_pattern": "LG", "rope_theta": 1e4}
+
+
+def exaone4_full(rng: np.random.Generator) -> Fields:
+    """No layer has a window, and all are rotated."""
+    fields = {"model_type": "exaone4", **shape(rng), "sliding_window": None, "rope_theta": 1e4}
+    return fields | {"layer_types": ["full_attention"] * fields["num_hidden_layers"]}
+
+
+def cohere(rng: np.random.Generator) -> Fields:
+    fields = {"model_type": "cohere", **shape(rng), "logit_scale": 0.3, "rope_theta": 1e4}
+    fields |= {"layer_norm_eps": fields.pop("rms_norm_eps"), "attention_bias": bool(rng.integers(2))}
+    return fields | {"hidden_size": fields.pop("head_dim") * fields["num_attention_heads"]}
+
+
+def cohere2(rng: np.random.Generator) -> Fields:
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+    return cohere(rng) | {"model_type": "cohere2", "num_hidden_layers": 4, "layer_types": kinds, "sliding_window": 5}
+
+
 CASES: dict[str, Callable[[np.random.Generator], Fields]] = {
     case.__name__: case
     for case in (
         llama, llama3, llama_linear, llama_yarn, smollm2, mistral, qwen2, qwen2_sliding, qwen3, gemma2, gemma3, phi3,
         phi3_longrope, mixtral, qwen3_moe, gemma, olmo2, olmo3, smollm3, granite, arcee, seed_oss,
+        ministral, ministral3, glm, glm4, exaone4, exaone4_full, cohere, cohere2,
+        qwen3_moe_dense, qwen2_moe, qwen2_moe_sliding,
     )
 }  # fmt: skip
 LENGTHS = (23, 14)

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtune.errors import UserError
 from jaxtune.hf.families import Family, family_of
 from jaxtune.hf.fields import ZERO, Fields
-from jaxtune.hf.ropes import read_ropes, write_rope
+from jaxtune.hf.ropes import RopeDefaults, read_ropes, write_rope
 from jaxtune.model.settings import MAX_LAYERS, Activation, ModelConfig
 
 SIZES = {
@@ -59,21 +59,26 @@ def _read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
     sizes = {ours: left.take(theirs, int) for theirs, ours in SIZES.items()}
     if sizes["num_layers"] > MAX_LAYERS:
         raise UserError(f"{origin}: num_hidden_layers is {sizes['num_layers']!r:.20}; the most are {MAX_LAYERS}.")
-    if not family.partial_rotary:
+    if family.partial_default is None:
         left.refuse("partial_rotary_factor", f"is not read by {fields['model_type']} models; remove it.")
     arguments = sizes | {
         "family": fields["model_type"],
-        "num_kv_heads": left.take("num_key_value_heads", int, sizes["num_heads"]),
+        "num_kv_heads": left.take("num_key_value_heads", int, family.kv_heads_default or sizes["num_heads"]),
         "head_dim": _read_head_dim(left, family, sizes["d_model"], sizes["num_heads"]),
-        "norm_eps": left.number("rms_norm_eps", family.eps_default),
+        "norm_eps": left.number(family.eps_field, family.eps_default),
         "tie_embeddings": left.take("tie_word_embeddings", bool, family.tie_default),
         **_read_activation(left, family),
         **read_ropes(
             left,
             sizes["max_seq_len"],
-            theta_default=family.theta_default,
-            local_theta_default=family.local_theta_default,
-            local_unscaled=family.local_unscaled,
+            RopeDefaults(
+                theta=family.theta_default,
+                local_theta=family.local_theta_default,
+                local_unscaled=family.local_unscaled,
+                partial=family.partial_default,
+                interleaved=family.interleaved,
+                query_growth=family.query_growth,
+            ),
         ),
         **family.read(left, sizes),
     }
@@ -89,14 +94,20 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     fields |= {
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "rms_norm_eps": config.norm_eps,
+        family.eps_field: config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         **({family.activation_field: ACTIVATION_NAMES[config.activation]} if family.activation_field else {}),
+        **_write_partial(config, family),
         **write_rope(config.rope, config.max_seq_len, phi=config.family == "phi3"),
         **family.write(config),
     }
     _check_round_trip(fields, config)
     return fields
+
+
+def _write_partial(config: ModelConfig, family: Family) -> dict[str, Any]:
+    partial = config.rope.partial
+    return {} if family.partial_default in (None, partial) else {"partial_rotary_factor": partial}
 
 
 def _check_round_trip(fields: Mapping[str, Any], config: ModelConfig):

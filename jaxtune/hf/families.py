@@ -6,8 +6,31 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtune.errors import UserError
+from jaxtune.hf.cohere import (
+    GLM4_NAMES,
+    GLM_FUSED,
+    read_cohere,
+    read_cohere2,
+    read_exaone4,
+    read_glm,
+    read_glm4,
+    write_cohere,
+    write_cohere2,
+    write_exaone4,
+    write_glm,
+)
 from jaxtune.hf.fields import Fields, Sizes, read_kinds, write_kinds
 from jaxtune.hf.gemma import GEMMA_NAMES, read_gemma1, read_gemma2, read_gemma3, write_gemma, write_gemma1
+from jaxtune.hf.qwen import (
+    read_qwen2,
+    read_qwen2_moe,
+    read_qwen3,
+    read_qwen3_moe,
+    write_qwen2_moe,
+    write_qwen3,
+    write_qwen3_moe,
+    write_qwen_window,
+)
 from jaxtune.model.moe import MoeConfig
 from jaxtune.model.settings import LayerKind, ModelConfig
 
@@ -32,11 +55,18 @@ class Family:
     """Set where local layers have a rotary base of their own."""
     local_unscaled: bool = False
     """Local layers have the rotary base of the others, without its scaling."""
-    partial_rotary: bool = False
-    """The family reads `partial_rotary_factor`; elsewhere transformers ignores it."""
+    partial_default: float | None = None
+    """The family reads `partial_rotary_factor`, with this default; elsewhere transformers ignores it."""
+    interleaved: bool = False
+    """Rotated pairs are neighbouring dimensions (`RopeConfig.interleaved`)."""
+    query_growth: bool = False
+    """The rope has `llama_4_scaling_beta` (`RopeConfig.query_growth`)."""
     noise: tuple[str, ...] = ()
     """Dropout that published files of the family state; jaxtune trains without."""
     eps_default: float = 1e-6
+    eps_field: str = "rms_norm_eps"
+    kv_heads_default: int | None = None
+    """None: as many as query heads."""
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Tensor names inside a layer that differ from LAYER_TENSORS, by parameter path."""
     fused: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -66,6 +96,16 @@ def _read_mistral(left: Fields, sizes: Sizes) -> dict[str, Any]:
     return {"sliding_window": left.nullable("sliding_window", int, 4096)}
 
 
+def _read_ministral(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    window = left.nullable("sliding_window", int, 4096)
+    kinds = read_kinds(left, sizes["num_layers"], lambda layer: window is not None)
+    return {"sliding_window": window, "layer_kinds": kinds}
+
+
+def _write_ministral(config: ModelConfig) -> dict[str, Any]:
+    return {"sliding_window": config.sliding_window, "layer_types": write_kinds(config)}
+
+
 def _write_window(config: ModelConfig) -> dict[str, Any]:
     return {"sliding_window": config.sliding_window}
 
@@ -77,37 +117,6 @@ def _read_phi(left: Fields, sizes: Sizes) -> dict[str, Any]:
     for name in ("full_attn_mod", "interpolate_factor"):
         left.require(name, 1)
     return _read_window(left, sizes)
-
-
-def _read_qwen_window(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    """Qwen states a window, whether it is used, and the first layer that uses it."""
-    used = left.take("use_sliding_window", bool, False)
-    window = left.take("sliding_window", int, 4096)
-    first = left.take("max_window_layers", int, 28)
-    kinds = read_kinds(left, sizes["num_layers"], lambda layer: used and layer >= first)
-    if not used and LayerKind.LOCAL in kinds:
-        raise UserError(f"{left.origin}: layer_types has sliding layers, but use_sliding_window is false.")
-    return {"layer_kinds": kinds, "sliding_window": window} if LayerKind.LOCAL in kinds else {}
-
-
-def _write_qwen_window(config: ModelConfig) -> dict[str, Any]:
-    if config.sliding_window is None:
-        return {"use_sliding_window": False}
-    return {"use_sliding_window": True, "sliding_window": config.sliding_window, "layer_types": write_kinds(config)}
-
-
-def _read_qwen2(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    left.require("use_mrope", False)
-    return {"qkv_bias": True, **_read_qwen_window(left, sizes)}
-
-
-def _read_qwen3(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    bias = left.take("attention_bias", bool, False)
-    return {"qk_norm": True, "qkv_bias": bias, "out_bias": bias, **_read_qwen_window(left, sizes)}
-
-
-def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
-    return {"attention_bias": config.qkv_bias, **_write_qwen_window(config)}
 
 
 def _read_olmo2(left: Fields, sizes: Sizes) -> dict[str, Any]:
@@ -229,45 +238,19 @@ PHI_FUSED = {
 }
 
 
-def _read_qwen3_moe(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    left.require("decoder_sparse_step", 1)
-    left.require("mlp_only_layers", [])
-    bias = left.take("attention_bias", bool, False)
-    used = left.take("use_sliding_window", bool, False)
-    window = left.take("sliding_window", int, 4096)
-    left.left.pop("max_window_layers", None)  # read by dense Qwen only
-    moe = MoeConfig(
-        num_experts=left.take("num_experts", int, left.take("num_local_experts", int, 128)),
-        experts_per_token=left.take("num_experts_per_tok", int, 8),
-        d_ff=left.take("moe_intermediate_size", int, 768),
-        normalise=left.take("norm_topk_prob", bool, False),
-    )
-    return {
-        "qk_norm": True, "qkv_bias": bias, "out_bias": bias, "moe": moe, "sliding_window": window if used else None
-    }  # fmt: skip
-
-
-def _write_qwen3_moe(config: ModelConfig) -> dict[str, Any]:
-    assert config.moe is not None
-    window = {} if config.sliding_window is None else {"sliding_window": config.sliding_window}
-    return {
-        "attention_bias": config.qkv_bias,
-        "use_sliding_window": config.sliding_window is not None,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "num_experts": config.moe.num_experts,
-        "num_experts_per_tok": config.moe.experts_per_token,
-        "moe_intermediate_size": config.moe.d_ff,
-        "norm_topk_prob": config.moe.normalise,
-        **window,
-    }
-
+GLM: dict[str, Any] = {
+    "interleaved": True, "partial_default": 0.5, "head_dim_default": 128, "kv_heads_default": 2,
+    "eps_default": 1.5625e-07,
+}  # fmt: skip
+COHERE: dict[str, Any] = {
+    "interleaved": True, "tie_default": True, "eps_field": "layer_norm_eps", "eps_default": 1e-5,
+}  # fmt: skip
 
 FAMILIES = {
     "llama": Family(architecture="LlamaForCausalLM", read=_read_llama, write=_write_llama),
     "mistral": Family(architecture="MistralForCausalLM", read=_read_mistral, write=_write_window),
-    "qwen2": Family(architecture="Qwen2ForCausalLM", read=_read_qwen2, write=_write_qwen_window),
-    "qwen3": Family(architecture="Qwen3ForCausalLM", read=_read_qwen3, write=_write_qwen3),
+    "qwen2": Family(architecture="Qwen2ForCausalLM", read=read_qwen2, write=write_qwen_window),
+    "qwen3": Family(architecture="Qwen3ForCausalLM", read=read_qwen3, write=write_qwen3),
     "gemma2": Family(
         architecture="Gemma2ForCausalLM",
         read=read_gemma2,
@@ -294,7 +277,7 @@ FAMILIES = {
         write=_write_window,
         eps_default=1e-5,
         fused=PHI_FUSED,
-        partial_rotary=True,
+        partial_default=1.0,
     ),
     "mixtral": Family(
         architecture="MixtralForCausalLM",
@@ -304,7 +287,8 @@ FAMILIES = {
         eps_default=1e-5,
         names=MIXTRAL_NAMES,
     ),
-    "qwen3_moe": Family(architecture="Qwen3MoeForCausalLM", read=_read_qwen3_moe, write=_write_qwen3_moe),
+    "qwen3_moe": Family(architecture="Qwen3MoeForCausalLM", read=read_qwen3_moe, write=write_qwen3_moe),
+    "qwen2_moe": Family(architecture="Qwen2MoeForCausalLM", read=read_qwen2_moe, write=write_qwen2_moe),
     "gemma": Family(
         architecture="GemmaForCausalLM",
         read=read_gemma1,
@@ -346,5 +330,25 @@ FAMILIES = {
         head_dim_default=128,
         noise=("attention_dropout", "residual_dropout"),
     ),
+    "ministral": Family(architecture="MinistralForCausalLM", read=_read_ministral, write=_write_ministral),
+    "ministral3": Family(
+        architecture="Ministral3ForCausalLM",
+        read=_read_window,
+        write=_write_window,
+        head_dim_default=128,
+        kv_heads_default=8,
+        theta_default=1_000_000.0,
+        eps_default=1e-5,
+        query_growth=True,
+    ),
+    "glm": Family(architecture="GlmForCausalLM", read=read_glm, write=write_glm, fused=GLM_FUSED, **GLM),
+    "glm4": Family(
+        architecture="Glm4ForCausalLM", read=read_glm4, write=write_glm, names=GLM4_NAMES, fused=GLM_FUSED, **GLM
+    ),
+    "exaone4": Family(
+        architecture="Exaone4ForCausalLM", read=read_exaone4, write=write_exaone4, eps_default=1e-5, names=OLMO_NAMES
+    ),
+    "cohere": Family(architecture="CohereForCausalLM", read=read_cohere, write=write_cohere, **COHERE),
+    "cohere2": Family(architecture="Cohere2ForCausalLM", read=read_cohere2, write=write_cohere2, **COHERE),
 }
 """By `model_type`."""

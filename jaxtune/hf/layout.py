@@ -67,7 +67,8 @@ def match_tensors(
     folder: Path, config: ModelConfig, shapes: Params, entries: Mapping[str, Entry]
 ) -> dict[tuple[str, ...], list[TensorRows]]:
     """The stored pieces of every parameter; raises one UserError with everything that does not fit."""
-    least = config.num_layers * (1 if config.moe is None else config.moe.num_experts)
+    dense = config.num_layers if config.moe is None else len(config.dense_layers)
+    least = dense + (config.num_layers - dense) * (1 if config.moe is None else config.moe.num_experts)
     if least > len(entries):
         raise UserError(
             f"{folder}: config.json states {config.num_layers} layers, which are {least} tensors or more, and the "

@@ -236,7 +236,7 @@ def _modules(config: ModelConfig) -> Iterator[tuple[str, list[tuple[str, tuple[i
     found: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for tensor in tensors(config):
         path = ".".join(tensor.parts[0].path)
-        alone = len(tensor.parts) == 1 and ".moe." not in path
+        alone = len(tensor.parts) == 1 and tensor.parts[0].path[:2] != ("layers", "moe")
         if alone and any(re.fullmatch(pattern, path) for pattern in ADAPTABLE):
             found.setdefault(path, []).append((tensor.name.removesuffix(".weight"), tensor.parts[0].index))
     yield from found.items()

@@ -1,5 +1,6 @@
 """Rotary settings of a config.json, in both spellings that files have."""
 
+import dataclasses
 from typing import Any
 
 from jaxtune.errors import UserError
@@ -18,23 +19,32 @@ EXTENDED = (RopeScaling.LLAMA3, RopeScaling.YARN, RopeScaling.LONGROPE)
 """Kinds that know the context length of pretraining."""
 
 
-def read_ropes(
-    left: Fields,
-    max_seq_len: int,
-    *,
-    theta_default: float,
-    local_theta_default: float | None,
-    local_unscaled: bool = False,
-) -> dict[str, RopeConfig]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeDefaults:
+    """Rotary settings of a family that its config.json need not state, or cannot."""
+
+    theta: float
+    local_theta: float | None
+    """Set where local layers have a base of their own."""
+    local_unscaled: bool
+    """Local layers have the base of the others, without its scaling."""
+    partial: float | None
+    """Default of `partial_rotary_factor`; None where the family does not read it."""
+    interleaved: bool
+    query_growth: bool
+    """The family reads `llama_4_scaling_beta`."""
+
+
+def read_ropes(left: Fields, max_seq_len: int, family: RopeDefaults) -> dict[str, RopeConfig]:
     """`rope`, and `local_rope` for families whose local layers have their own: those with a default base for it, and
-    those that stretch the frequencies of global layers only (`local_unscaled`).
+    those that stretch the frequencies of global layers only.
 
     Both spellings are read: rope_theta with rope_scaling, and rope_parameters (flat, or by layer type).
     """
-    parameters: dict[str, Any] = {"rope_theta": left.number("rope_theta", theta_default)}
-    parameters["partial_rotary_factor"] = left.number("partial_rotary_factor", 1.0)
+    parameters: dict[str, Any] = {"rope_theta": left.number("rope_theta", family.theta)}
+    parameters["partial_rotary_factor"] = left.number("partial_rotary_factor", family.partial or 1.0)
     parameters |= left.take("rope_scaling", dict, {})
-    local_theta = local_theta_default
+    local_theta, local_unscaled = family.local_theta, family.local_unscaled
     if local_theta is not None:
         local_theta = left.number("rope_local_base_freq", local_theta)
     newer = left.take("rope_parameters", dict, {})
@@ -51,7 +61,7 @@ def read_ropes(
     if original is not None:
         parameters["original_max_position_embeddings"] = original
     left.require("rope_interleaved", False)
-    rope = _read_rope(Fields(parameters, f"{left.origin}: rope"), max_seq_len)
+    rope = _read_rope(Fields(parameters, f"{left.origin}: rope"), max_seq_len, family)
     if local_unscaled:
         local_rope = RopeConfig(theta=rope.theta if local_theta is None else local_theta)
         return {"rope": rope} if local_rope == rope else {"rope": rope, "local_rope": local_rope}
@@ -64,8 +74,6 @@ def write_rope(rope: RopeConfig, max_seq_len: int, *, phi: bool) -> dict[str, An
     Phi keeps the context length of pretraining outside rope_scaling, and accepts three fields in it.
     """
     fields: dict[str, Any] = {"rope_theta": rope.theta}
-    if rope.partial != 1.0:
-        fields["partial_rotary_factor"] = rope.partial
     if phi:
         fields["original_max_position_embeddings"] = rope.original_max_len or max_seq_len
     if rope.scaling is RopeScaling.NONE:
@@ -82,10 +90,12 @@ def write_rope(rope: RopeConfig, max_seq_len: int, *, phi: bool) -> dict[str, An
         scaling["truncate"] = False
     if rope.scaling is RopeScaling.LONGROPE:
         scaling |= {name: list(getattr(rope, name)) for name in ("short_factor", "long_factor")}
+    if rope.query_growth is not None:
+        scaling["llama_4_scaling_beta"] = rope.query_growth
     return fields | {"rope_scaling": scaling}
 
 
-def _read_rope(left: Fields, max_seq_len: int) -> RopeConfig:
+def _read_rope(left: Fields, max_seq_len: int, family: RopeDefaults) -> RopeConfig:
     older = left.take("type", str, "default")
     kind = left.take("rope_type", str, older)
     kinds = {scaling.value: scaling for scaling in RopeScaling} | {"su": RopeScaling.LONGROPE}
@@ -102,6 +112,14 @@ def _read_rope(left: Fields, max_seq_len: int) -> RopeConfig:
         values |= {name: left.numbers(name) for name in ("short_factor", "long_factor")}
     if scaling in (RopeScaling.YARN, RopeScaling.LONGROPE) and values["factor"] is None:
         values["factor"] = max_seq_len / max(original, 1)
+    values["interleaved"] = family.interleaved
+    if family.query_growth:
+        if scaling is not RopeScaling.YARN:
+            raise UserError(f"{left.origin}: scaling type {kind!r} is not supported for this model_type; only yarn is.")
+        values["query_growth"] = left.number("llama_4_scaling_beta")
+        left.require("max_position_embeddings", max_seq_len)
+    if family.partial is None:
+        left.require("partial_rotary_factor", 1.0)
     theta, partial = left.number("rope_theta"), left.number("partial_rotary_factor", 1.0)
     left.finish()
     try:

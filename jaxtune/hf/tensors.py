@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxtune.hf.families import Family, family_of
-from jaxtune.model.settings import ModelConfig
+from jaxtune.model.settings import FeedForward, ModelConfig
+from jaxtune.model.stack import place_in_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,19 +45,25 @@ LAYER_TENSORS = {
     **{f"mlp.{x}.kernel": f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
     **{f"mlp.{x}.bias": f"mlp.{x}_proj.bias" for x in ("gate", "up", "down")},
     "moe.router.kernel": "mlp.gate.weight",
+    "moe.shared_gate.kernel": "mlp.shared_expert_gate.weight",
+    **{f"moe.shared.{x}.kernel": f"mlp.shared_expert.{x}_proj.weight" for x in ("gate", "up", "down")},
     **{f"moe.{x}.kernel": f"mlp.experts.{{expert}}.{x}_proj.weight" for x in ("gate", "up", "down")},
 }
 """Tensor names inside a layer, by parameter path, as Llama and Qwen have them."""
 
 
 def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[tuple[str, tuple[ParameterSlice, ...]]]:
+    kinds = [own.feed_forward for own in config.layers]
+    in_stack = {"mlp": place_in_part(kinds, layer), "moe": place_in_part(kinds, layer)}
+
     def part(path: str, *index: int) -> ParameterSlice:
-        return ParameterSlice(("layers", *path.split(".")), (layer, *index))
+        name, *rest = path.split(".")
+        return ParameterSlice(("layers", name, *rest), (in_stack.get(name, layer), *index))
 
     for name, paths in family.fused.items():
         yield name, tuple(part(path) for path in paths)
     in_fused = {path for paths in family.fused.values() for path in paths}
-    for path in _layer_paths(config):
+    for path in _layer_paths(config, kinds[layer]):
         name = family.names.get(path) or LAYER_TENSORS[path]
         if "{expert}" in name and config.moe is not None:
             for expert in range(config.moe.num_experts):
@@ -65,10 +72,10 @@ def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[
             yield name, (part(path),)
 
 
-def _layer_paths(config: ModelConfig) -> Iterator[str]:
+def _layer_paths(config: ModelConfig, kind: FeedForward) -> Iterator[str]:
     """Paths of the parameters that one layer has."""
     if config.pre_norms:
-        yield from ("attn_norm.scale", "mlp_norm.scale")
+        yield from ("attn_norm.scale",) if config.parallel_block else ("attn_norm.scale", "mlp_norm.scale")
     if config.post_norms:
         yield from ("attn_post_norm.scale", "mlp_post_norm.scale")
     yield from (f"attn.{name}.kernel" for name in "qkvo")
@@ -78,8 +85,10 @@ def _layer_paths(config: ModelConfig) -> Iterator[str]:
         yield "attn.o.bias"
     if config.qk_norm:
         yield from ("attn.q_norm.scale", "attn.k_norm.scale")
-    if config.moe is not None:
+    if kind is FeedForward.EXPERTS and config.moe is not None:
         yield from (f"moe.{name}.kernel" for name in ("router", "gate", "up", "down"))
+        if config.moe.shared_d_ff is not None:
+            yield from (f"moe.{name}.kernel" for name in ("shared_gate", "shared.gate", "shared.up", "shared.down"))
         return
     matrices = ("gate", "up", "down") if config.mlp_gate else ("up", "down")
     yield from (f"mlp.{name}.kernel" for name in matrices)

@@ -29,7 +29,7 @@ WRAPPERS = {
             "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
         },
     ),
-    "mistral3": Wrapper(text={"mistral": "MistralForCausalLM"}),
+    "mistral3": Wrapper(text={"mistral": "MistralForCausalLM", "ministral3": "Ministral3ForCausalLM"}),
 }  # fmt: skip
 
 IMAGES = frozenset(

@@ -1,5 +1,6 @@
 """One layer of the Transformer: attention and feed-forward, each with a residual sum."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -10,9 +11,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxtune.model.linear import Linear, RMSNorm
-from jaxtune.model.moe import Moe, MoeConfig
+from jaxtune.model.moe import Moe
 from jaxtune.model.rope import rotate
-from jaxtune.model.settings import Activation, ModelConfig
+from jaxtune.model.settings import Activation, FeedForward, ModelConfig
+from jaxtune.model.stack import PARTS
 from jaxtune.parallel.sharding import Layout, constrain
 
 
@@ -33,6 +35,7 @@ class Attention(nnx.Module):
         self.q_norm = rms_norm(config, wide(h), dtype) if config.qk_norm else None
         self.k_norm = rms_norm(config, wide(k), dtype) if config.qk_norm else None
         self.norm_whole = config.qk_norm_whole
+        self.interleaved = config.rope.interleaved
 
     def project(self, x: Float[Array, "b s d"], cos, sin):
         """Rotated queries and keys, and values."""
@@ -40,7 +43,8 @@ class Attention(nnx.Module):
         key, value = (constrain(project(x), Layout.KEYS_VALUES) for project in (self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self._normed(self.q_norm, query), self._normed(self.k_norm, key)
-        return rotate(query, cos, sin), rotate(key, cos, sin), value
+        turn = functools.partial(rotate, interleaved=self.interleaved)
+        return turn(query, cos, sin), turn(key, cos, sin), value
 
     def _normed(self, norm: RMSNorm, heads: Float[Array, "b s h e"]) -> Float[Array, "b s h e"]:
         if not self.norm_whole:
@@ -71,27 +75,35 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention and feed-forward, each with a residual sum."""
+    """One layer: attention and feed-forward, each with a residual sum.
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype):
+    Without a kind of feed-forward it is what all layers of a stack have, to which stacks of both kinds are added.
+    """
+
+    mlp: Mlp | None = None
+    moe: Moe | None = None
+
+    def __init__(self, config: ModelConfig, kind: FeedForward | None, *, rngs: nnx.Rngs, dtype):
         norm = lambda there: rms_norm(config, config.d_model, dtype) if there else None
         self.attn_norm = norm(config.pre_norms)
         self.attn = Attention(config, rngs=rngs, dtype=dtype)
-        self.mlp_norm = norm(config.pre_norms)
-        self.mlp = Mlp(config, rngs=rngs, dtype=dtype) if config.moe is None else None
-        self.moe = None if config.moe is None else _moe(config, config.moe, rngs=rngs, dtype=dtype)
+        self.mlp_norm = norm(config.pre_norms and not config.parallel_block)
+        if kind is not None:
+            setattr(self, PARTS[kind], feed_forward(config, kind, rngs=rngs, dtype=dtype))
         self.attn_post_norm = norm(config.post_norms)
         self.mlp_post_norm = norm(config.post_norms)
         self.residual_scale = config.residual_scale
+        self.parallel = config.parallel_block
 
     def __call__(self, x: Float[Array, "b s d"], cos, sin, attend) -> tuple[Float[Array, "b s d"], Any]:
         """Hidden states after the layer, and the state of `attend(query, key, value) -> (mixed, state)`."""
         x = constrain(x, Layout.HIDDEN)
-        mixed, state = attend(*self.attn.project(_through(self.attn_norm, x), cos, sin))
+        read = _through(self.attn_norm, x)
+        mixed, state = attend(*self.attn.project(read, cos, sin))
         x = x + self._scaled(_through(self.attn_post_norm, self.attn.o(constrain(mixed, Layout.HEADS))))
-        feed_forward = self.mlp if self.moe is None else self.moe
-        assert feed_forward is not None
-        y = feed_forward(_through(self.mlp_norm, x))
+        part = self.mlp if self.moe is None else self.moe
+        assert part is not None
+        y = part(read if self.parallel else _through(self.mlp_norm, x))
         return x + self._scaled(_through(self.mlp_post_norm, y)), state
 
     def _scaled(self, y: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
@@ -118,9 +130,17 @@ def std_out(config: ModelConfig) -> float:
 
 
 def rms_norm(config: ModelConfig, dim: int, dtype) -> RMSNorm:
-    return RMSNorm(dim, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype)
+    return RMSNorm(dim, eps=config.norm_eps, offset=config.norm_offset, center=config.norm_center, dtype=dtype)
 
 
-def _moe(config: ModelConfig, moe: MoeConfig, *, rngs: nnx.Rngs, dtype) -> Moe:
+def feed_forward(config: ModelConfig, kind: FeedForward, *, rngs: nnx.Rngs, dtype) -> Mlp | Moe:
+    """The feed-forward of one layer."""
+    moe = config.moe
+    if kind is FeedForward.DENSE or moe is None:
+        return Mlp(config, rngs=rngs, dtype=dtype)
     activation = ACTIVATIONS[config.activation]
-    return Moe(moe, config.d_model, activation, std_in=STD, std_out=std_out(config), rngs=rngs, dtype=dtype)
+    wide = None if moe.shared_d_ff is None else dataclasses.replace(config, d_ff=moe.shared_d_ff)
+    shared = None if wide is None else lambda: Mlp(wide, rngs=rngs, dtype=dtype)
+    return Moe(
+        moe, config.d_model, activation, shared, std_in=STD, std_out=std_out(config), rngs=rngs, dtype=dtype
+    )  # fmt: skip

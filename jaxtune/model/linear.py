@@ -129,15 +129,21 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * scale (arXiv 1910.07467), in float32; with `offset`, times 1 + scale."""
+    """x / sqrt(mean(x^2) + eps) * scale (arXiv 1910.07467), in float32; with `offset`, times 1 + scale.
 
-    def __init__(self, dim: int, *, eps: float, offset: bool, dtype=jnp.float32):
+    With `center`, the mean of x is subtracted first: LayerNorm (arXiv 1607.06450) without a bias.
+    """
+
+    def __init__(self, dim: int, *, eps: float, offset: bool, center: bool = False, dtype=jnp.float32):
         self.scale = nnx.Param(jnp.zeros((dim,), dtype) if offset else jnp.ones((dim,), dtype))
         self.eps = eps
         self.offset = offset
+        self.center = center
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         wide = x.astype(jnp.float32)
+        if self.center:
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         scale = self.scale[...].astype(jnp.float32) + (1.0 if self.offset else 0.0)
         return (wide * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)

@@ -26,10 +26,15 @@ class MoeConfig:
     """Hidden size of one expert."""
     normalise: bool = True
     """The weights of the chosen experts are divided by their sum."""
+    shared_d_ff: int | None = None
+    """Hidden size of one more expert that sees every token, times the sigmoid of a gate of its own; None: there is
+    none."""
 
     def __post_init__(self):
         if not (1 <= self.num_experts <= 100_000 and 1 <= self.d_ff < 2**31):
             raise UserError(f"{self.num_experts} experts of width {self.d_ff}: not a model; check the config.")
+        if self.shared_d_ff is not None and not 1 <= self.shared_d_ff < 2**31:
+            raise UserError(f"the shared expert's width is {self.shared_d_ff}: not a model; check the config.")
         if not 1 <= self.experts_per_token <= self.num_experts:
             raise UserError(
                 f"experts_per_token is {self.experts_per_token}; "
@@ -38,13 +43,14 @@ class MoeConfig:
 
 
 class Moe(nnx.Module):
-    """Router and experts; `activation` gates each expert's hidden units."""
+    """Router and experts; `activation` gates each expert's hidden units, and `shared` makes the shared expert."""
 
     def __init__(
         self,
         config: MoeConfig,
         d_model: int,
         activation: Callable[[Float[Array, "..."]], Float[Array, "..."]],
+        shared: Callable[[], nnx.Module] | None = None,
         *,
         std_in: float,
         std_out: float,
@@ -56,6 +62,9 @@ class Moe(nnx.Module):
         self.gate = Linear("td,edf->tf", (e, d, f), std=std_in, rngs=rngs, dtype=dtype)
         self.up = Linear("td,edf->tf", (e, d, f), std=std_in, rngs=rngs, dtype=dtype)
         self.down = Linear("tf,efd->td", (e, f, d), std=std_out, rngs=rngs, dtype=dtype)
+        self.shared = None if shared is None else shared()
+        gate = lambda: Linear("bsd,dg->bsg", (d, 1), std=std_in, rngs=rngs, dtype=dtype)
+        self.shared_gate = None if shared is None else gate()
         self.config = config
         self.activation = activation
 
@@ -65,8 +74,15 @@ class Moe(nnx.Module):
         kernels = (linear.kernel[...].astype(x.dtype) for linear in (self.gate, self.up, self.down))
         mix = functools.partial(_mix_rows, activation=self.activation)
         if on_one_device():
-            return mix(x, weights, experts, *kernels)
-        return _on_each_device(mix, x, weights, experts, *kernels)
+            mixed = mix(x, weights, experts, *kernels)
+        else:
+            mixed = _on_each_device(mix, x, weights, experts, *kernels)
+        return mixed if self.shared is None else mixed + self._shared(x)
+
+    def _shared(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        assert self.shared is not None and self.shared_gate is not None
+        share = jax.nn.sigmoid(self.shared_gate(x).astype(jnp.float32))
+        return (share * self.shared(x)).astype(x.dtype)
 
 
 def _mix_rows(x, weights, experts, *kernels, activation):

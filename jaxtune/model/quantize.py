@@ -84,7 +84,10 @@ def _unpack(packed: Array, axis: int) -> Array:
     return pairs.reshape(*packed.shape[:split], -1, *packed.shape[split + 1 :])
 
 
-LAST_INPUT_AXIS = {r"layers\.attn\.[qkv]\.kernel": -3, r"layers\.(attn\.o|mlp\.\w+|moe\.(gate|up|down))\.kernel": -2}
+LAST_INPUT_AXIS = {
+    r"layers\.attn\.[qkv]\.kernel": -3,
+    r"layers\.(attn\.o|mlp\.\w+|moe\.(shared\.)?(gate|up|down))\.kernel": -2,
+}
 """Kernels that `quantize_params` stores as integers -> their last input axis."""
 
 

@@ -54,6 +54,10 @@ class RopeConfig:
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
     """LONGROPE (arXiv 2402.13753): divisor of each frequency for sequences up to / beyond the original length."""
+    interleaved: bool = False
+    """Rotated pairs are neighbours, dimensions 2 i and 2 i + 1 of a head (GLM, Cohere), rather than i and i + half."""
+    query_growth: float | None = None
+    """Queries at position p are multiplied by 1 + query_growth * log(1 + floor(p / original_max_len)) (Ministral 3)."""
 
     def __post_init__(self):
         needed = {
@@ -73,13 +77,15 @@ class RopeConfig:
         if not 1 < self.theta < math.inf:
             raise UserError(f"rope theta is {self.theta}; it must be above 1 and finite.")
         names = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
-        numbers = {name: getattr(self, name) for name in (*names, "mscale", "mscale_all_dim")}
+        numbers = {name: getattr(self, name) for name in (*names, "mscale", "mscale_all_dim", "query_growth")}
         lists = {f"{name}[{i}]": x for name in ("short_factor", "long_factor") for i, x in enumerate(self._list(name))}
         for name, value in (numbers | lists).items():
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"rope {name} is {value}; it must be above 0 and finite.")
         if self.original_max_len is not None and self.original_max_len < 2:
             raise UserError(f"rope original_max_len is {self.original_max_len}; it must be at least 2.")
+        if self.query_growth is not None and self.original_max_len is None:
+            raise UserError("rope query_growth counts original contexts; set original_max_len.")
         low, high = self.low_freq_factor, self.high_freq_factor
         if low is not None and high is not None and not low < high:
             raise UserError(f"rope low_freq_factor ({low}) must be below high_freq_factor ({high}).")
@@ -163,11 +169,32 @@ def tables(
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
+def query_factor(rope: RopeConfig, positions: Int[Array, "b s"]) -> Float32[Array, "b s"] | None:
+    """Factor on the query of each position (`query_growth`); None where there is none."""
+    if rope.query_growth is None:
+        return None
+    contexts = positions // _given(rope.original_max_len)
+    return 1 + rope.query_growth * jnp.log1p(contexts.astype(jnp.float32))
+
+
 def rotate(
-    heads: Float[Array, "b s h d"], cos: Float32[Array, "b s half"], sin: Float32[Array, "b s half"]
+    heads: Float[Array, "b s h d"],
+    cos: Float32[Array, "b s half"],
+    sin: Float32[Array, "b s half"],
+    *,
+    interleaved: bool = False,
 ) -> Float[Array, "b s h d"]:
-    """Rotate pair (i, i + half) of each head by its angle; dimensions beyond 2 * half pass unchanged."""
+    """Rotate pair (i, i + half) of each head by its angle; dimensions beyond 2 * half pass unchanged.
+
+    `interleaved` rotates pair (2 i, 2 i + 1) in its place.
+    """
     half = cos.shape[-1]
+    if interleaved:
+        pairs = heads[..., : 2 * half].reshape(*heads.shape[:-1], half, 2)
+        apart = jnp.concatenate([pairs[..., 0], pairs[..., 1], heads[..., 2 * half :]], axis=-1)
+        turned = rotate(apart, cos, sin)
+        together = jnp.stack([turned[..., :half], turned[..., half : 2 * half]], axis=-1)
+        return jnp.concatenate([together.reshape(*heads.shape[:-1], 2 * half), heads[..., 2 * half :]], axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first = heads[..., :half].astype(jnp.float32)
     second = heads[..., half : 2 * half].astype(jnp.float32)

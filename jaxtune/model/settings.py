@@ -29,6 +29,23 @@ class LayerKind(enum.Enum):
     LOCAL = "local"
 
 
+class FeedForward(enum.Enum):
+    """Kind of a layer's part after attention."""
+
+    DENSE = "dense"
+    EXPERTS = "experts"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Kinds of one layer of a stack, where layers of a stack differ."""
+
+    attention: LayerKind
+    rotated: bool
+    """Queries and keys are rotated by their positions."""
+    feed_forward: FeedForward
+
+
 class Remat(enum.Enum):
     """Rematerialisation: results that the backward pass computes again instead of keeping them in memory."""
 
@@ -57,10 +74,14 @@ class ModelConfig:
     norm_eps: float = 1e-5
     norm_offset: bool = False
     """RMSNorm multiplies by 1 + scale, with scale starting at zero (Gemma)."""
+    norm_center: bool = False
+    """Norms subtract the mean first, as LayerNorm does (Cohere)."""
     pre_norms: bool = True
-    """A norm before attention and feed-forward (all but OLMo 2, 3)."""
+    """A norm before attention and feed-forward (all but OLMo 2, 3; Exaone 4)."""
     post_norms: bool = False
-    """A norm after attention and feed-forward, before the residual sum (Gemma 2, 3; OLMo 2, 3)."""
+    """A norm after attention and feed-forward, before the residual sum (Gemma 2, 3; OLMo 2, 3; GLM-4; Exaone 4)."""
+    parallel_block: bool = False
+    """The feed-forward reads what attention reads, after one norm for both, and the sum takes both (Cohere)."""
     qk_norm: bool = False
     """RMSNorm over each query and key head before the rotation (Qwen 3, Gemma 3)."""
     qk_norm_whole: bool = False
@@ -76,7 +97,7 @@ class ModelConfig:
     residual_scale: float = 1.0
     """Factor on what attention and feed-forward add to the residual stream (Granite)."""
     logit_scale: float = 1.0
-    """Factor on the final hidden states, and so on the logits before their cap (Granite)."""
+    """Factor on the final hidden states, and so on the logits before their cap (Granite, Cohere)."""
     attn_scale: float | None = None
     """Factor on query-key products; None is Dh ** -0.5."""
     attn_soft_cap: float | None = None
@@ -89,9 +110,11 @@ class ModelConfig:
     local_rope: RopeConfig | None = None
     """Rotary embedding of LOCAL layers where it differs (Gemma 3)."""
     unrotated_layers: tuple[int, ...] = ()
-    """Layers without a rotary embedding, counted from 0 (SmolLM 3, arXiv 2501.18795)."""
+    """Layers without a rotary embedding, counted from 0 (SmolLM 3, arXiv 2501.18795; Cohere 2, Exaone 4)."""
     moe: MoeConfig | None = None
-    """Mixture of experts in place of the dense feed-forward; `d_ff` is then unused."""
+    """Mixture of experts in place of the dense feed-forward; `d_ff` is then that of `dense_layers` alone."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers among those with experts whose feed-forward is dense, counted from 0 (Qwen 2, 3 MoE)."""
     remat: Remat = Remat.NONE
     attention: Backend = Backend.AUTO
 
@@ -109,13 +132,22 @@ class ModelConfig:
             raise UserError(f"layer_kinds has {len(self.kinds)} entries; the model has {self.num_layers} layers.")
         if LayerKind.LOCAL in self.kinds and self.sliding_window is None:
             raise UserError("layer_kinds has local layers; set sliding_window.")
-        beyond = [layer for layer in self.unrotated_layers if not 0 <= layer < self.num_layers]
-        if beyond:
-            raise UserError(f"unrotated_layers has {beyond}; the model has layers 0 to {self.num_layers - 1}.")
+        for name in ("unrotated_layers", "dense_layers"):
+            beyond = [layer for layer in getattr(self, name) if not 0 <= layer < self.num_layers]
+            if beyond:
+                raise UserError(f"{name} has {beyond}; the model has layers 0 to {self.num_layers - 1}.")
+        if self.dense_layers and self.moe is None:
+            raise UserError("dense_layers says which layers have no experts; set moe too, or leave it empty.")
+        if len(set(self.dense_layers)) == self.num_layers:
+            raise UserError("dense_layers has every layer; leave out moe, then all are dense.")
         if self.qk_norm_whole and not self.qk_norm:
             raise UserError("qk_norm_whole says how qk_norm works; set qk_norm too.")
         if not (self.mlp_gate or self.moe is None):
             raise UserError("experts have a gate; leave mlp_gate on.")
+        if self.parallel_block and not self.pre_norms:
+            raise UserError("attention and feed-forward side by side read one norm; set pre_norms.")
+        if self.local_rope is not None and self.local_rope.interleaved != self.rope.interleaved:
+            raise UserError("rope and local_rope must agree on interleaved.")
         if not (self.pre_norms or self.post_norms):
             raise UserError("a layer needs norms before or after its parts; set pre_norms or post_norms.")
         self._check_finite()
@@ -138,3 +170,23 @@ class ModelConfig:
         if self.layer_kinds is not None:
             return self.layer_kinds
         return (LayerKind.GLOBAL if self.sliding_window is None else LayerKind.LOCAL,) * self.num_layers
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Kinds of every layer."""
+        experts = set() if self.moe is None else set(range(self.num_layers)) - set(self.dense_layers)
+        unrotated = set(self.unrotated_layers)
+        return tuple(
+            Layer(
+                attention=kind,
+                rotated=layer not in unrotated,
+                feed_forward=FeedForward.EXPERTS if layer in experts else FeedForward.DENSE,
+            )
+            for layer, kind in enumerate(self.kinds)
+        )
+
+    def shallow(self, num_layers: int) -> "ModelConfig":
+        """The model with `num_layers` layers alike: its first one's attention, and experts where it has any."""
+        return dataclasses.replace(
+            self, num_layers=num_layers, layer_kinds=self.kinds[:1] * num_layers, unrotated_layers=(), dense_layers=()
+        )

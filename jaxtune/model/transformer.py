@@ -9,6 +9,8 @@ L layers, E experts, T cache slots. Parameters (float32 unless asked otherwise),
     layers.attn.{k,v}.kernel [L, D, K, Dh]  .bias [L, K, Dh]    layers.attn.o.kernel [L, H, Dh, D]  .bias [L, D]
     layers.mlp.{gate,up}.kernel [L, D, F]   .bias [L, F]        layers.mlp.down.kernel [L, F, D]    .bias [L, D]
     layers.moe.router.kernel [L, D, E]      layers.moe.{gate,up}.kernel [L, E, D, F] layers.moe.down.kernel [L, E, F, D]
+    layers.moe.shared.{gate,up}.kernel [L, D, Fs]   .down.kernel [L, Fs, D]   layers.moe.shared_gate.kernel [L, D, 1]
+    (where some layers are dense and the others have experts, L is the number of those that have the part)
     final_norm.scale [D]
     head.kernel [D, V]                                          (absent when the embedding is tied)
 """
@@ -26,10 +28,11 @@ from jaxtyping import Array, Float, Int
 from jaxtune.model.attention.blockwise import RESIDUAL
 from jaxtune.model.attention.core import cached_attention
 from jaxtune.model.attention.layer import kind_numbers, packed_attention, score_options, window_of
-from jaxtune.model.block import STD, Block, rms_norm
+from jaxtune.model.block import STD, Block, feed_forward, rms_norm
 from jaxtune.model.linear import PRODUCT, Linear, lookup, normal, product
-from jaxtune.model.rope import RopeConfig, depends_on_length, example_lengths, tables
-from jaxtune.model.settings import LayerKind, ModelConfig, Remat
+from jaxtune.model.rope import RopeConfig, depends_on_length, example_lengths, query_factor, tables
+from jaxtune.model.settings import FeedForward, LayerKind, ModelConfig, Remat
+from jaxtune.model.stack import PARTS, Repeat, of_layer, repeats, stacked_for
 from jaxtune.parallel.sharding import Layout, constrain, gathered, keep_all_but_gathered, weights_are_split
 
 
@@ -71,14 +74,18 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(in_axes=(0,), out_axes=0)
-        def stack(layer_rngs):
-            return Block(config, rngs=layer_rngs, dtype=param_dtype)
+        def stack(make, splits: int) -> nnx.Module:
+            drawn = lambda layer_rngs: make(rngs=layer_rngs, dtype=param_dtype)
+            return nnx.split_rngs(splits=splits)(nnx.vmap(in_axes=(0,), out_axes=0)(drawn))(rngs)
 
         self.config = config
         self.embed = Embed(config, rngs=rngs, dtype=param_dtype)
-        self.layers = stack(rngs)
+        kinds = [layer.feed_forward for layer in config.layers]
+        alike = kinds[0] if len(set(kinds)) == 1 else None
+        self.layers = stack(functools.partial(Block, config, alike), config.num_layers)
+        for kind in PARTS if alike is None else ():
+            own = stack(functools.partial(feed_forward, config, kind), kinds.count(kind))
+            setattr(self.layers, PARTS[kind], own)
         self.final_norm = rms_norm(config, config.d_model, param_dtype)
         shape = (config.d_model, config.vocab_size)
         untied = lambda: Linear("bsd,dv->bsv", shape, std=STD, rngs=rngs, dtype=param_dtype)
@@ -96,8 +103,9 @@ class Transformer(nnx.Module):
         """Final-normed hidden states of packed rows, in the compute dtype; `noise` is added to the embeddings."""
         config = self.config
 
-        def attend(state, kind, index, *heads):
-            return packed_attention(config, kind, segment_ids, *heads), state
+        def attend(state, kind, index, query, key, value):
+            query = _grown(config, positions, query)
+            return packed_attention(config, kind, segment_ids, query, key, value), state
 
         x = self._embed(tokens, dtype)
         rotations = _rotations(config, positions, example_lengths(positions, segment_ids))
@@ -141,6 +149,7 @@ class Transformer(nnx.Module):
             buffers = tuple(b.at[index, rows, places].set(new.astype(b.dtype), mode="drop") for b, new in stored)
             keys, values = (buffer[index].astype(query.dtype) for buffer in buffers)
             options = {"window": window_of(config, kind), **score_options(config)}
+            query = _grown(config, positions, query)
             return cached_attention(query, keys, values, positions, **options), buffers
 
         rotations = _rotations(config, positions, jnp.broadcast_to(lengths[:, None], positions.shape))
@@ -166,25 +175,29 @@ class Transformer(nnx.Module):
         return jax.lax.fori_loop(0, chunks, read, cache)
 
     def _through_layers(self, x, rotations, state, attend, remat: Remat | None):
-        """Final-normed hidden states and new state, by one scan over the layers.
+        """Final-normed hidden states and new state, by one scan over each repeated block of layers.
 
         `attend(state, kind, index, query, key, value)` mixes over tokens; it returns the result and the new state.
         `remat` is None where nothing is differentiated.
         """
         config = self.config
+        kinds = [layer.feed_forward for layer in config.layers]
         graphdef, stacked = _split(self.layers)
+        graphdefs = {kind: graphdef if len(set(kinds)) == 1 else _block_graph(config, kind) for kind in set(kinds)}
 
-        def layer(carry, scanned):
+        def layer(kind, carry, scanned):
             x, state = carry
-            weights, kind, rope, index = scanned
-            block = nnx.merge(graphdef, gathered(weights, "layers"))
+            weights, reach, rope, index = scanned
+            block = nnx.merge(graphdefs[kind], gathered(weights, "layers"))
             cos, sin = _of_layer(rotations, rope)
-            return block(x, cos, sin, functools.partial(attend, state, kind, index)), None
+            return block(x, cos, sin, functools.partial(attend, state, reach, index))
 
+        steps = {kind: functools.partial(layer, kind) for kind in graphdefs}
         if remat is not None:
-            layer = _rematerialised(layer, remat)
-        scanned = (stacked, kind_numbers(config), _rope_numbers(config), jnp.arange(config.num_layers))
-        (x, state), _ = jax.lax.scan(layer, (x, state), scanned)
+            steps = {kind: _rematerialised(step, remat) for kind, step in steps.items()}
+        numbers = (kind_numbers(config), _rope_numbers(config), jnp.arange(config.num_layers))
+        for repeat in repeats(kinds):
+            (x, state), _ = _scan(steps, repeat, (x, state), stacked_for(stacked, kinds, repeat), numbers)
         hidden = self.final_norm(x)
         return (hidden if config.logit_scale == 1.0 else hidden * jnp.asarray(config.logit_scale, x.dtype)), state
 
@@ -255,6 +268,29 @@ def _split(layers: nnx.Module):
     return graphdef, nnx.to_pure_dict(stacked)
 
 
+def _block_graph(config: ModelConfig, kind: FeedForward) -> nnx.GraphDef:
+    """Graph definition of one layer of a stack of unlike layers."""
+    block = nnx.eval_shape(lambda: Block(config, kind, rngs=nnx.Rngs(0), dtype=jnp.float32))
+    return nnx.split(block)[0]
+
+
+def _scan(steps, repeat: Repeat, carry, stacked, numbers):
+    """One scan over a block of layers that repeats: `steps[kind](carry, (weights, *numbers))` for each of them."""
+    block, length = repeat.block, len(repeat.block)
+    own = [number[repeat.first : repeat.end] for number in numbers]
+    if length == 1:
+        return jax.lax.scan(lambda carry, one: (steps[block[0]](carry, one), None), carry, (stacked, *own))
+
+    def body(carry, scanned):
+        weights, *numbers = scanned
+        for place, kind in enumerate(block):
+            one = (of_layer(weights, block, place), *(number[place] for number in numbers))
+            carry = steps[kind](carry, one)
+        return carry, None
+
+    return jax.lax.scan(body, carry, (stacked, *(number.reshape(-1, length) for number in own)))
+
+
 def _rotations(config: ModelConfig, positions: Int[Array, "b s"], lengths: Int[Array, "b s"]):
     """Cosines and sines, with a leading axis over the layers' choices (see `_rope_numbers`) where there are several."""
     pairs = [tables(rope, config.head_dim, positions, lengths) for rope in _ropes(config)]
@@ -262,6 +298,14 @@ def _rotations(config: ModelConfig, positions: Int[Array, "b s"], lengths: Int[A
         cos, sin = pairs[0]
         pairs.append((jnp.ones_like(cos), jnp.zeros_like(sin)))
     return pairs[0] if len(pairs) == 1 else tuple(jnp.stack(part) for part in zip(*pairs, strict=True))
+
+
+def _grown(
+    config: ModelConfig, positions: Int[Array, "b s"], query: Float[Array, "b s h d"]
+) -> Float[Array, "b s h d"]:
+    """Queries times the factor of their positions, where the rope has one."""
+    factor = query_factor(config.rope, positions)
+    return query if factor is None else query * factor[:, :, None, None].astype(query.dtype)
 
 
 def _ropes(config: ModelConfig) -> list[RopeConfig]:

@@ -194,7 +194,7 @@ def _activations(work: Work, rows: int) -> tuple[int, int]:
     plainly = dataclasses.replace(share, remat=Remat.NONE)
     kept, *whole = (
         _residual_bytes(shape, rows, work.seq_len, work.compute_dtype, work.param_dtype, work.lora)
-        for shape in (share, *(dataclasses.replace(plainly, num_layers=n, layer_kinds=None) for n in (1, 2)))
+        for shape in (share, *(plainly.shallow(n) for n in (1, 2)))
     )
     return kept // work.axes["sequence"], (whole[1] - whole[0]) // work.axes["sequence"]
 
@@ -213,7 +213,10 @@ def _local_model(work: Work) -> ModelConfig:
         backend = Backend.BLOCKWISE
     if work.axes["sequence"] > 1:
         backend = Backend.REFERENCE
-    moe = None if shape.moe is None else dataclasses.replace(shape.moe, d_ff=part(shape.moe.d_ff))
+    moe = shape.moe
+    if moe is not None:
+        shared = None if moe.shared_d_ff is None else part(moe.shared_d_ff)
+        moe = dataclasses.replace(moe, d_ff=part(moe.d_ff), shared_d_ff=shared)
     remat = Remat.FULL if shape.remat is Remat.OFFLOAD else shape.remat
     return dataclasses.replace(
         shape, remat=remat, num_heads=heads, num_kv_heads=math.gcd(heads, kv_heads), d_ff=part(shape.d_ff), moe=moe,
@@ -255,7 +258,9 @@ def _layer_bytes(work: Work, params: PyTree, rows: int) -> int:
     layer = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(params["layers"])) // work.axes["tensor"]
     gradients = 0 if work.lora is not None else 4 * layer
     shape = _local_model(work)
-    wide = shape.d_ff if shape.moe is None else shape.moe.d_ff * shape.moe.experts_per_token
+    dense = shape.d_ff if shape.moe is None or shape.dense_layers else 0
+    experts = 0 if shape.moe is None else shape.moe.d_ff * shape.moe.experts_per_token + (shape.moe.shared_d_ff or 0)
+    wide = max(dense, experts)
     again = WIDE_AGAIN + (0 if work.lora is None else WIDE_ADAPTED)
     width = 4 * WIDE_GRADIENTS + jnp.dtype(work.compute_dtype).itemsize * again
     return layer * _copy_width(work) + gradients + width * _positions(work, rows) * wide

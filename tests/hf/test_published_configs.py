@@ -83,6 +83,65 @@ PUBLISHED: dict[str, tuple[int, dict]] = {
         "text_config": {"attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "initializer_range": 0.02,
                         "model_type": "mistral", "rms_norm_eps": 1e-5, "rope_theta": 1e9, "sliding_window": None,
                         "use_cache": True} | sizes(131072, 5120, 32768, 40, 32, 8, 131072)}),
+    "OLMo-3-1025-7B": (7_298_011_136, COMMON | named("olmo3", "Olmo3ForCausalLM")
+        | sizes(100278, 4096, 11008, 32, 32, 32, 65536)
+        | {"attention_bias": False, "pad_token_id": 100277, "rms_norm_eps": 1e-6, "rope_theta": 500000,
+           "layer_types": [*(["sliding_attention"] * 3), "full_attention"] * 8, "sliding_window": 4096,
+           "rope_scaling": {"attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
+                            "original_max_position_embeddings": 8192, "rope_type": "yarn"},
+           "tie_word_embeddings": False}),
+    "granite-3.3-2b": (2_533_539_840, COMMON | named("granite", "GraniteForCausalLM")
+        | sizes(49159, 2048, 8192, 40, 32, 8, 131072)
+        | {"attention_bias": False, "attention_multiplier": 0.015625, "embedding_multiplier": 12.0,
+           "logits_scaling": 8.0, "mlp_bias": False, "pad_token_id": 0, "residual_multiplier": 0.22,
+           "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 1e7, "tie_word_embeddings": True}),
+    "Seed-OSS-36B": (36_151_104_512, COMMON | named("seed_oss", "SeedOssForCausalLM")
+        | sizes(155136, 5120, 27648, 64, 80, 8, 524288)
+        | {"attention_bias": True, "attention_dropout": 0.1, "attention_out_bias": False, "head_dim": 128,
+           "mlp_bias": False, "pad_token_id": 1, "pretraining_tp": 1, "residual_dropout": 0.1, "rms_norm_eps": 1e-6,
+           "rope_scaling": {"rope_type": "default"}, "rope_theta": 1e7, "tie_word_embeddings": False}),
+    "AFM-4.5B": (4_619_184_640, COMMON | named("arcee", "ArceeForCausalLM")
+        | sizes(128004, 2560, 18432, 36, 20, 4, 65536)
+        | {"attention_bias": False, "head_dim": 128, "hidden_act": "relu2", "mlp_bias": False, "pretraining_tp": 1,
+           "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+           "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 20.0, "mscale": 1.0, "rope_type": "yarn",
+                            "original_max_position_embeddings": 4096, "type": "yarn"}}),
+    "GLM-4-9B-0414": (9_400_279_040, COMMON | named("glm4", "Glm4ForCausalLM")
+        | sizes(151552, 4096, 13696, 40, 32, 2, 32768)
+        | {"attention_bias": True, "eos_token_id": [151329, 151336, 151338], "head_dim": 128, "pad_token_id": 151329,
+           "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False}),
+    "EXAONE-4.0-1.2B": (1_279_391_488, COMMON | named("exaone4", "Exaone4ForCausalLM")
+        | sizes(102400, 2048, 4096, 30, 32, 8, 65536)
+        | {"head_dim": 64, "layer_types": ["full_attention"] * 30, "rms_norm_eps": 1e-5, "rope_theta": 1000000,
+           "rope_scaling": {"factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                            "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+           "sliding_window": None, "sliding_window_pattern": None, "tie_word_embeddings": True}),
+    "EXAONE-4.0-32B": (32_003_216_384, COMMON | named("exaone4", "Exaone4ForCausalLM")
+        | sizes(102400, 5120, 27392, 64, 40, 8, 131072)
+        | {"head_dim": 128, "layer_types": [*(["sliding_attention"] * 3), "full_attention"] * 16, "rms_norm_eps": 1e-5,
+           "rope_scaling": {"factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                            "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+           "rope_theta": 1000000, "sliding_window": 4096, "sliding_window_pattern": "LLLG",
+           "tie_word_embeddings": False}),
+    "c4ai-command-r7b-12-2024": (8_028_033_024, COMMON | named("cohere2", "Cohere2ForCausalLM")
+        | sizes(256000, 4096, 14336, 32, 32, 8, 8192)
+        | {"attention_bias": False, "cache_implementation": "hybrid", "head_dim": 128, "layer_norm_eps": 1e-5,
+           "layer_switch": 4, "logit_scale": 0.25, "order_of_interleaved_layers": "local_attn_first",
+           "pad_token_id": 0, "position_embedding_type": "rope_gptj", "rope_scaling": None, "rope_theta": 50000,
+           "rotary_pct": 1.0, "sliding_window": 4096, "sliding_window_pattern": 4, "use_embedding_sharing": True,
+           "use_gated_activation": True, "use_parallel_block": True, "use_parallel_embedding": True}),
+    "Ministral-3-3B, its text": (3_429_006_336, {"architectures": ["Mistral3ForConditionalGeneration"],
+        "dtype": "bfloat16", "image_token_index": 10, "model_type": "mistral3", "multimodal_projector_bias": False,
+        "projector_hidden_act": "gelu", "spatial_merge_size": 2, "transformers_version": "5.0.0.dev0",
+        "vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1,
+        "text_config": {"attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "initializer_range": 0.02,
+                        "model_type": "ministral3", "rms_norm_eps": 1e-5, "sliding_window": None, "use_cache": True,
+                        "tie_word_embeddings": True,
+                        "rope_parameters": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0,
+                                            "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0,
+                                            "original_max_position_embeddings": 16384, "rope_theta": 1000000.0,
+                                            "rope_type": "yarn", "type": "yarn"}}
+                       | sizes(131072, 3072, 9216, 26, 32, 8, 262144)}),
     "Qwen2-0.5B": (494_032_768, QWEN | named("qwen2", "Qwen2ForCausalLM")
         | sizes(151936, 896, 4864, 24, 14, 2, 131072)
         | {"sliding_window": 131072, "tie_word_embeddings": True}),
@@ -120,6 +179,11 @@ PUBLISHED: dict[str, tuple[int, dict]] = {
         | {"num_experts_per_tok": 2, "num_local_experts": 8, "output_router_logits": False, "rms_norm_eps": 1e-5,
            "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None,
            "tie_word_embeddings": False}),
+    "Qwen1.5-MoE-A2.7B": (14_315_784_192, QWEN | named("qwen2_moe", "Qwen2MoeForCausalLM")
+        | sizes(151936, 2048, 5632, 24, 16, 16, 8192)
+        | {"decoder_sparse_step": 1, "max_window_layers": 21, "moe_intermediate_size": 1408, "norm_topk_prob": False,
+           "num_experts": 60, "num_experts_per_tok": 4, "output_router_logits": False, "router_aux_loss_coef": 0.001,
+           "shared_expert_intermediate_size": 5632, "sliding_window": 32768, "tie_word_embeddings": False}),
     "Qwen3-30B-A3B": (30_532_122_624, QWEN | named("qwen3_moe", "Qwen3MoeForCausalLM")
         | sizes(151936, 2048, 6144, 48, 32, 4, 40960)
         | {"attention_bias": False, "decoder_sparse_step": 1, "head_dim": 128, "mlp_only_layers": [],
@@ -150,6 +214,10 @@ def test_what_a_published_config_says_arrives():
     assert read("gemma-3-1b").kinds == read("gemma-3-270m").kinds[:6] * 4 + (LayerKind.LOCAL,) * 2
     assert read("Phi-4-mini").rope.partial == 0.75
     assert read("Phi-4-mini").rope.factor == 32.0
+    assert read("GLM-4-9B-0414").rope.partial == 0.5 and read("GLM-4-9B-0414").rope.interleaved
+    assert read("c4ai-command-r7b-12-2024").unrotated_layers == (3, 7, 11, 15, 19, 23, 27, 31)
+    assert read("EXAONE-4.0-32B").unrotated_layers == tuple(range(3, 64, 4))
+    assert read("EXAONE-4.0-1.2B").unrotated_layers == ()
 
 
 @pytest.mark.parametrize(
@@ -160,8 +228,29 @@ def test_what_a_published_config_says_arrives():
         ("Phi-4-mini", "attention_bias", True),
         ("Phi-4-mini", "full_attn_mod", 2),
         ("Phi-4-mini", "interpolate_factor", 4),
+        ("c4ai-command-r7b-12-2024", "use_parallel_block", False),
+        ("c4ai-command-r7b-12-2024", "rotary_pct", 0.5),
     ],
 )
 def test_a_field_that_is_read_only_where_it_changes_nothing_is_refused_elsewhere(name, field, value):
     with pytest.raises(UserError, match=f"config.json: {field} = {value} is not supported; only"):
         read_config(PUBLISHED[name][1] | {field: value}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("Llama-3.2-1B", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_fac"),
+        ("EXAONE-4.0-32B", {"layer_types": None}, "sliding_window_pattern is 'LLLG'; state the kinds in layer_types"),
+        ("c4ai-command-r7b-12-2024", {"sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
+        ("c4ai-command-r7b-12-2024", {"use_qk_norm": True}, "use_qk_norm = True is not supported"),
+        ("Qwen1.5-MoE-A2.7B", {"decoder_sparse_step": 0}, "decoder_sparse_step is 0; it must be at least 1"),
+        ("Qwen1.5-MoE-A2.7B", {"mlp_only_layers": ["a"]}, "mlp_only_layers has 'a'; it must hold numbers of layers"),
+        ("Qwen1.5-MoE-A2.7B", {"mlp_only_layers": list(range(24))}, "dense_layers has every layer"),
+        ("Ministral-3-3B, its text", {"rope_parameters": {"rope_theta": 1e6}}, "only yarn is"),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused(name, changes, message):
+    fields = text_fields(PUBLISHED[name][1], "config.json")
+    with pytest.raises(UserError, match=message):
+        read_config({**fields, **changes}, "config.json")
