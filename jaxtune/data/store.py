@@ -128,6 +128,11 @@ class TaskTokens:
         """sha256 of the content."""
         return self.meta["sha256"]
 
+    @property
+    def all_tokens(self) -> Int[np.ndarray, " tokens"]:
+        """The tokens of all examples in all wordings, one after another, as they lie on the disk."""
+        return self._tokens
+
     def example(self, number: int, template: int = 0) -> Example:
         """One example in one wording."""
         k = number * self.num_templates + template

@@ -47,6 +47,10 @@ class EvalConfig:
     and from 20 on the share of right ones over the steps. 0: none. They are the same at every validation."""
     print_answers: bool = False
     """Show those answers on the terminal."""
+    retention: tuple[str, ...] = ()
+    """JSONL files of texts that are not trained on, measured before and after tuning to see what it makes the model
+    forget: records `{"text": ...}` or `{"prompt": ..., "completion": ...}`. `builtin` and `builtin-completions` are
+    those of the built-in base model."""
 
     def __post_init__(self):
         check_fields(self, "eval")
@@ -63,6 +67,8 @@ class EarlyStoppingConfig:
     aggregate: Aggregate = Aggregate.MACRO_MEAN
     task: str | None = None
     """The task to watch when `aggregate` is `task`."""
+    forget_weight: Annotated[float, Range(0, 1e6)] = 0.0
+    """Weight of a nat lost on the retention texts beside one of the watched loss; 0: they are not watched."""
 
     def __post_init__(self):
         check_fields(self, "early_stopping")

@@ -9,6 +9,7 @@ from jaxtune.errors import UserError
 from jaxtune.reports import page
 from jaxtune.reports.answers import answers_section
 from jaxtune.reports.bars import change_bar
+from jaxtune.reports.forgetting import forgetting_section
 from jaxtune.reports.memorisation import ladder_section
 from jaxtune.reports.mixture import mixture_section
 from jaxtune.reports.page import Column, Html, Section, Stat, change, from_to, join, pretty, tag, words
@@ -55,6 +56,7 @@ def render(run: Run, changed: Sequence[str] = ()) -> str:
         results_section(run),
         training_section(run),
         ladder_section({run.name: [run]}),
+        forgetting_section([run]),
         mixture_section(run.tasks, run.mixture, run.config.get("mixture", {})) if run.tasks else None,
         examples_section(run),
         answers_section(run),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxtune.reports import page
 from jaxtune.reports.charts import Series, line_chart
+from jaxtune.reports.forgetting import forgetting_section
 from jaxtune.reports.heatmap import heatmap_png
 from jaxtune.reports.leaving import leaving_section
 from jaxtune.reports.memorisation import ladder_section
@@ -58,6 +59,7 @@ def render_sweep(sweep: Sweep) -> str:
     ]
     sections = [*(compared if transfer is None else [transfer]), ladder_section(by_setting(sweep))]
     sections.insert(0, leaving_section(sweep))
+    sections.append(forgetting_section([arm.run for arm in sweep.arms]))
     sections += [curves_section(sweep), arms_section(sweep)]
     return page.page(
         sweep.path.name,

@@ -96,6 +96,7 @@ class LossesAndScores(TypedDict, total=False):
     seen_task_loss: Mapping[str, float]
     task_score: Mapping[str, Mapping[str, float]]
     macro_exact_match: float
+    retention: Mapping[str, Mapping[str, Real]]
 
 
 class BestStep(TypedDict):

@@ -186,6 +186,8 @@ def first_numbers(run_dir: pathlib.Path) -> dict[str, Any]:
             losses = ("loss", "macro_loss", "task_loss", "task_prompt_loss", "seen_task_loss")
             wanted = (*losses, "task_score", "macro_exact_match")
             numbers |= {key: row[key] for key in wanted if key in row}
+        if row["kind"] == "retention":
+            numbers["retention"] = row["texts"]
     return numbers
 
 

@@ -14,7 +14,7 @@ from jaxtune.storage.documents import Json, UnreadableDocument, number
 from jaxtune.storage.schemas import check_shape
 
 METRICS = "metrics.jsonl"
-KINDS = ("train", "eval", "score", "answers")
+KINDS = ("train", "eval", "score", "answers", "retention")
 """Kinds of rows that are no events."""
 ORIGIN = ".jaxtune-url"
 """The file beside a copy of a run folder that holds the URL of the folder."""

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from jaxtune.errors import UserError
 from jaxtune.runs.documents import SweepFile, read_as
+from jaxtune.runs.forgotten import forgotten
 from jaxtune.runs.history import Run
 from jaxtune.runs.results import Outcome, reached
 from jaxtune.runs.seal import read_unchanged
@@ -221,7 +222,10 @@ def sweep_table(sweep: Sweep) -> list[Json]:
     for arm in sweep.halved:
         last = arm.run.evals[-1].macro_loss if arm.run.evals else math.nan
         rungs[arm.name] = {"rung": arm.run.summary.get("rung"), "rung_loss": last}
-    for arm in (*sweep.arms, *sweep.confirmations, *sweep.halved):
+    arms = (*sweep.arms, *sweep.confirmations, *sweep.halved)
+    retained = {arm.name: {text.text: text for text in forgotten(arm.run)} for arm in arms}
+    texts = dict.fromkeys(name for found in retained.values() for name in found)
+    for arm in arms:
         summary = arm.run.summary
         row: Json = {"name": arm.name, "tag": arm.tag, **{option: arm.setting.get(option, "") for option in sweep.axes}}
         row |= {"seed": arm.seed, "confirms": arm in sweep.confirmations, "status": summary.get("status")}
@@ -229,6 +233,10 @@ def sweep_table(sweep: Sweep) -> list[Json]:
         row |= {"macro_loss": arm.after.loss, "macro_exact_match": arm.after.exact_match}
         row |= {f"loss/{task}": arm.after.task_loss.get(task, math.nan) for task in sweep.tasks}
         row |= {f"exact_match/{task}": arm.after.task_exact_match.get(task, math.nan) for task in sweep.tasks}
+        for text in texts:
+            one = retained[arm.name].get(text)
+            row |= {f"forgotten/{text}": math.nan if one is None else one.loss}
+            row |= {f"kl/{text}": math.nan if one is None else one.kl}
         if rungs:
             row |= rungs.get(arm.name, {"rung": "", "rung_loss": ""})
         rows.append(row | {"seconds": summary.get("seconds")})

@@ -53,7 +53,7 @@ class JsonlTracker:
 
     def _keep_up_to(self, step: int, *, validated: bool) -> None:
         again = lambda row: (
-            (row["kind"] == "score" and row["step"])
+            (row["kind"] in ("score", "retention") and row["step"])
             or (row["kind"] == "eval" and row["step"] == step and not validated)
         )
         if self.path.exists():

@@ -27,16 +27,19 @@ from jaxtune.runs.retention import WATCHED
 from jaxtune.runs.sweeps import is_sweep
 from jaxtune.runs.tracker import JsonlTracker, Tracker, Trackers
 from jaxtune.step.update import StepMetrics, TrainState
-from jaxtune.storage.documents import write_json
+from jaxtune.storage.documents import Json, read_object, write_json
 from jaxtune.terminal.display import Phase
 from jaxtune.terminal.progress import RunProgress, TrainProgress
-from jaxtune.train import measure, resuming
+from jaxtune.train import measure, resuming, retention
 from jaxtune.train.decisions import Counters, Decision, Health, Status, decide, ended, judge, rules
 from jaxtune.train.export import export_model
 from jaxtune.train.lanes import Lane
 from jaxtune.train.planned import MODEL, Planned
 from jaxtune.train.rows import Exported, answers_row, eval_row, logged_losses, score_row, summary, train_row
-from jaxtune.train.session import Session
+from jaxtune.train.session import Session, load_base
+
+RETENTION = "retention.json"
+"""File of a run folder with the losses of the retention texts, document by document, before and after tuning."""
 
 
 class NotFinite(UserError):
@@ -161,7 +164,9 @@ class Arm:
         self.record.tracker.log(row)
         self._answer(state)
         stopping = self.config.early_stopping
-        return from_main(result.watched(stopping.aggregate, stopping.task))
+        return from_main(
+            result.watched(stopping.aggregate, stopping.task) + stopping.forget_weight * self._forgot(state)
+        )
 
     def _answer(self, state: Callable[[], TrainState]) -> None:
         """Answers to the fixed questions into the metrics. Those before and after tuning are in generations.json."""
@@ -171,6 +176,29 @@ class Arm:
             result = measure.score(self.session, state().measured, asked)
             self.record.tracker.log(answers_row(self.done, result))
             self.answers = result.answers
+
+    def retain(self, state: TrainState, when: str) -> Json | None:
+        """Measure the retention texts `before` or `after` tuning; None without any. Kept in retention.json."""
+        if not self.inputs.retention:
+            return None
+        base = None if when == "before" else load_base(self.inputs, self.session.mesh)
+        found = retention.read_all(self.session, state.measured, base)
+        texts = {name: one.to_json() for name, one in found.items()}
+        if is_main():
+            path = self.run_dir / RETENTION
+            write_json(path, (read_object(path) if path.exists() else {}) | {when: texts})
+        means = {name: {key: value for key, value in one.items() if key != "documents"} for name, one in texts.items()}
+        self.record.tracker.log({"kind": "retention", "step": int(state.step), "texts": means})
+        return means
+
+    def _forgot(self, state: Callable[[], TrainState]) -> float:
+        """Nats per token lost on the retention texts so far; 0 where that is not watched."""
+        if not self.config.early_stopping.forget_weight or self.done == 0:
+            return 0.0
+        before = read_object(self.run_dir / RETENTION)["before"] if is_main() else {}
+        base = from_main(retention.mean_loss({name: one["loss"] for name, one in before.items()}))
+        now = retention.read_all(self.session, state().measured)
+        return retention.mean_loss({name: one.loss for name, one in now.items()}) - base
 
     def catch_up(self, result: LossResult | None, state: Callable[[], TrainState]) -> float | None:
         """The validation that a stop signal left undone: the metrics become those of a run that never stopped."""
@@ -223,7 +251,7 @@ class Arm:
         known = self._validated[1] if self._validated is not None and self.knows_loss(step) else loss
         exported = Exported(
             step=step, loss=known, seen=measure.seen_loss(self.session, state.measured, step),
-            score=self.score(state, step, "after", shared),
+            score=self.score(state, step, "after", shared), retention=self.retain(state, "after"),
         )  # fmt: skip
         with Phase("writing the model"):
             export_model(self.session, state.measured, self.run_dir / MODEL, overwrite=True)  # of a run killed here

@@ -13,6 +13,7 @@ from jaxtune.plan import order
 from jaxtune.runs import manifest
 from jaxtune.storage.fingerprints import array_fingerprint, file_fingerprint
 from jaxtune.train.resolution import TRAIN, VALIDATION, Inputs
+from jaxtune.train.texts import place
 
 
 def identify(inputs: Inputs) -> dict[str, Any]:
@@ -25,6 +26,8 @@ def identify(inputs: Inputs) -> dict[str, Any]:
         sources[label] = store.fingerprint
         # A file may change without changing a token.
         sources[f"{label}, its source"] = {**inputs.tasks, **inputs.held}[name].source(split).fingerprint
+    for name in inputs.config.eval.retention:
+        sources[f"retention text {name}"] = file_fingerprint(place(name))
     material = manifest.Material(
         data=sources,
         tokenizer=tokenizer_files(inputs.tokenizer),

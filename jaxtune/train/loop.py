@@ -135,6 +135,7 @@ def begin(ensemble: Ensemble) -> None:
         seen = measure.seen_loss(arm.session, state.measured, arm.rules.total)
         say_validation(ensemble, arm, arm.validated(results[arm.number], lambda state=state: state, seen))
         forecast.timed("answers", lambda arm=arm, state=state: arm.score(state, 0, "before", ensemble.shared))
+        arm.retain(state, "before")
     for arm in behind:
         say_validation(ensemble, arm, arm.catch_up(results[arm.number], ensemble.state_of(arm)))
     end(ensemble, {arm: arm.ended for arm in ensemble.arms if arm.ended is not None})

@@ -12,7 +12,7 @@ from jaxtune.config import ExperimentConfig, ModelSource
 from jaxtune.data.encoding import Encoding
 from jaxtune.data.jobs import tokenize
 from jaxtune.data.store import TaskTokens
-from jaxtune.data.subset import Subset
+from jaxtune.data.subset import Encoded, Subset
 from jaxtune.errors import UserError
 from jaxtune.evaluate.answers import Question
 from jaxtune.evaluate.asked import ask
@@ -27,6 +27,7 @@ from jaxtune.tasks import ProblemLog, Task, hold_out
 from jaxtune.tasks.sources.compressed import default_cache
 from jaxtune.tasks.splits import TRAIN, VALIDATION
 from jaxtune.train import plans
+from jaxtune.train.texts import read_texts
 
 BUILTIN = "builtin"
 """Model path that means the small base model inside the package."""
@@ -59,6 +60,8 @@ class Inputs:
     """The base model's settings for generation, as in its generation_config.json."""
     room: Room | None = None
     """Room of the program that the run shares with others; None: its own plan decides."""
+    retention: Mapping[str, Encoded] = dataclasses.field(default_factory=dict)
+    """Texts that are measured before and after tuning, by name."""
 
     @property
     def task_names(self) -> list[str]:
@@ -199,6 +202,11 @@ def check_watched(config: ExperimentConfig, kept: Mapping[str, Task]) -> None:
             f"early_stopping.task is {stopping.task!r}; trained tasks that have a validation split are: "
             f"{', '.join(watched) or 'none'}"
         )
+    if stopping.forget_weight and not config.eval.retention:
+        raise UserError(
+            f"early_stopping.forget_weight={stopping.forget_weight} watches what is forgotten of retention texts; "
+            "name some with eval.retention, or leave it 0"
+        )
     if stopping.patience is not None and not watched:
         raise UserError(
             f"early_stopping.patience={stopping.patience} needs a validation loss to watch, and no trained task has a "
@@ -218,6 +226,7 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
     }  # fmt: skip
     validation = plans.choose(tokens[VALIDATION], config)
     plan = plans.make_training_plan(config, tokens[TRAIN], list(prepared.kept.values()))
+    texts = read_texts(config.eval.retention, prepared.tokenizer, config.data.seq_len, tokens[TRAIN])
     log = ProblemLog()
     asked = prepared.questions(log) if questions else []
     log.raise_if_any("the test questions")
@@ -226,7 +235,7 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
         template=prepared.template, tasks=prepared.kept, held=prepared.held, train=tokens[TRAIN],
         validation=validation, plan=plan, eval_plan=plans.make_validation_plan(config, validation),
         questions=tuple(asked), yardstick=prepared.yardstick,
-        generation=read_generation(prepared.folder),
+        generation=read_generation(prepared.folder), retention=texts,
     )  # fmt: skip
 
 

@@ -48,7 +48,9 @@ PINNED = frozenset(
         *("loss.normalization", "loss.fixed_denominator", "loss.z_loss", "loss.label_smoothing", "loss.chunk"),
         *("lora", "lora.targets", "lora.rank", "lora.alpha", "lora.scaling", "lora.variant", "lora.base"),
         *("eval.every", "eval.max_examples", "eval.generate", "eval.generate_examples", "eval.max_new_tokens"),
+        "eval.retention",
         *("early_stopping.patience", "early_stopping.min_change", "early_stopping.aggregate", "early_stopping.task"),
+        "early_stopping.forget_weight",
     }
 )
 """Options that change the numbers of a run; a resumed run has those that it was started with."""

@@ -98,10 +98,13 @@ class Exported:
     loss: LossResult | None
     seen: LossResult | None
     score: ScoreResult | None
+    retention: Row | None = None
+    """What the retention texts became; None without any."""
 
     def to_json(self) -> Row:
         """The numbers `after` tuning."""
-        return {**losses_of(self.loss), **seen_of(self.seen), **scores_of(self.score)}
+        return {**losses_of(self.loss), **seen_of(self.seen), **scores_of(self.score),
+                **({} if self.retention is None else {"retention": self.retention})}  # fmt: skip
 
 
 def summary(
