@@ -285,6 +285,13 @@ def add_transfer(rows: Subparsers) -> None:
     add_json(parser)
 
 
+def add_conflict(rows: Subparsers) -> None:
+    text = "Whether tasks pull a model the same way: cosines of their gradients and losses one step ahead."
+    parser = command(rows, "conflict", commands.run_conflict, text, overrides=True)
+    arms.add_conflict(parser, local_path)
+    add_json(parser)
+
+
 def add_recommend(rows: Subparsers) -> None:
     text = "The best setting of a sweep by a surface over its numeric options, with its region and its chances."
     parser = command(rows, "recommend", commands.run_recommend, text)
@@ -353,7 +360,7 @@ COMMANDS: tuple[Callable[[Subparsers], None], ...] = (
         add_evaluate,
         add_generate,
     ),
-    *(add_sweep, add_transfer, add_recommend, add_proxy, add_report, add_verify, add_import, add_export),
+    *(add_sweep, add_transfer, add_conflict, add_recommend, add_proxy, add_report, add_verify, add_import, add_export),
 )
 
 

@@ -315,6 +315,12 @@ def run_transfer(arguments: argparse.Namespace) -> int:
     return studies.transfer(load_config(arguments), arguments)
 
 
+def run_conflict(arguments: argparse.Namespace) -> int:
+    from jaxtune.sweep import studies
+
+    return studies.conflict(arguments, load_config)
+
+
 def run_recommend(arguments: argparse.Namespace) -> None:
     from jaxtune.sweep import studies
 
@@ -371,10 +377,7 @@ def run_import(arguments: argparse.Namespace) -> None:
     from jaxtune.terminal import tables as terminal
 
     facts = inspect(arguments.folder)
-    if arguments.json:
-        print_json(facts)
-    else:
-        terminal.print_facts(facts)
+    print_json(facts) if arguments.json else terminal.print_facts(facts)
 
 
 def run_export(arguments: argparse.Namespace) -> None:

@@ -62,6 +62,16 @@ def add_transfer(parser: argparse.ArgumentParser, path: PathParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
 
 
+def add_conflict(parser: argparse.ArgumentParser, path: PathParser) -> None:
+    """The options of `jaxtune conflict`."""
+    parser.add_argument("place", metavar="CONFIG|RUN", help="a config, for its base model; or a run folder")
+    parser.add_argument("--batches", type=int, default=16, metavar="N", help="batches of each task (default: 16)")
+    parser.add_argument("--tokens", type=int, default=1024, metavar="N", help="slots of a batch (default: 1024)")
+    text = "a finished sweep of `jaxtune transfer`: does the cheap number rank pairs as the dear one does?"
+    parser.add_argument("--transfer", type=path, metavar="SWEEP", help=text)
+    parser.add_argument("--out", type=path, metavar="FILE", help="write the numbers as JSON")
+
+
 def add_proxy(parser: argparse.ArgumentParser, path: PathParser) -> None:
     """The options of `jaxtune proxy`."""
     parser.add_argument("small", type=path, help="sweep folder of the small model")

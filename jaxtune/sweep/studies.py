@@ -5,6 +5,7 @@ Everything heavy is imported where it is used, as in `jaxtune.commands`.
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from jaxtune.storage.documents import Json, json_bytes
@@ -66,6 +67,85 @@ def estimate_text(cell: Json) -> str:
         return f"{text} ({cell['n']} seeds: no interval)"
     mark = ", clear" if cell["clear"] else ""
     return f"{text} [{cell['low']:+.4f}, {cell['high']:+.4f}], adjusted p {cell['p_adjusted']:.2g}{mark}"
+
+
+def conflict(arguments: argparse.Namespace, load_config: Callable[[argparse.Namespace], Any]) -> int:
+    """`jaxtune conflict`: do the gradients of tasks agree, at a config's base model or along a run?"""
+    import pathlib
+
+    from jaxtune.errors import UserError
+    from jaxtune.storage.documents import write_json
+    from jaxtune.train.conflict import ConflictRequest, conflict_of, conflict_of_run
+
+    request = ConflictRequest(batches=arguments.batches, tokens=arguments.tokens)
+    dear = None if arguments.transfer is None else co_training_of(arguments.transfer)
+    place = pathlib.Path(arguments.place)
+    if place.is_dir():
+        if arguments.rest:
+            raise UserError(f"{arguments.rest[0]!r}: a run is looked at as it was trained; options go with a config")
+        found = conflict_of_run(place, request)
+    else:
+        arguments.config = arguments.place
+        found = conflict_of(load_config(arguments), request)
+    if dear is not None:
+        found["agreement"] = [{"step": point["step"], **agreement(point, dear)} for point in found["points"]]
+    if arguments.out is not None:
+        write_json(arguments.out, found)
+    print_json(found) if arguments.json else print(conflict_text(found))
+    return 0
+
+
+def co_training_of(sweep_dir: Any) -> dict[tuple[str, str], float]:
+    """The co-training effects of a transfer sweep by (source, target)."""
+    from jaxtune.errors import UserError
+    from jaxtune.runs.transfer import RECORD
+    from jaxtune.storage.documents import read_object
+
+    path = sweep_dir / RECORD
+    forms = read_object(path).get("forms", {}) if path.is_file() else {}
+    form = next((name for name in ("added", "replaced") if name in forms), None)
+    if form is None:
+        raise UserError(f"{sweep_dir} holds no finished pairs of tasks; `jaxtune transfer --design pairs` makes them")
+    return {(cell["source"], cell["target"]): cell["estimate"] for cell in forms[form]["cells"]}
+
+
+def agreement(point: Json, dear: dict[tuple[str, str], float]) -> Json:
+    """Spearman's correlation of cosines and of gains one step ahead with what training together does."""
+    import numpy as np
+
+    from jaxtune.science.conflict import rank_agreement
+
+    pairs = [(p["first"], p["second"], p["value"]) for p in point["pairs"]]
+    both = [(value, (dear[a, b] + dear[b, a]) / 2) for a, b, value in pairs if (a, b) in dear and (b, a) in dear]
+    ahead = [
+        (one["gain"], dear[one["source"], one["target"]])
+        for one in point["ahead"]
+        if (one["source"], one["target"]) in dear
+    ]
+    rank = lambda rows: rank_agreement(*np.array(rows, float).reshape(-1, 2).T)
+    return {"cosine": rank(both), "ahead": rank(ahead), "pairs": len(both)}
+
+
+def conflict_text(found: Json) -> str:
+    """The cosines in lines, the most opposed first."""
+    lines = []
+    for point in found["points"]:
+        lines.append(f"step {point['step']}: cosine of gradients, {found['batches']} batches a task")
+        for pair in sorted(point["pairs"], key=lambda one: one["value"] if one["value"] == one["value"] else 9):
+            sure = "" if pair["reliable"] else "; unreliable: a gradient is lost in its noise"
+            interval = f"[{pair['low']:+.3f}, {pair['high']:+.3f}], raw {pair['raw']:+.3f}"
+            lines.append(f"  {pair['first']} and {pair['second']}: {pair['value']:+.3f} {interval}{sure}")
+        lines += [
+            f"  one step on {one['source']}: loss of {one['target']} {-one['gain']:+.4f}"
+            for one in point["ahead"]
+            if one["source"] != one["target"]
+        ]
+    for one in found.get("agreement", []):
+        lines.append(
+            f"step {one['step']}: Spearman with training together over {one['pairs']} pairs: cosine "
+            f"{one['cosine']:+.2f}, one step ahead {one['ahead']:+.2f}"
+        )
+    return "\n".join(lines)
 
 
 def surface(arguments: argparse.Namespace) -> None:
