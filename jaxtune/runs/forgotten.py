@@ -1,4 +1,4 @@
-"""What runs forgot of their retention texts, and what they gained on their tasks for it."""
+"""Forgetting of runs: losses of their retention texts before and after tuning, and the gain on their tasks."""
 
 import dataclasses
 import math
