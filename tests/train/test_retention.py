@@ -123,7 +123,7 @@ def test_losses_and_divergence_are_those_of_the_softmax(vocab_axis, cap):
     logits = [one if cap is None else cap * jnp.tanh(one / cap) for one in logits]
     log_p, log_q = (jax.nn.log_softmax(one) for one in logits)
     nll, hit = target_losses(hidden, head, targets, spec)
-    np.testing.assert_allclose(nll, -np.take_along_axis(log_p, targets[..., None], -1)[..., 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(nll, -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0], rtol=1e-4, atol=1e-5)
     assert (hit == (log_p.argmax(-1) == targets)).all()
     kl = divergence((hidden, head), (other, head), spec)
     np.testing.assert_allclose(kl, (np.exp(log_p) * (log_p - log_q)).sum(-1), rtol=1e-3, atol=1e-5)

@@ -1,0 +1,121 @@
+"""The answers of the chapter's experiments: contrasts from planted results, and the table of the README."""
+
+import csv
+import importlib.util
+import itertools
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SEEDS = range(5)
+
+
+@pytest.fixture(scope="module")
+def answers():
+    spec = importlib.util.spec_from_file_location("chapter_answers", ROOT / "experiments" / "answers.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def write(root: pathlib.Path, folder: str, rows: list[dict]) -> None:
+    (root / folder).mkdir()
+    with (root / folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows({"status": "finished", **row} for row in rows)
+
+
+def found(answers, root: pathlib.Path, folder: str):
+    [experiment] = [one for one in answers.EXPERIMENTS if one.folder == folder]
+    return answers.answers(experiment, root)
+
+
+def test_the_table_of_the_readme_is_that_of_the_results(answers):
+    text = (ROOT / "README.md").read_text()
+    assert answers.with_table(text) == text, "python experiments/answers.py --readme"
+    assert all(f"experiments/{one.folder}/run.py" in text for one in answers.EXPERIMENTS)
+
+
+def test_an_experiment_without_results_says_so(answers, tmp_path):
+    table = answers.table(tmp_path)
+    assert table.count("not yet run") == len(answers.EXPERIMENTS)
+
+
+def test_temperatures_are_compared_inside_seeds_and_adjusted_together(answers, tmp_path):
+    noise = np.random.default_rng(0)
+    rows = [
+        {
+            "status": "finished", "mixture.temperature": temperature, "seed": seed,
+            "macro_loss": 1 + seed + (0 if temperature in (2, 3, 5) else 0.25) + noise.normal(0, 1e-3),
+            "loss/sum_stories": 2 + seed - (0.5 if temperature == 3 else 0) + noise.normal(0, 1e-3),
+        }
+        for temperature, seed in itertools.product((1, 2, 3, 5, "inf"), SEEDS)
+    ]  # fmt: skip
+    write(tmp_path, "16-rare-tasks", rows)
+    rare, middle = found(answers, tmp_path, "16-rare-tasks")
+    assert rare.found.mean == pytest.approx(-0.5, abs=0.01) and rare.found.clear and rare.found.n == 5
+    assert middle.found.mean == pytest.approx(-0.25, abs=0.01) and middle.found.high < 0
+    assert rare.found.adjusted >= rare.found.p
+    assert "| -0.5" not in (table := answers.table(tmp_path)) and ": -0.5" in table
+
+
+def test_adapters_are_compared_at_equal_loss_and_not_at_equal_rate(answers, tmp_path):
+    """Both methods lie on one line; adapters forget 0.1 nats less at every loss, at whatever rate."""
+    rows = [
+        {
+            "status": "finished", "tag": f"{method}-{rate}", "seed": seed, "macro_loss": loss + 0.001 * seed,
+            "forgotten/builtin": 2 - loss - (0.1 if method == "lora" else 0) + 0.01 * seed * step,
+        }
+        for method, points in {
+            "full": {"3e-4": 1.6, "1e-3": 1.2, "3e-3": 0.8, "1e-2": 0.4},
+            "lora": {"1e-3": 1.5, "3e-3": 1.1, "1e-2": 0.7, "3e-2": 0.6},
+        }.items()
+        for step, (rate, loss) in enumerate(points.items())
+        for seed in SEEDS
+    ]  # fmt: skip
+    write(tmp_path, "19-forgetting", rows)
+    rate, method = found(answers, tmp_path, "19-forgetting")
+    assert rate.found.mean == pytest.approx(0.8 + 0.02 * 2, abs=0.01)
+    assert method.found.mean == pytest.approx(-0.1, abs=0.03)
+
+
+def test_the_prompts_effect_and_its_growth_with_length(answers, tmp_path):
+    rows = [
+        {
+            "status": "finished", "tag": f"prefix_{length}-response-{weight}", "seed": seed,
+            **{f"loss/prefix_{other}": 1 + seed + (weight == "0.5") * length / 1000 for other in (0, 48, 144)},
+        }
+        for length, weight, seed in itertools.product((0, 48, 144), ("0", "0.5"), SEEDS)
+    ]  # fmt: skip
+    write(tmp_path, "18-prompt-loss", rows)
+    means = [one.found.mean for one in found(answers, tmp_path, "18-prompt-loss")]
+    assert means == pytest.approx([0, 0.048, 0.144, 0.144])
+
+
+def test_a_run_that_did_not_finish_is_no_result(answers, tmp_path):
+    rows = [
+        {"status": "finished" if seed else "failed", "mixture.temperature": t, "seed": seed, "macro_loss": 1,
+         "loss/sum_stories": 1}
+        for t, seed in itertools.product((1, 2, 3, 5, "inf"), SEEDS)
+    ]  # fmt: skip
+    write(tmp_path, "16-rare-tasks", rows)
+    with pytest.raises(ValueError, match="5 rows, 4 finished"):
+        found(answers, tmp_path, "16-rare-tasks")
+
+
+def test_cells_of_the_transfer_matrix_keep_the_p_of_the_whole_matrix(answers, tmp_path):
+    cells = [
+        {"source": a, "target": b, "estimate": 0.25, "low": 0.125, "high": 0.375, "n": 5, "p_adjusted": 0.01}
+        for a, b in answers.PAIRS
+    ]
+    write(tmp_path, "22-transfer", [{"status": "finished", "seed": 0}])
+    (tmp_path / "22-transfer" / "transfer.json").write_text(json.dumps({"forms": {"added": {"cells": cells}}}))
+    assert all(one.found.clear and one.found.n == 5 for one in found(answers, tmp_path, "22-transfer"))
