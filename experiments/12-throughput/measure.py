@@ -149,7 +149,7 @@ def first_step(case: str, packing: PackPolicy, folder: pathlib.Path, name: str) 
 
 def write_ten_million(folder: pathlib.Path) -> None:
     """A model of ten million parameters with the built-in tokenizer; its weights are random."""
-    base = resolution.model_folder(configs.load(HERE.parent.parent / "configs" / "quickstart.py"))
+    base = resolution.model_folder(configs.load(HERE.parent.parent / "configs" / "quickstart.py").model)
     shape = dataclasses.replace(
         hf.load_config(base), d_model=320, num_layers=8, num_heads=5, num_kv_heads=5, head_dim=64, d_ff=864
     )
