@@ -33,7 +33,7 @@ def on_files(files: Any, config: Any) -> Any:
 def pages() -> dict[str, str]:
     """All generated pages: file name -> Markdown."""
     api = {f"api/{name}.md": api_page(name, modules) for name, modules in packages().items()}
-    return {"options.md": options_page(), **api}
+    return {"options.md": options_page(), "models.md": models_page(), **api}
 
 
 def packages() -> dict[str, list[str]]:
@@ -82,6 +82,38 @@ the command line it replaces the config's. `jaxtune options CONFIG` prints the s
         table = ["| option | takes | default | meaning |", "|---|---|---|---|", *rows]
         lines += [f"## {heading}", "\n".join(table)]
     return "\n\n".join(lines) + "\n"
+
+
+def models_page() -> str:
+    """Every model family as a table, what is taken out of models of images and text, and what is missing."""
+    from jaxtune.hf.families import FAMILIES
+    from jaxtune.hf.unsupported import MISSING
+    from jaxtune.hf.wrapped import WRAPPERS
+
+    said = """A folder of a Hugging Face model is read by the `model_type` of its config.json; `jaxtune import-hf
+FOLDER` makes every check that a run makes. A field that is not known for a family is an error, never ignored: it may
+change what the model computes. Each family is compared with transformers on random weights: padded, packed and cached
+logits, the loss, and folders that go both ways."""
+    families = [f"| `{name}` | {family.models} | `{family.architecture}` |" for name, family in FAMILIES.items()]
+    inside = [
+        f"| `{name}` | {', '.join(f'`{alone}`' for alone, _ in wrapper.text.values())} |"
+        for name, wrapper in WRAPPERS.items()
+    ]
+    missing = [f"| `{name}` | {why} |" for name, why in MISSING.items()]
+    texts = """Their text model is tuned, and exported as a text model; what belongs to images stays in the folder it
+came from."""
+    layers = """Layers of a stack may differ: in the reach of attention, in whether they are rotated, and in having a
+dense feed-forward or experts. Layers are scanned by the blocks that repeat, so that compile time does not grow
+with depth."""
+    return "\n\n".join(
+        [
+            "# Models", said, layers, "\n".join(["| model_type | models | architecture |", "|---|---|---|", *families]),
+            "## Text inside models of images and text", texts,
+            "\n".join(["| model_type | its text model |", "|---|---|", *inside]),
+            "## Not supported", "These are refused with what they would need.",
+            "\n".join(["| model_type | needs |", "|---|---|", *missing]),
+        ]
+    ) + "\n"  # fmt: skip
 
 
 def parts(kind: type, prefix: str = "") -> Iterator[tuple[str, list[Option]]]:

@@ -13,6 +13,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jaxtune import cli, config
+from jaxtune.hf.families import FAMILIES
+from jaxtune.hf.unsupported import MISSING
+from jaxtune.hf.wrapped import WRAPPERS
 from jaxtune.train import quickstart
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -107,3 +110,12 @@ def test_the_pages_build_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "options" / "index.html").exists()
+
+
+def test_the_page_of_models_has_every_family_and_what_is_missing():
+    page = generate.models_page()
+    for name in (*FAMILIES, *WRAPPERS, *MISSING):
+        assert f"| `{name}` |" in page
+    assert not set(MISSING) & {*FAMILIES, *WRAPPERS}
+    said = re.search(r"(\d+) model families are read and written", (ROOT / "README.md").read_text())
+    assert said is not None and int(said[1]) == len(FAMILIES)

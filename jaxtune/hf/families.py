@@ -21,6 +21,7 @@ from jaxtune.hf.cohere import (
 )
 from jaxtune.hf.fields import Fields, Sizes, read_kinds, write_kinds
 from jaxtune.hf.gemma import GEMMA_NAMES, read_gemma1, read_gemma2, read_gemma3, write_gemma, write_gemma1
+from jaxtune.hf.olmo import OLMO_NAMES, read_olmo2, read_olmo3, write_olmo2, write_olmo3
 from jaxtune.hf.qwen import (
     read_qwen2,
     read_qwen2_moe,
@@ -31,6 +32,7 @@ from jaxtune.hf.qwen import (
     write_qwen3_moe,
     write_qwen_window,
 )
+from jaxtune.hf.unsupported import refuse
 from jaxtune.model.moe import MoeConfig
 from jaxtune.model.settings import LayerKind, ModelConfig
 
@@ -40,6 +42,8 @@ class Family:
     """A model family: the differences of one `model_type` from the plain Transformer."""
 
     architecture: str
+    models: str
+    """Published models of the family, for the page of models."""
     read: Callable[[Fields, Sizes], dict[str, Any]]
     """Fields beyond the common ones, and the sizes in common -> arguments of ModelConfig."""
     write: Callable[[ModelConfig], dict[str, Any]]
@@ -75,7 +79,7 @@ class Family:
 
 def family_of(name: Any, origin: str) -> Family:
     if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(f"{origin}: model_type {name!r:.80} is not supported; known: {', '.join(FAMILIES)}.")
+        raise refuse(name, list(FAMILIES), origin)
     return FAMILIES[name]
 
 
@@ -117,26 +121,6 @@ def _read_phi(left: Fields, sizes: Sizes) -> dict[str, Any]:
     for name in ("full_attn_mod", "interpolate_factor"):
         left.require(name, 1)
     return _read_window(left, sizes)
-
-
-def _read_olmo2(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    bias = left.take("attention_bias", bool, False)
-    norms = {"pre_norms": False, "post_norms": True, "qk_norm": True, "qk_norm_whole": True}
-    return {**norms, "qkv_bias": bias, "out_bias": bias}
-
-
-def _write_olmo2(config: ModelConfig) -> dict[str, Any]:
-    return {"attention_bias": config.qkv_bias}
-
-
-def _read_olmo3(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    kinds = read_kinds(left, sizes["num_layers"], lambda layer: (layer + 1) % 4 != 0)
-    return {**_read_olmo2(left, sizes), "layer_kinds": kinds, "sliding_window": left.take("sliding_window", int, 4096)}
-
-
-def _write_olmo3(config: ModelConfig) -> dict[str, Any]:
-    window = {"sliding_window": config.sliding_window, "layer_types": write_kinds(config)}
-    return {**_write_olmo2(config), **window}
 
 
 def _read_smollm3(left: Fields, sizes: Sizes) -> dict[str, Any]:
@@ -221,11 +205,6 @@ def _write_mixtral(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-OLMO_NAMES = {
-    "attn_post_norm.scale": "post_attention_layernorm.weight",
-    "mlp_post_norm.scale": "post_feedforward_layernorm.weight",
-}
-
 MIXTRAL_NAMES = {
     "moe.router.kernel": "block_sparse_moe.gate.weight",
     "moe.gate.kernel": "block_sparse_moe.experts.{expert}.w1.weight",
@@ -247,11 +226,16 @@ COHERE: dict[str, Any] = {
 }  # fmt: skip
 
 FAMILIES = {
-    "llama": Family(architecture="LlamaForCausalLM", read=_read_llama, write=_write_llama),
-    "mistral": Family(architecture="MistralForCausalLM", read=_read_mistral, write=_write_window),
-    "qwen2": Family(architecture="Qwen2ForCausalLM", read=read_qwen2, write=write_qwen_window),
-    "qwen3": Family(architecture="Qwen3ForCausalLM", read=read_qwen3, write=write_qwen3),
+    "llama": Family(
+        models="Llama 2, 3, 3.x; SmolLM2", architecture="LlamaForCausalLM", read=_read_llama, write=_write_llama
+    ),
+    "mistral": Family(
+        models="Mistral 7B; Mistral Small", architecture="MistralForCausalLM", read=_read_mistral, write=_write_window
+    ),
+    "qwen2": Family(models="Qwen 2, 2.5", architecture="Qwen2ForCausalLM", read=read_qwen2, write=write_qwen_window),
+    "qwen3": Family(models="Qwen 3", architecture="Qwen3ForCausalLM", read=read_qwen3, write=write_qwen3),
     "gemma2": Family(
+        models="Gemma 2",
         architecture="Gemma2ForCausalLM",
         read=read_gemma2,
         write=write_gemma,
@@ -261,6 +245,7 @@ FAMILIES = {
         names=GEMMA_NAMES,
     ),
     "gemma3_text": Family(
+        models="Gemma 3 270M, 1B",
         architecture="Gemma3ForCausalLM",
         read=read_gemma3,
         write=write_gemma,
@@ -272,6 +257,7 @@ FAMILIES = {
         names=GEMMA_NAMES,
     ),
     "phi3": Family(
+        models="Phi-3 mini, Phi-4, Phi-4 mini",
         architecture="Phi3ForCausalLM",
         read=_read_phi,
         write=_write_window,
@@ -280,6 +266,7 @@ FAMILIES = {
         partial_default=1.0,
     ),
     "mixtral": Family(
+        models="Mixtral",
         architecture="MixtralForCausalLM",
         read=_read_mixtral,
         write=_write_mixtral,
@@ -287,9 +274,17 @@ FAMILIES = {
         eps_default=1e-5,
         names=MIXTRAL_NAMES,
     ),
-    "qwen3_moe": Family(architecture="Qwen3MoeForCausalLM", read=read_qwen3_moe, write=write_qwen3_moe),
-    "qwen2_moe": Family(architecture="Qwen2MoeForCausalLM", read=read_qwen2_moe, write=write_qwen2_moe),
+    "qwen3_moe": Family(
+        models="Qwen 3 MoE (30B-A3B)", architecture="Qwen3MoeForCausalLM", read=read_qwen3_moe, write=write_qwen3_moe
+    ),
+    "qwen2_moe": Family(
+        models="Qwen 1.5 MoE, Qwen 2 MoE",
+        architecture="Qwen2MoeForCausalLM",
+        read=read_qwen2_moe,
+        write=write_qwen2_moe,
+    ),
     "gemma": Family(
+        models="Gemma 1",
         architecture="GemmaForCausalLM",
         read=read_gemma1,
         write=write_gemma1,
@@ -298,25 +293,33 @@ FAMILIES = {
         head_dim_default=256,
     ),
     "olmo2": Family(
-        architecture="Olmo2ForCausalLM", read=_read_olmo2, write=_write_olmo2, eps_default=1e-5, names=OLMO_NAMES
+        models="OLMo 2",
+        architecture="Olmo2ForCausalLM",
+        read=read_olmo2,
+        write=write_olmo2,
+        eps_default=1e-5,
+        names=OLMO_NAMES,
     ),
     "olmo3": Family(
+        models="OLMo 3",
         architecture="Olmo3ForCausalLM",
-        read=_read_olmo3,
-        write=_write_olmo3,
+        read=read_olmo3,
+        write=write_olmo3,
         eps_default=1e-5,
         names=OLMO_NAMES,
         local_unscaled=True,
     ),
     "smollm3": Family(
+        models="SmolLM3",
         architecture="SmolLM3ForCausalLM",
         read=_read_smollm3,
         write=_write_smollm3,
         tie_default=True,
         theta_default=2_000_000.0,
     ),
-    "granite": Family(architecture="GraniteForCausalLM", read=_read_granite, write=_write_granite),
+    "granite": Family(models="Granite 3", architecture="GraniteForCausalLM", read=_read_granite, write=_write_granite),
     "arcee": Family(
+        models="Arcee AFM",
         architecture="ArceeForCausalLM",
         read=_read_arcee,
         write=_write_llama,
@@ -324,14 +327,21 @@ FAMILIES = {
         eps_default=1e-5,
     ),
     "seed_oss": Family(
+        models="Seed-OSS",
         architecture="SeedOssForCausalLM",
         read=_read_seed_oss,
         write=_write_seed_oss,
         head_dim_default=128,
         noise=("attention_dropout", "residual_dropout"),
     ),
-    "ministral": Family(architecture="MinistralForCausalLM", read=_read_ministral, write=_write_ministral),
+    "ministral": Family(
+        models="Ministral, alternating windows",
+        architecture="MinistralForCausalLM",
+        read=_read_ministral,
+        write=_write_ministral,
+    ),
     "ministral3": Family(
+        models="Ministral 3",
         architecture="Ministral3ForCausalLM",
         read=_read_window,
         write=_write_window,
@@ -341,14 +351,35 @@ FAMILIES = {
         eps_default=1e-5,
         query_growth=True,
     ),
-    "glm": Family(architecture="GlmForCausalLM", read=read_glm, write=write_glm, fused=GLM_FUSED, **GLM),
+    "glm": Family(
+        models="GLM-4 9B of 2024", architecture="GlmForCausalLM", read=read_glm, write=write_glm, fused=GLM_FUSED, **GLM
+    ),
     "glm4": Family(
-        architecture="Glm4ForCausalLM", read=read_glm4, write=write_glm, names=GLM4_NAMES, fused=GLM_FUSED, **GLM
+        models="GLM-4 0414",
+        architecture="Glm4ForCausalLM",
+        read=read_glm4,
+        write=write_glm,
+        names=GLM4_NAMES,
+        fused=GLM_FUSED,
+        **GLM,
     ),
     "exaone4": Family(
-        architecture="Exaone4ForCausalLM", read=read_exaone4, write=write_exaone4, eps_default=1e-5, names=OLMO_NAMES
+        models="Exaone 4",
+        architecture="Exaone4ForCausalLM",
+        read=read_exaone4,
+        write=write_exaone4,
+        eps_default=1e-5,
+        names=OLMO_NAMES,
     ),
-    "cohere": Family(architecture="CohereForCausalLM", read=read_cohere, write=write_cohere, **COHERE),
-    "cohere2": Family(architecture="Cohere2ForCausalLM", read=read_cohere2, write=write_cohere2, **COHERE),
+    "cohere": Family(
+        models="Command R", architecture="CohereForCausalLM", read=read_cohere, write=write_cohere, **COHERE
+    ),
+    "cohere2": Family(
+        models="Command R7B, Command A",
+        architecture="Cohere2ForCausalLM",
+        read=read_cohere2,
+        write=write_cohere2,
+        **COHERE,
+    ),
 }
 """By `model_type`."""

@@ -15,33 +15,43 @@ Fields = Mapping[str, Any]
 class Wrapper:
     """A `model_type` whose `text_config` is a model of its own."""
 
-    text: Mapping[str, str]
-    """model_type of the text model -> its architecture; the first is the default."""
+    text: Mapping[str, tuple[str, str]]
+    """model_type of the text model -> the family that it is alone, and its architecture; the first is the default."""
     defaults: Fields = dataclasses.field(default_factory=dict)
     """Sizes that published text configs leave out."""
+    flat: bool = False
+    """Older files have the text model's fields beside those about images, without a `text_config`."""
 
 
 WRAPPERS = {
     "gemma3": Wrapper(
-        text={"gemma3_text": "Gemma3ForCausalLM"},
+        text={"gemma3_text": ("gemma3_text", "Gemma3ForCausalLM")},
         defaults={
             "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
             "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
         },
     ),
-    "mistral3": Wrapper(text={"mistral": "MistralForCausalLM", "ministral3": "Ministral3ForCausalLM"}),
+    "mistral3": Wrapper(
+        text={"mistral": ("mistral", "MistralForCausalLM"), "ministral3": ("ministral3", "Ministral3ForCausalLM")}
+    ),
+    "qwen2_vl": Wrapper(text={"qwen2_vl_text": ("qwen2", "Qwen2ForCausalLM")}, flat=True),
+    "qwen2_5_vl": Wrapper(text={"qwen2_5_vl_text": ("qwen2", "Qwen2ForCausalLM")}, flat=True),
+    "qwen3_vl": Wrapper(text={"qwen3_vl_text": ("qwen3", "Qwen3ForCausalLM")}),
 }  # fmt: skip
 
 IMAGES = frozenset(
     {
         *("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index"),
         *("image_token_id", "multimodal_projector_bias", "projector_hidden_act", "spatial_merge_size"),
-        *("vision_feature_layer", "tie_word_embeddings"),
+        *("vision_feature_layer", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id"),
     }
 )
-"""Fields of a wrapper that are about images, or repeat what the text model says."""
-OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+"""Fields of a wrapper that are about images."""
+OTHER_PARTS = tuple(
+    start + part for start in ("", "model.") for part in ("vision_tower.", "multi_modal_projector.", "visual.")
+)
 """How names of tensors begin that text alone does not need."""
+TIED = "tie_word_embeddings"
 PREFIXES = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head.", "model.language_model.": "model."}
 """How names of the text model's tensors begin in a wrapper -> and alone. Both spellings of transformers."""
 
@@ -59,6 +69,10 @@ def text_fields(fields: Fields, origin: str) -> Fields:
     if not is_wrapped(fields):
         return fields
     wrapper, inner = WRAPPERS[fields["model_type"]], fields.get("text_config")
+    if inner is None and wrapper.flat:
+        first = next(iter(wrapper.text))
+        inner = {name: value for name, value in fields.items() if name not in IMAGES} | {"model_type": first}
+        fields = {"model_type": fields["model_type"]}
     if not isinstance(inner, dict):
         raise UserError(
             f"{origin}: text_config is {inner!r:.60}; a {fields['model_type']} model needs an object there."
@@ -68,10 +82,26 @@ def text_fields(fields: Fields, origin: str) -> Fields:
         raise UserError(
             f"{origin}: the text model of {fields['model_type']} is {kind!r:.60}; known: {', '.join(wrapper.text)}."
         )
-    unknown = sorted(set(fields) - IMAGES - HARMLESS - {"text_config"})
+    unknown = sorted(set(fields) - IMAGES - HARMLESS - {"text_config", TIED})
     if unknown:
         raise UserError(f"{origin}: unknown for a {fields['model_type']} model: {', '.join(unknown)}.")
-    return {**wrapper.defaults, **inner, "model_type": kind, "architectures": [wrapper.text[kind]]}
+    family, architecture = wrapper.text[kind]
+    tied = {TIED: fields[TIED]} if fields.get(TIED) is not None else {}
+    return {
+        **wrapper.defaults, **tied, **_one_position(inner), "model_type": family, "architectures": [architecture],
+    }  # fmt: skip
+
+
+def _one_position(inner: Fields) -> Fields:
+    """The fields without how an image's token has three positions: all three are equal where there is only text."""
+    ropes = {
+        name: {key: value for key, value in rope.items() if key not in ("mrope_section", "mrope_interleaved")}
+        for name in ("rope_scaling", "rope_parameters")
+        if isinstance(rope := inner.get(name), dict)
+    }
+    for rope in ropes.values():
+        rope.update({key: "default" for key in ("type", "rope_type") if rope.get(key) == "mrope"})
+    return {**inner, **ropes}
 
 
 def text_tensors(entries: Mapping[str, Entry]) -> dict[str, Entry]:

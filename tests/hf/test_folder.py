@@ -357,7 +357,12 @@ def test_a_stored_head_must_equal_the_embedding_it_is_tied_to(tmp_path):
         ({"rms_norm_eps": 2.0}, r"norm_eps is 2.0; it must be in \[0, 1\)"),
         ({"hidden_size": 10**400}, "d_model is"),
         ({"num_experts_used": 3}, "unknown for this model_type: num_experts_used = 3"),
-        ({"model_type": "mamba"}, "model_type 'mamba' is not supported; known: llama, mistral"),
+        ({"model_type": "unheard"}, "model_type 'unheard' is not supported; known: llama, mistral"),
+        (
+            {"model_type": "gpt_oss"},
+            "model_type 'gpt_oss' is not supported: it needs attention sinks, .*; known: llama",
+        ),
+        ({"model_type": ["x"]}, r"model_type \['x'\] is not supported; known"),
         ({"model_type": "gemma3"}, "text_config is None; a gemma3 model needs an object there"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures = .* is not supported"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported; known: silu"),

@@ -148,6 +148,22 @@ PUBLISHED: dict[str, tuple[int, dict]] = {
     "Qwen2.5-0.5B": (494_032_768, QWEN | named("qwen2", "Qwen2ForCausalLM")
         | sizes(151936, 896, 4864, 24, 14, 2, 32768)
         | {"sliding_window": 32768, "tie_word_embeddings": True, "use_mrope": False}),
+    "Qwen2.5-VL-3B, its text": (3_085_938_688, QWEN | named("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration")
+        | sizes(151936, 2048, 11008, 36, 16, 2, 128000)
+        | {"image_token_id": 151655, "max_window_layers": 70, "sliding_window": 32768, "tie_word_embeddings": True,
+           "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "video_token_id": 151656,
+           "vision_config": {"depth": 32}, "vision_end_token_id": 151653, "vision_start_token_id": 151652,
+           "vision_token_id": 151654}),
+    "Qwen3-VL-4B, its text": (4_022_468_096, {"architectures": ["Qwen3VLForConditionalGeneration"],
+        "image_token_id": 151655, "model_type": "qwen3_vl", "tie_word_embeddings": True,
+        "transformers_version": "4.57.0.dev0", "video_token_id": 151656, "vision_config": {"depth": 24},
+        "vision_end_token_id": 151653, "vision_start_token_id": 151652,
+        "text_config": {"attention_bias": False, "attention_dropout": 0.0, "dtype": "bfloat16", "head_dim": 128,
+                        "hidden_act": "silu", "model_type": "qwen3_vl_text", "rms_norm_eps": 1e-6,
+                        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20],
+                                         "rope_type": "default"},
+                        "rope_theta": 5000000, "use_cache": True}
+                       | sizes(151936, 2560, 9728, 36, 32, 8, 262144)}),
     "Qwen3-0.6B": (596_049_920, QWEN | named("qwen3", "Qwen3ForCausalLM")
         | sizes(151936, 1024, 3072, 28, 16, 8, 40960)
         | {"attention_bias": False, "head_dim": 128, "rope_scaling": None, "sliding_window": None,
