@@ -18,7 +18,7 @@ import tyro
 
 from jaxtune.chat import Bos, MaskPolicy, Reasoning
 from jaxtune.data.fit import LengthPolicy
-from jaxtune.errors import REAL, WHOLE, Range, UserError, check_fields
+from jaxtune.errors import REAL, WHOLE, Range, UserError, check_fields, peers_word
 from jaxtune.evaluate.hooks import Hook, check_hook
 from jaxtune.evaluate.loss import Aggregate, EarlyStoppingConfig, EvalConfig
 from jaxtune.mixture.settings import Budget, Group, MixingUnit, MixtureConfig, OnCap, Selection, Strategy
@@ -260,7 +260,7 @@ def load(path: str | pathlib.Path) -> ExperimentConfig:
     """Run `config()` of a config file."""
     path = pathlib.Path(path)
     userfiles.check_exists(path)
-    with userfiles.told(f"config file {path}"):
+    with userfiles.told(f"config file {path}", hint=_nearest):
         factory = getattr(userfiles.load_module(path), "config", None)
     if not callable(factory):
         raise UserError(f"{path} defines no function `config() -> ExperimentConfig`")
@@ -298,12 +298,15 @@ def override(config: ExperimentConfig, arguments: Sequence[str]) -> ExperimentCo
 
 
 def _without_its_part(argument: str) -> str:
-    """The whole names of options whose last word is meant: `--temperature` for `--mixture.temperature`."""
-    word = argument.split("=")[0].removeprefix("--").replace("-", "_")
-    if not argument.startswith("--") or "." in word:
+    """Whole names of options whose last word is meant: `--temperature` for `--mixture.temperature`, `--optim.lr`."""
+    part_given, _, word = argument.split("=")[0].removeprefix("--").replace("-", "_").rpartition(".")
+    if not argument.startswith("--"):
         return ""
-    fields = [(part.name, field.name) for part in dataclasses.fields(ExperimentConfig) for field in _fields_of(part)]
-    near = difflib.get_close_matches(word, [name for _, name in fields], n=1, cutoff=0.8)
+    parts = [part for part in dataclasses.fields(ExperimentConfig) if part_given in ("", part.name)]
+    fields = [(part.name, field.name) for part in parts for field in _fields_of(part)]
+    names = [name for _, name in fields]
+    near = [] if part_given else difflib.get_close_matches(word, names, n=1, cutoff=0.8)  # else tyro's own
+    near = near or [peers_word(word, names)]
     whole = [f"--{part}.{name}".replace("_", "-") for part, name in fields if name in near]
     return f"{argument.split('=')[0]}: did you mean {' or '.join(whole)}?" if whole else ""
 

@@ -38,8 +38,41 @@ def printable(text: str) -> str:
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:
     """`; did you mean ...?` with the nearest of the known words, or nothing where none is near."""
-    near = difflib.get_close_matches(word, [str(each) for each in known], n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest(word, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+_PEERS = {
+    "lr": "peak_lr", "learning_rate": "peak_lr", "lr_scheduler_type": "schedule", "lr_scheduler": "schedule",
+    "warmup_ratio": "warmup_frac", "max_grad_norm": "clip_norm", "grad_clip": "clip_norm", "adam_beta1": "b1",
+    "beta1": "b1", "adam_beta2": "b2", "beta2": "b2", "adam_epsilon": "eps", "epsilon": "eps", "wd": "weight_decay",
+    "batch_size": "rows", "train_batch_size": "rows", "global_batch_size": "rows", "micro_batch_size": "micro_rows",
+    "per_device_train_batch_size": "micro_rows", "max_length": "seq_len", "max_seq_length": "seq_len",
+    "max_seq_len": "seq_len", "sequence_len": "seq_len", "num_train_epochs": "epochs", "num_epochs": "epochs",
+    "max_steps": "steps", "model_name_or_path": "path", "model_name": "path", "chat_template": "template",
+    "dtype": "param_dtype", "torch_dtype": "param_dtype", "attn_implementation": "attention",
+    "r": "rank", "lora_r": "rank", "lora_rank": "rank", "lora_alpha": "alpha", "target_modules": "targets",
+    "eval_steps": "every", "eval_every": "every", "max_tokens": "max_new_tokens", "save_steps": "save_every",
+    "save_total_limit": "keep_latest", "output_dir": "directory", "temp": "temperature",
+}  # fmt: skip
+"""Words of other libraries for fields of ours."""
+
+
+def peers_word(word: str, known: Iterable[str]) -> str | None:
+    """The known word that other libraries write as `word`: `peak_lr` for `learning_rate`."""
+    ours = _PEERS.get(word.lower().replace("-", "_"))
+    return ours if ours in known else None
+
+
+def nearest(word: str, known: Iterable[object]) -> str | None:
+    """The known word that is meant by another: the same in another library's words, the nearest, the one it begins."""
+    words = [str(each) for each in known]
+    last = word.rsplit(".", 1)[-1]
+    if ours := peers_word(last, words):
+        return ours
+    near = difflib.get_close_matches(word, words, n=1)
+    begun = [each for each in words if len(last) > 1 and last in each.split("_") or each.startswith(word)]
+    return near[0] if near else begun[0] if len(begun) == 1 else None
 
 
 @dataclasses.dataclass(frozen=True)

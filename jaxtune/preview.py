@@ -22,7 +22,7 @@ from jaxtune.mixture import Alternative, alternatives, parse_alternatives
 from jaxtune.mixture.settings import Budget
 from jaxtune.plan import order
 from jaxtune.reports.preview import render
-from jaxtune.storage.documents import Json, json_bytes, plain, replace_file
+from jaxtune.storage.documents import Json, check_writable, json_bytes, plain, replace_file
 from jaxtune.terminal import tables as terminal
 from jaxtune.terminal.display import Phase
 from jaxtune.train import documents, plans, resolution
@@ -74,6 +74,8 @@ def run(
     """Print the preview of a config, or its JSON; with `html`, write the page too."""
     shown = shown or ShownExamples()
     compared = parse_alternatives(compare) if compare is not None else None
+    if html is not None:
+        check_writable(html)
     with Phase("preparing"):
         inputs = resolution.resolve(config, questions=False, show_progress=not as_json)
     if shown.task is not None and shown.task not in inputs.tasks:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import pathlib
+import re
 import textwrap
 
 import numpy as np
@@ -109,6 +110,39 @@ def test_bad_input_exits_with_1_and_one_message(capsys, arguments, message):
     assert code == 1
     assert "\nerror: " in f"\n{err}" and "Traceback" not in err  # after lines of phases, on a slow machine
     assert any(part in err for part in message.split("|"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["preview", "config.py", "--html", "data.jsonl/page.html"],
+        ["preview", "config.py", "--html", "none/page.html"],
+        ["preview", "config.py", "--data.cache-dir", "data.jsonl/cache"],
+        ["report", "a", "b", "--out", "data.jsonl/page.html"],
+        ["train", "config.py", "--run-dir", "data.jsonl/run"],
+        ["train", "config.py", "--run-dir", "no", "--checkpoint.directory", "data.jsonl/checkpoints"],
+        ["train", "config.py", "--run-dir", "no", "--data.cache-dir", "data.jsonl/cache"],
+    ],
+)
+def test_a_place_for_output_that_cannot_be_is_named_before_any_work(capsys, place, monkeypatch, arguments):
+    monkeypatch.chdir(place)
+    code, _, err = run(capsys, *arguments)
+    assert code == 1 and "Traceback" not in err and not (place / "no").exists()
+    assert re.search(r"(data.jsonl|none)\S* cannot be (made|written)", err), err
+
+
+@pytest.mark.parametrize(
+    "option, meant",
+    [
+        ("--learning-rate", "--optim.peak-lr"),
+        ("--optim.learning-rate", "--optim.peak-lr"),
+        ("--max-length", "--data.seq-len"),
+        ("--lora-r", "--lora.rank"),
+    ],
+)
+def test_a_word_of_another_library_is_told_in_ours(capsys, place, option, meant):
+    code, _, err = run(capsys, "options", str(place / "config.py"), option, "3")
+    assert code == 1 and f"{option}: did you mean {meant}?" in err
 
 
 def test_memory_is_planned_for_devices_that_are_not_here(capsys, place):

@@ -22,6 +22,7 @@ from jaxtune.data.encoding import Encoding, encode_records
 from jaxtune.data.store import DamagedStore, Part, TaskTokens, allow_open_stores, merge, open_store
 from jaxtune.data.workers import end_with_parent
 from jaxtune.errors import UserError
+from jaxtune.storage.documents import made_folder
 from jaxtune.tasks import Problem, ProblemLog, Task
 from jaxtune.tasks.problems import Severity
 from jaxtune.terminal.progress import ItemProgress
@@ -268,7 +269,7 @@ def _locked(folder: Path, stores: Sequence[str]) -> Iterator[None]:
 
     Stores share a few lock files, so that thousands of tasks need few open files; all runs take them in one order.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
     numbers = sorted({int(hashlib.sha256(name.encode()).hexdigest(), 16) % _LOCKS for name in stores})
     with contextlib.ExitStack() as stack:
         for number in numbers:

@@ -26,7 +26,7 @@ from jaxtune.hf.text_files import GENERATION, TextFiles
 from jaxtune.hf.wrapped import is_wrapped, text_fields, text_tensors
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
-from jaxtune.storage.documents import read_object, write_json
+from jaxtune.storage.documents import made_folder, read_object, write_json
 from jaxtune.storage.userfiles import locate, places
 
 ShardingRule = Callable[[str], jax.sharding.Sharding]
@@ -60,7 +60,7 @@ def resolve(source: str | Path) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=list(WEIGHT_FILES)))
     except failures as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].removeprefix("Got: ")
         raise UserError(
             f"{source}: no such folder{places(source)}, and the Hub could not provide it: {reason}"
         ) from error
@@ -134,7 +134,8 @@ def export_model(
     aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
         if writing:
-            aside.mkdir(parents=True)
+            made_folder(aside.parent)
+            aside.mkdir()
             write_json(aside / "config.json", fields)
             write_json(aside / GENERATION, text.generation_config)
             text.write(aside)

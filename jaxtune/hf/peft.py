@@ -23,7 +23,7 @@ from jaxtune.hf.text_files import TextFiles
 from jaxtune.model.lora import ADAPTABLE, LoraConfig, Scaling, Variant, adapter_shapes, init_lora
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
-from jaxtune.storage.documents import read_object, write_json
+from jaxtune.storage.documents import made_folder, read_object, write_json
 
 PREFIX = "base_model.model."
 SUFFIXES = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
@@ -98,7 +98,8 @@ def _write(
 ) -> None:
     aside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
-        aside.mkdir(parents=True)
+        made_folder(aside.parent)
+        aside.mkdir()
         write_json(aside / "adapter_config.json", fields)
         if fingerprint is not None:
             write_json(aside / BASE_FILE, {"fingerprint": fingerprint})

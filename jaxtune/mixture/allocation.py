@@ -191,6 +191,14 @@ def resolve_budget(
 # Budgets and integers
 
 
+class OverCaps(UserError):
+    """A budget that is more than the caps of the mixture allow; `share` of it fits."""
+
+    def __init__(self, message: str, *, share: float):
+        super().__init__(message)
+        self.share = share
+
+
 def _counts(found: _Shares, budget: int, config: MixtureConfig) -> dict[str, int]:
     """Integer counts of a budget."""
     counts = largest_remainder(_expected(found.drawn, found.caps, budget, config))
@@ -210,9 +218,10 @@ def _expected(
         return wanted
     longest = math.floor(min(cap / p[task] for task, cap in over.items()))
     if config.on_cap is OnCap.ERROR:
-        raise UserError(
+        raise OverCaps(
             f"max_repeats binds for {_listed(over)} at a budget of {budget} examples; "
-            f"at most {longest} fit. Lower the budget, raise max_repeats, or choose another on_cap"
+            f"at most {longest} fit. Lower the budget, raise mixture.max_repeats, or choose another mixture.on_cap",
+            share=longest / budget,
         )
     if config.on_cap is OnCap.STOP:
         return {task: share * longest for task, share in p.items()}
@@ -229,9 +238,10 @@ def _redistributed(
     most = sum(limits.values())
     underfilled = most < budget and all(task in limits for task, share in p.items() if share > 0)
     if underfilled and not config.allow_underfill:
-        raise UserError(
-            f"a budget of {budget} examples is more than the {most} that max_repeats allows; "
-            f"a budget of {most} fits. Lower it, raise max_repeats, or allow underfill"
+        raise OverCaps(
+            f"a budget of {budget} examples is more than the {most} that max_repeats allows; a budget of {most} fits. "
+            "Lower it, raise mixture.max_repeats, or allow less: mixture.allow_underfill (--mixture.allow-underfill)",
+            share=most / budget,
         )
     return water_fill(p, limits, Fraction(budget))
 

@@ -61,10 +61,10 @@ def all_devices() -> list[Any]:
     """The devices of the job. Raises UserError where JAX finds none of the platform that was asked for."""
     try:
         return list(jax.devices())
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # which of them depends on what is installed
         asked = os.environ.get("JAX_PLATFORMS")
         wanted = f"JAX_PLATFORMS={asked} asks for devices that JAX cannot use here" if asked else "JAX finds no device"
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or ["none of that platform was found"])[0]
         raise UserError(f"{wanted}: {reason}. Unset it, or install JAX for that platform") from error
 
 

@@ -12,13 +12,14 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import Allocation, allocate, resolve_budget
+from jaxtune.mixture.allocation import Allocation, OverCaps, allocate, resolve_budget
 from jaxtune.mixture.settings import Budget, MixtureConfig, Selection
 from jaxtune.plan.ledger import COLUMNS, Ledger
 from jaxtune.plan.lengths import LengthTable
@@ -354,6 +355,23 @@ def plan_for_budget(
         allocation = allocate(table.sizes, mixture, examples, unit_totals=totals)
         return make_plan(table, allocation, layout, seed=seed, progress=progress)
 
+    try:
+        return _planned(budget, table, mixture, layout, totals, plan)
+    except OverCaps as error:
+        name, asked = next(
+            (name, n) for name in ("steps", "tokens", "epochs", "examples") if (n := getattr(budget, name))
+        )
+        if name == "examples":
+            raise
+        fits = f"{error.share * asked:.3g}" if name == "epochs" else math.floor(error.share * asked)
+        raise UserError(f"duration.{name}={asked} is too long, about {fits} {name} fit: {error}") from error
+
+
+def _planned(
+    budget: Budget, table: LengthTable, mixture: MixtureConfig, layout: RowLayout,
+    totals: Mapping[str, int | Fraction] | None, plan: Callable[[int], Plan],
+) -> Plan:  # fmt: skip
+    """The plan of a budget, with `plan` for a number of examples."""
     one_a_row = layout.packing is PackPolicy.PADDED
     examples = resolve_budget(
         budget,

@@ -20,7 +20,7 @@ from jaxtune.runs.history import Run, TrainRow
 from jaxtune.runs.results import reached, status
 from jaxtune.runs.seal import read_unchanged
 from jaxtune.science.intervals import Estimate, mean_of_estimates, paired_proportions
-from jaxtune.storage.documents import Json, dotted, replace_file
+from jaxtune.storage.documents import Json, check_writable, dotted, replace_file
 from jaxtune.terminal.numbers import decimal, percent, signed
 
 
@@ -53,6 +53,7 @@ def differing_options(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def write_comparison(run_dirs: Sequence[Path | str], out: Path) -> Path:
     """Write one page over several runs; returns its path."""
+    check_writable(out)
     runs = [read_unchanged(folder) for folder in run_dirs]
     if len(runs) < 2:
         raise UserError("a comparison takes at least two run folders; one alone has its own report")

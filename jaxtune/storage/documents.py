@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import pathlib
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -145,6 +146,30 @@ def replace_file(path: PathLike, content: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(content)
+
+
+def made_folder(folder: PathLike) -> pathlib.Path:
+    """A folder on the disk, made with those above it where it is missing.
+
+    Raises UserError where no folder can be: below a file, in a place that is no disk, by a name that no file can have.
+    """
+    path = pathlib.Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError, FileExistsError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} cannot be made ({why}); give a folder on a disk, for example runs/first") from error
+    return path
+
+
+def check_writable(file: PathLike) -> None:
+    """Raises UserError where no file can be put at a path: it is a folder, or its folder is missing or a file."""
+    path = pathlib.Path(file)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file in it")
+    if not path.parent.is_dir():
+        why = "is a file" if path.parent.exists() else "does not exist"
+        raise UserError(f"{path} cannot be written: its folder {path.parent} {why}; make it, or give another place")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 
 from jaxtune.errors import UserError
-from jaxtune.storage.documents import UnreadableDocument, json_line, number, read_object
+from jaxtune.storage.documents import UnreadableDocument, json_line, made_folder, number, read_object
 
 NAME = ".writer"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -43,11 +43,7 @@ def only_writer(folder: pathlib.Path) -> Iterator[None]:
     where no folder can be: below a file, in a place that is no disk, by a name that no file can have.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileNotFoundError, NotADirectoryError, FileExistsError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{folder} cannot be made ({why}); give a folder on a disk, for example runs/first") from error
+    made_folder(folder)
     handle = _acquire(folder)
     try:
         yield

@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, nearest
 
 _folders: list[Path] = []
 """Folders of the files that were run, the last one first: there modules and relative paths are looked up."""
 _started_in: list[Path] = []
 """Where the run that is looked at was started, if one is: the working folder of the command, its config's folder."""
 _LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "purelib", "platlib"))
+_LINE = 120
+"""Most characters of a line of source in a message."""
 _PACKAGE = os.path.realpath(Path(__file__).parent.parent) + os.sep
 
 
@@ -41,8 +43,8 @@ def nearest_keyword(error: BaseException, kinds: Sequence[type]) -> str:
         return ""
     owners = [kind for kind in kinds if kind.__name__ == found[1]] or list(kinds)
     known = [name for kind in owners for name in kind.__dataclass_fields__]
-    near = difflib.get_close_matches(found[2], known, n=1)
-    return f". Did you mean {near[0]!r}?" if near else ""
+    near = nearest(found[2], known)
+    return f". Did you mean {near!r}?" if near else ""
 
 
 def load_module(path: Path) -> ModuleType:
@@ -82,7 +84,9 @@ def told(doing: str, *, hint: Callable[[BaseException], str] = lambda _: "") -> 
         yield
     except UserError as error:
         raise UserError(f"{error}{_line(error)}") from error
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
         raise UserError(f"{doing} does not run: {_in_words(error)}{hint(error)}{_line(error)}") from error
 
 
@@ -137,13 +141,19 @@ def _is_users(filename: str) -> bool:
 def _line(error: BaseException) -> str:
     """The last line of the user's that an error passed through, with its file and number, to stand below a message."""
     if isinstance(error, SyntaxError) and error.filename:
-        return f"\n  {error.filename}, line {error.lineno}: {(error.text or '').strip()}"
+        return f"\n  {error.filename}, line {error.lineno}: {_shortened(error.text or '')}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
     if not frames:
         return ""
     frame = frames[-1]
-    text = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
-    return f"\n  {frame.filename}, line {frame.lineno}, in {frame.name}: {text}"
+    text = frame.line or linecache.getline(frame.filename, frame.lineno or 0)
+    return f"\n  {frame.filename}, line {frame.lineno}, in {frame.name}: {_shortened(text)}"
+
+
+def _shortened(line: str) -> str:
+    """A line of source without its indent, cut where it would fill a terminal."""
+    text = line.strip()
+    return text if len(text) <= _LINE else f"{text[:_LINE]} ..."
 
 
 def _in_words(error: BaseException) -> str:

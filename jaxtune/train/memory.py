@@ -30,7 +30,7 @@ from jaxtune.model.lora import LoraConfig
 from jaxtune.model.settings import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
 from jaxtune.parallel import compilation, sharding
-from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, mesh_shape
+from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, all_devices, mesh_shape
 from jaxtune.step import losses, programs
 from jaxtune.step.programs import ProgramSpec
 from jaxtune.step.room import Room
@@ -342,7 +342,7 @@ def plan_memory(
 
 def work_of(config: ExperimentConfig, *, devices: int | None = None, platform: str | None = None) -> Work:
     """The step of a config; see `plan_memory`. No data are read."""
-    platform = platform or jax.default_backend()
+    platform = platform or all_devices()[0].platform
     shape = hf.load_config(resolution.model_folder(config.model))
     sizes = mesh_shape(config.mesh, planned_devices(config.mesh) if devices is None else devices)
     return Work(

@@ -12,11 +12,13 @@ import numpy as np
 
 from jaxtune.config import ExperimentConfig
 from jaxtune.parallel.job import Guard, answer_of_main, barrier, is_main
+from jaxtune.parallel.mesh import all_devices
 from jaxtune.runs.documents import SummaryFile, read_as
 from jaxtune.runs.folder import only_writer, refuse_private_disks
 from jaxtune.runs.remote import RemoteFolder
 from jaxtune.step.programs import Programs
 from jaxtune.storage import faults
+from jaxtune.storage.documents import made_folder
 from jaxtune.storage.stores import is_url
 from jaxtune.terminal.display import Phase
 from jaxtune.terminal.progress import GroupProgress, TrainProgress
@@ -60,12 +62,14 @@ def train(
     `run_dir` may be a URL such as gs://bucket/runs/x: the run works in a folder of the cache and keeps its files there.
     With `accept_change` a resumed run may go on with other options than it was started with (see `resuming`).
     """
+    all_devices()  # refuses a platform that is not here
     remote = RemoteFolder(str(run_dir), cache_folder(config)) if is_url(str(run_dir)) else None
     folder = pathlib.Path(run_dir) if remote is None else remote.folder
     with only_writer(folder, remote):
         if (
             shared := config.checkpoint.kept_at(remote and remote.url).written_by_all(folder, remote=remote is not None)
         ) is not None:
+            answer_of_main(lambda: str(made_folder(shared)))
             refuse_private_disks(shared)
         run = plan_run(
             config, remote or folder, command=command, resume=resume, resume_step=resume_step,

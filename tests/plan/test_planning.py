@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -247,6 +248,18 @@ def test_a_budget_in_steps_is_cut_short_by_caps_that_end_the_run():
     config = MixtureConfig(max_repeats=1, on_cap=OnCap.STOP, temperature=1)
     plan = plan_for_budget(Budget(steps=100_000), TABLE, config, layout(16), seed=0)
     assert counts(plan) == SIZES
+
+
+@pytest.mark.parametrize("name, asked", [("steps", 100_000), ("tokens", 10**9), ("epochs", 500.0)])
+def test_a_budget_over_the_caps_is_refused_with_about_what_fits_in_its_own_unit(name, asked):
+    config = MixtureConfig(max_repeats=2)
+    with pytest.raises(UserError, match=rf"duration\.{name}={asked} is too long.*--mixture.allow-underfill") as raised:
+        plan_for_budget(Budget(**{name: asked}), TABLE, config, layout(16), seed=0)
+    fits = float(re.search(rf"about ([0-9.]+) {name} fit", str(raised.value))[1])
+    budget = Budget(**{name: fits if name == "epochs" else int(0.9 * fits)})
+    assert (
+        0.8 < plan_for_budget(budget, TABLE, config, layout(16), seed=0).num_examples / (2 * sum(SIZES.values())) <= 1
+    )
 
 
 def test_a_budget_in_tokens_is_met_within_a_few_examples():

@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 
 from jaxtune.errors import UserError
 from jaxtune.storage import documents
-from jaxtune.storage.documents import Limits, UnreadableDocument, number, plain, read_json, replace_file, write_json
+from jaxtune.storage.documents import (
+    Limits,
+    UnreadableDocument,
+    check_writable,
+    made_folder,
+    number,
+    plain,
+    read_json,
+    replace_file,
+    write_json,
+)  # fmt: skip
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -175,3 +185,20 @@ def test_what_is_being_written_bears_the_name_of_remains(tmp_path):
         file.write(b"{}")
         (name,) = (path.name for path in tmp_path.iterdir())
         assert documents.is_remains(name)
+
+
+def test_places_where_nothing_can_be_written_are_refused_with_the_reason(tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert made_folder(tmp_path / "a" / "b").is_dir() and made_folder(str(tmp_path / "a")).is_dir()
+    for place, why in (
+        (tmp_path / "file", "File exists"),
+        (tmp_path / "file" / "x", "Not a directory"),
+        ("/proc/x", ""),
+    ):
+        with pytest.raises(UserError, match=f"{place} cannot be made .*{why}.*; give a folder on a disk"):
+            made_folder(place)
+    check_writable(tmp_path / "a" / "new.html")
+    check_writable(tmp_path / "file")  # is replaced
+    for place, why in (("a", "is a folder"), ("file/x", "file is a file"), ("none/x", "none does not exist")):
+        with pytest.raises(UserError, match=why):
+            check_writable(tmp_path / place)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, SupportsIndex
 
 from jaxtune.errors import UserError
+from jaxtune.storage.documents import made_folder
 from jaxtune.storage.stores import default_cache
 from jaxtune.tasks.problems import Problem, RecordError
 from jaxtune.tasks.sources.base import FileSource, RecordSource
@@ -113,8 +114,8 @@ class CompressedJsonlSource(FileSource):
     def _decompress(self, folder: Path) -> Path:
         part = folder / f"{self.pins[0].sha256}.{os.getpid()}.part"
         digest = hashlib.sha256()
+        made_folder(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             with self.path.open("rb") as packed, part.open("wb", buffering=BLOCK) as plain:
                 for block in self._bounded(packed, folder):
                     digest.update(block)
