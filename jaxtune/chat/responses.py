@@ -130,9 +130,11 @@ def derived_response(
     starts = (extent(rendered.pieces, i)[0] for i in range(message + 1, len(chat.messages)))
     later = min((start for start in starts if start > 0), default=None)
     if end is None or (later is not None and end.start >= later):
+        after = rendered.text[max(start, last) : later].strip()[:40]
+        found = f", but {after!r}: only a token of the tokenizer can end a turn" if after else ""
         raise NotFound(
             f"it has no generation marks, and no end-of-turn token ({learned.spelled}) follows "
-            f"message {message}. {BUILT_IN}"
+            f"message {message}{found}. {BUILT_IN}"
         )
     return Response(start, end.stop, message, aside)
 

@@ -372,16 +372,11 @@ def _planned(
     totals: Mapping[str, int | Fraction] | None, plan: Callable[[int], Plan],
 ) -> Plan:  # fmt: skip
     """The plan of a budget, with `plan` for a number of examples."""
-    one_a_row = layout.packing is PackPolicy.PADDED
+    one_a_row, rows = layout.packing is PackPolicy.PADDED, layout.rows_per_step
     examples = resolve_budget(
-        budget,
-        table.sizes,
-        mixture,
-        mean_tokens=table.mean_tokens,
-        examples_per_step=layout.rows_per_step if one_a_row else None,
-        tokens_per_step=layout.rows_per_step * layout.seq_len,
-        unit_totals=totals,
-    )
+        budget, table.sizes, mixture, mean_tokens=table.mean_tokens, tokens_per_step=rows * layout.seq_len,
+        examples_per_step=rows if one_a_row else None, unit_totals=totals,
+    )  # fmt: skip
     if budget.steps is None or one_a_row:
         return plan(examples)
     return _fill_rows(plan, examples, budget.steps * layout.rows_per_step)

@@ -342,7 +342,7 @@ def plan_memory(
 
 def work_of(config: ExperimentConfig, *, devices: int | None = None, platform: str | None = None) -> Work:
     """The step of a config; see `plan_memory`. No data are read."""
-    platform = platform or all_devices()[0].platform
+    platform = platform or str(all_devices()[0].platform)
     shape = hf.load_config(resolution.model_folder(config.model))
     sizes = mesh_shape(config.mesh, planned_devices(config.mesh) if devices is None else devices)
     return Work(

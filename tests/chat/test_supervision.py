@@ -95,3 +95,16 @@ def test_arguments_that_are_no_json_object_are_named(arguments):
 def test_a_turn_with_calls_ends_with_its_own_token():
     text = picture(render(calling({"city": "Bern"}), shape("channels"), TOKENIZER), TOKENIZER)
     assert text.endswith('<|message|>{"city": "Bern"}<|call|>»')
+
+
+def test_a_turn_that_ends_with_text_that_is_no_token_is_refused_with_that_text():
+    """Prevents a search for a missing `<|im_end|>` where the tokenizer lacks the token that ends calls."""
+    end = "{{ '<|call|>' if m.tool_calls else '<|im_end|>' }}"
+    call = "m.tool_calls[0].function.name ~ (m.tool_calls[0].function.arguments | tojson)"
+    said = "{{ (" + call + ") if m.tool_calls else m.content }}"
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n" + said + end + "\n{% endfor %}"
+    template = ChatTemplate(
+        name="calls", source=turns + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    with pytest.raises(UserError, match=r"'<\|call\|>': only a token of the tokenizer can end a turn"):
+        render(calling({"city": "Bern"}), template, ByteTokenizer(eos="<|im_end|>"))
