@@ -170,12 +170,20 @@ def raise_errors(findings: Sequence[Finding], *, file: str, line: int | None, id
         raise RecordError(Problem(rule=r, message=m, file=file, line=line, id=id) for r, m in errors)
 
 
-def said_by(error: Exception) -> str:
+INTERRUPTS = (KeyboardInterrupt, GeneratorExit)
+"""What ends a user's function without being its fault; all else that it raises, `sys.exit` too, is a problem of it."""
+
+
+def said_by(error: BaseException) -> str:
     """An exception of a user's function in one line: its kind, its text, and the line in the file of that function."""
+    return f"{type(error).__name__}: {error}{place_of(error)}"
+
+
+def place_of(error: BaseException) -> str:
+    """` (file:line)` of the line in a user's function that raised; empty where that is not known."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is our call
     lines = [frame for frame in frames if frame.filename == frames[0].filename]
-    place = f" ({lines[-1].filename}:{lines[-1].lineno})" if lines else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f" ({lines[-1].filename}:{lines[-1].lineno})" if lines else ""
 
 
 class ProblemLog:

@@ -10,7 +10,7 @@ from typing import Any
 from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
 from jaxtune.tasks.messages import check_messages
-from jaxtune.tasks.problems import Finding, said_by
+from jaxtune.tasks.problems import INTERRUPTS, Finding, place_of, said_by
 from jaxtune.tasks.shapes import look_up
 from jaxtune.tasks.values import type_name
 
@@ -128,11 +128,14 @@ def call_builder(builder: Builder, record: Mapping[str, Any]) -> tuple[Conversat
     """The conversation that a template function makes of a record; None, and what it said, where it fails."""
     try:
         built = builder(record)
-    except KeyError as error:
-        return None, [("missing-field", f"the template function needs {error}; the record has {sorted(record)}")]
     except UserError as error:
         return None, [("template-failed", str(error))]
-    except Exception as error:  # a user's function may raise anything, and all of it is about this record
+    except INTERRUPTS:
+        raise
+    except BaseException as error:  # a user's function may raise anything, and all of it is about this record
+        if isinstance(error, KeyError) and error.args and error.args[0] not in list(record):
+            needs = f"the template function needs {error}{place_of(error)}; the record has {sorted(record)}"
+            return None, [("missing-field", needs)]
         return None, [("template-failed", said_by(error))]
     if not isinstance(built, Conversation):
         return None, [("template-failed", f"the template function returned {type_name(built)}, not a Conversation")]

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -412,9 +413,17 @@ def returns_text(raw: bytes) -> dict:
     return raw.decode()  # pyright: ignore[reportReturnType]
 
 
+def leaves(raw: bytes) -> dict:
+    return sys.exit(3)
+
+
 @pytest.mark.parametrize(
     "decode, said",
-    [(raises, "KeyError: 'no such field' (.*test_hostile_files.py:[0-9]+)"), (returns_text, "returned a string")],
+    [
+        (raises, "KeyError: 'no such field' (.*test_hostile_files.py:[0-9]+)"),
+        (returns_text, "returned a string"),
+        (leaves, "SystemExit: 3"),
+    ],
 )
 def test_a_decode_function_that_fails_is_named_with_the_record(decode, said, tmp_path):
     path = write_array_record(tmp_path / "a.array_record")

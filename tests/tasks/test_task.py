@@ -106,6 +106,37 @@ def test_a_function_may_word_a_record():
         words_task(templates=(answers_nothing,)).conversation({"en": "a"})
 
 
+class NoException(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "raised, said",
+    [
+        (SystemExit(3), "template-failed: SystemExit: 3"),
+        (NoException("x"), "template-failed: NoException: x"),
+        (ZeroDivisionError("of its own"), "template-failed: ZeroDivisionError: of its own"),
+        (KeyError("en"), "template-failed: KeyError: 'en'"),
+        (KeyError("de"), "missing-field: the template function needs 'de'"),
+        (KeyError(), "template-failed: KeyError"),
+    ],
+)
+def test_whatever_a_template_function_raises_is_a_problem_of_its_record_with_the_line(raised, said):
+    def words(record):
+        raise raised
+
+    with pytest.raises(RecordError, match=rf"{said}.*test_task.py:\d+"):
+        words_task(templates=(words,)).conversation({"en": "a"})
+
+
+def test_an_interrupt_in_a_template_function_is_no_problem_of_the_record():
+    def words(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        words_task(templates=(words,)).conversation({"en": "a"})
+
+
 # Few-shot exemplars.
 
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any, SupportsIndex
 
-from jaxtune.tasks.problems import Problem, RecordError, said_by
+from jaxtune.tasks.problems import INTERRUPTS, Problem, RecordError, said_by
 from jaxtune.tasks.sources.base import FileSource
 from jaxtune.tasks.sources.columns import first_line
 from jaxtune.tasks.sources.jsonl import parse_record
@@ -56,7 +56,9 @@ def decoded(decode: Callable[[bytes], Any], raw: bytes) -> tuple[Any, list[tuple
     """Record that a user's function makes of bytes, or the problem that it raised."""
     try:
         value = decode(raw)
-    except Exception as error:  # a user's function may raise anything, and all of it is about this record
+    except INTERRUPTS:
+        raise
+    except BaseException as error:  # a user's function may raise anything, and all of it is about this record
         return None, [("decode-failed", said_by(error))]
     if not isinstance(value, dict):
         return None, [("decode-failed", f"the decode function returned {type_name(value)}, not an object")]
