@@ -97,6 +97,8 @@ def conflict_of(
             f"{', '.join(short)}: not enough training examples for {FEWEST} batches of {request.tokens} tokens; "
             "give fewer --tokens, or leave the task out"
         )
+    for feed in feeds.values():
+        feed.count = count  # as many batches of each: inner products of all make one square table
     with jax.set_mesh(session.mesh):
         points = {0: session.base.trainable, **at(session)}
         look = Look(session, feeds, count)

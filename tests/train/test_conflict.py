@@ -51,6 +51,14 @@ def test_one_step_on_a_task_helps_it_and_its_duplicate_alike(found):
     assert ahead["first", "other"] < ahead["other", "other"]
 
 
+def test_a_task_with_fewer_batches_decides_how_many_are_taken_of_each(place):
+    tasks = (letters("many", 400), letters("few", 60))
+    found = conflict_of(tiny_config(place, tasks=tasks), ConflictRequest(batches=20, tokens=128))
+    assert 4 <= found["batches"] < 20
+    [pair] = found["points"][0]["pairs"]
+    assert np.isfinite([pair["value"], pair["raw"]]).all()
+
+
 def test_what_cannot_be_looked_at_is_refused(place, tmp_path, capsys):
     with pytest.raises(UserError, match="takes two tasks"):
         conflict_of(tiny_config(place, tasks=(letters("a", 40),)), ConflictRequest())
