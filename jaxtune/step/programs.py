@@ -88,7 +88,7 @@ class Program:
     """The functions of one spec, and where their arrays live."""
 
     spec: ProgramSpec
-    compiler_options: Mapping[str, str | bool] | None
+    compiler_options: compiling.Options | None
     """Options of XLA that these programs are compiled with."""
     graphdef: nnx.GraphDef
     jit: Callable[..., Any]
@@ -160,8 +160,8 @@ def build(spec: ProgramSpec, trainable: Params) -> Program:
         jit=jit,
         optimizer=optimizer,
         state_shardings=state_shardings,
-        init=jit(init, out_shardings=state_shardings),
-        init_in_place=jit(init, donate_argnums=0, out_shardings=state_shardings),
+        init=jit(init, fills=True, out_shardings=state_shardings),
+        init_in_place=jit(init, fills=True, donate_argnums=0, out_shardings=state_shardings),
         train_step=jit(train_step, donate_argnums=0, out_shardings=(state_shardings, everywhere)),
         eval_step=jit(eval_step, out_shardings=everywhere),
         plain_train_step=train_step,

@@ -163,7 +163,7 @@ def build(
     return TrialPrograms(
         mesh=mesh,
         size=size,
-        blank=jit(blank, out_shardings=places),
+        blank=jit(blank, fills=True, out_shardings=places),
         put=jit(put_at, donate_argnums=0, out_shardings=places),
         take=jit(at, out_shardings=program.state_shardings),
         jitted_train_step=jit(

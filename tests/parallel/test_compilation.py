@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxtune.errors import UserError
 from jaxtune.parallel import compilation
-from jaxtune.parallel.compilation import PREFERRED, YNN, compiler_options
+from jaxtune.parallel.compilation import COMPILED_FAST, PREFERRED, YNN, compiler_options
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,20 @@ def test_what_the_environment_says_goes_before_ours_and_what_is_given_before_bot
     compiler_options.cache_clear()
     monkeypatch.setenv("XLA_FLAGS", f"--{YNN}=")
     assert compiler_options("cpu", "float32") is None
+
+
+def test_programs_that_only_fill_are_compiled_fast_on_a_cpu_and_fill_the_same(monkeypatch):
+    assert compiler_options("cpu", "float32", fills=True) == {YNN: "", **COMPILED_FAST}
+    assert compiler_options("tpu", "bfloat16", fills=True) is None
+    asked = (("xla_backend_optimization_level", "2"),)
+    assert compiler_options("cpu", "float32", asked, fills=True) == {YNN: "", **COMPILED_FAST, **dict(asked)}
+    fill = lambda x: (x, jnp.zeros_like(x), jnp.full((3, 5), 7, jnp.int32), x.astype(jnp.bfloat16))
+    x = jnp.linspace(-3, 3, 35).reshape(5, 7)
+    fast, usual = (compilation.jit(fill, platform="cpu", dtype=jnp.float32, fills=f)(x) for f in (True, False))
+    jax.tree.map(np.testing.assert_array_equal, fast, usual)
+    compiler_options.cache_clear()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true")
+    assert compiler_options("cpu", "float32", fills=True) == {YNN: ""}
 
 
 def test_options_that_the_installed_xla_does_not_know_are_left_out(monkeypatch):
