@@ -14,15 +14,17 @@ quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune train configs/quickstart.py --run-dir $(RUN) --overwrite
 	@echo "Open $(RUN)/report.html in a browser."
 
+# Most tests compile with XLA's cheapest passes; what is equal to the bit is so with the compiler as users have it.
 test: check
 	$(PYTEST) $(PARALLEL)
+	XLA_FLAGS= $(PYTEST) $(PARALLEL) -m bits
 
 test-slow: $(VENV)/.installed-test
-	$(PYTEST) $(PARALLEL) -m slow
+	XLA_FLAGS= $(PYTEST) $(PARALLEL) -m slow
 
 # The peers at the releases that constraints-parity.txt pins; `parity-latest` takes the newest, in an environment of its own.
 parity: $(VENV)/.installed-parity
-	$(PYTEST) -m parity
+	XLA_FLAGS= $(PYTEST) -m parity
 
 parity-latest: PIP := $(VENV)-latest/bin/pip install --quiet --disable-pip-version-check --upgrade
 parity-latest:

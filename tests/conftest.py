@@ -1,5 +1,6 @@
 """Settings of every test: eight CPU devices, no silent rank promotion, one compilation cache for all workers."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,12 +9,20 @@ from collections.abc import Iterator
 import hypothesis
 import jax
 import pytest
+import runtime_types
 
-from jaxtune.storage import userfiles
+runtime_types.install()
+
+from jaxtune.storage import userfiles  # noqa: E402 - checked from its import on
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# A jitted train step takes about six CPU-seconds to compile, however small; with the cache a second run is quick.
+# XLA's dearest passes make small programs no faster and take five sixths of the time to compile them. JAX reads the
+# variable when it first computes, and processes that tests start inherit it. A program so compiled has other last bits
+# than the same one over several runs: tests marked `bits` and `slow` run apart, with the variable set to nothing.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+
+# A jitted train step takes CPU-seconds to compile, however small; with the cache a second run is quick.
 # A cache with a size is used under a lock; without one JAX writes in place, and another worker may read half a program.
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax-suite"))
 jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)

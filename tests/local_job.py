@@ -33,7 +33,8 @@ def spawn(
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.values["jax_compilation_cache_max_size"]),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+        # These programs compile in a sixth of the time.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
     }
     own = [{"HOME": str(host), "TMPDIR": str(host)} if hosts else {} for host in hosts or range(processes)]
     return [

@@ -11,6 +11,7 @@ from jaxtune import cli, verify
 from jaxtune.errors import UserError
 from jaxtune.verify import Verification
 
+pytestmark = pytest.mark.bits
 SCRIPT = pathlib.Path(__file__).parent.parent / "experiments" / "06-kill-and-resume" / "kill.py"
 
 

@@ -21,6 +21,8 @@ from jaxtune.train import arm
 from jaxtune.train import run as train
 from jaxtune.train.decisions import Status
 
+pytestmark = pytest.mark.bits
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

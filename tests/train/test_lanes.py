@@ -38,6 +38,7 @@ from jaxtune.train.decisions import Status
 from jaxtune.train.rooms import read_room
 from jaxtune.train.session import open_session, open_sessions
 
+pytestmark = pytest.mark.bits
 STACKED = sweep.Stacking(stacked=True)
 AXES = {"optim.peak_lr": ["1e-2", "3e-3"], "mixture.temperature": ["1", "inf"]}
 TRIALS = trials_of(crossed(AXES), [0])

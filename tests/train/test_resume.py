@@ -24,7 +24,7 @@ from jaxtune.train import loop
 from jaxtune.train import run as train
 from jaxtune.train.decisions import Status
 
-pytestmark = pytest.mark.xdist_group("processes")  # they fill the machine: one at a time
+pytestmark = [pytest.mark.bits, pytest.mark.xdist_group("processes")]  # they fill the machine: one at a time
 
 SCRIPT = pathlib.Path(__file__).parent.parent.parent / "experiments" / "06-kill-and-resume" / "kill.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent.parent)}
