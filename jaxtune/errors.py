@@ -61,7 +61,7 @@ _PEERS = {
 def peers_word(word: str, known: Iterable[str]) -> str | None:
     """The known word that other libraries write as `word`: `peak_lr` for `learning_rate`."""
     ours = _PEERS.get(word.lower().replace("-", "_"))
-    return ours if ours in known else None
+    return ours if ours is not None and ours in known else None
 
 
 def nearest(word: str, known: Iterable[object]) -> str | None:

@@ -255,8 +255,11 @@ def test_a_budget_over_the_caps_is_refused_with_about_what_fits_in_its_own_unit(
     config = MixtureConfig(max_repeats=2)
     with pytest.raises(UserError, match=rf"duration\.{name}={asked} is too long.*--mixture.allow-underfill") as raised:
         plan_for_budget(Budget(**{name: asked}), TABLE, config, layout(16), seed=0)
-    fits = float(re.search(rf"about ([0-9.]+) {name} fit", str(raised.value))[1])
-    budget = Budget(**{name: fits if name == "epochs" else int(0.9 * fits)})
+    said = re.search(rf"about ([0-9.]+) {name} fit", str(raised.value))
+    assert said is not None
+    fits = float(said[1])
+    whole = int(0.9 * fits)
+    budget = {"steps": Budget(steps=whole), "tokens": Budget(tokens=whole), "epochs": Budget(epochs=fits)}[name]
     assert (
         0.8 < plan_for_budget(budget, TABLE, config, layout(16), seed=0).num_examples / (2 * sum(SIZES.values())) <= 1
     )
