@@ -17,7 +17,7 @@ quickstart: $(VENV)/.installed
 # Most tests compile with XLA's cheapest passes; what is equal to the bit is so with the compiler as users have it.
 test: check
 	$(PYTEST) $(PARALLEL)
-	XLA_FLAGS= $(PYTEST) $(PARALLEL) -m bits
+	XLA_FLAGS= $(PYTEST) $(PARALLEL) -m "bits and not slow"
 
 test-slow: $(VENV)/.installed-test
 	XLA_FLAGS= $(PYTEST) $(PARALLEL) -m slow

@@ -9,6 +9,7 @@ import pytest
 
 from jaxtune import cli
 from jaxtune import config as configs
+from jaxtune.sweep.language import Setting
 
 ROOT = pathlib.Path(__file__).parent.parent / "experiments"
 FOLDERS = sorted(path.parent for path in ROOT.glob("*/run.py") if path.parent.name[:2] >= "16")
@@ -58,7 +59,7 @@ def test_its_commands_parse_and_its_options_fit_its_config(folder):
             for line in arguments.arms.read_text().splitlines():
                 overrides = json.loads(line)["overrides"]
                 configs.override(
-                    config, [word for name, value in overrides.items() for word in (f"--{name}", str(value))]
+                    config, Setting(overrides={name: str(value) for name, value in overrides.items()}).arguments()
                 )
         if words[0] == "transfer":
             assert set(arguments.tasks) <= {task.name for task in config.tasks}

@@ -1,5 +1,6 @@
 """The suite's own rules: whole files to a worker, and nothing left behind in the repository."""
 
+import os
 import pathlib
 import subprocess
 
@@ -35,6 +36,7 @@ def test_a_suite_that_leaves_a_file_behind_fails(pytester, monkeypatch):
     hooks = "from conftest_of_the_suite import *\nimport conftest_of_the_suite as suite\nimport pathlib\n"
     root = "suite.ROOT = pathlib.Path(__file__).parent\n"
     pytester.makepyfile(conftest_of_the_suite=pathlib.Path(conftest.__file__).read_text())
+    monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(conftest.__file__).parent), prepend=os.pathsep)
     pytester.makeconftest(hooks + root)
     pytester.makepyfile(test_it="def test_it():\n    open('left.txt', 'w').close()\n")
     pytester.makefile(".gitignore", "")

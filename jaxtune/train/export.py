@@ -1,9 +1,11 @@
 """Parameters of a run as a Hugging Face folder, or as the folder of an adapter."""
 
 import dataclasses
+import enum
 import pathlib
+import types
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +147,24 @@ def part(run_dir: pathlib.Path, kind: type[Part], options: Mapping[str, Any]) ->
             f"{run_dir}: its {kind.__name__} has {', '.join(strange)}, which this version of jaxtune does not know; "
             "export it with the version that wrote it (environment.json)"
         )
-    return kind(**options)
+    hints = get_type_hints(kind)
+    return kind(**{name: _revived(hints[name], value) for name, value in options.items()})
+
+
+def _revived(hint: Any, value: Any) -> Any:
+    """The value of a field of this type that JSON holds as `value`: its enum, tuple, config class or infinity."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for member in members:
+        if dataclasses.is_dataclass(member) and isinstance(value, dict):
+            hints = get_type_hints(member)
+            return member(**{name: _revived(hints[name], inner) for name, inner in value.items()})  # pyright: ignore
+        if isinstance(member, type) and issubclass(member, enum.Enum) and value is not None:
+            return member(value)
+        if get_origin(member) is tuple and isinstance(value, list):
+            return tuple(_revived(get_args(member)[0], one) for one in value)
+        if member is float and value in ("inf", "-inf"):
+            return float(value)
+    return value
 
 
 def export_checkpoint(

@@ -236,7 +236,8 @@ class _Turns:
     """Messages of each record."""
     roles: str
     """A letter for each message."""
-    contents: list[str]
+    contents: list[Any]
+    """Text of each message; in an odd record a value of another type."""
     keys: int
     """Object keys in all records, if no value is an object but those that are messages."""
     absent: tuple[str, ...]

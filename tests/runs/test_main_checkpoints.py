@@ -54,6 +54,7 @@ def test_an_empty_disk_gets_the_copies_and_a_stale_one_loses_what_is_not_among_t
             assert same(checkpoints.restore(20, abstract(make_state())), make_state(20))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "uint32"])
 @pytest.mark.parametrize("shape", [(), (0, 3), (7, 5), (1, 9)])
 def test_arrays_are_gathered_in_pieces_and_handed_out_with_every_bit(monkeypatch, dtype, shape):
