@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from base_text import _training_item, documents
+from base_text import HEADINGS, _training_item, documents
 
 from jaxtune.tasks.builtin import (
     arithmetic,
@@ -34,9 +34,7 @@ Pair = tuple[str, str]
 def _qa(stream: Stream) -> tuple[str, Pair]:
     facts = qa.draw_facts(stream)
     text, fact = qa.passage(facts, stream), stream.pick(facts)
-    heading = {"home": "Where {name} lives", "job": "The job of {name}", "pet": "Which animal {name} has"}
-    heading |= {"food": "What {name} likes to eat", "colour": "What colour the {thing} of {name} is"}
-    return text, (f"{text}\n{fact.fill(heading[fact.relation])}\n", fact.value)
+    return text, (f"{text}\n{fact.fill(HEADINGS[fact.relation][0])}\n", fact.value)
 
 
 def _summarization(stream: Stream) -> tuple[str, Pair]:
