@@ -119,3 +119,63 @@ def test_cells_of_the_transfer_matrix_keep_the_p_of_the_whole_matrix(answers, tm
     write(tmp_path, "22-transfer", [{"status": "finished", "seed": 0}])
     (tmp_path / "22-transfer" / "transfer.json").write_text(json.dumps({"forms": {"added": {"cells": cells}}}))
     assert all(one.found.clear and one.found.n == 5 for one in found(answers, tmp_path, "22-transfer"))
+
+
+def test_what_repeats_add_is_measured_against_the_control_bin_and_without_the_cap(answers, tmp_path):
+    """Memorising 0.01 nats a repeat without a cap; with it every bin is met once."""
+    bins = (0, 1, 16)
+    rows = [
+        {
+            "status": "finished", "mixture.max_repeats": cap, "seed": seed,
+            **{f"loss/noisy.x{times}": 2 + seed - 0.01 * (times if cap == "inf" else min(times, 1)) for times in bins},
+            **{f"exact_match/noisy.x{times}": 0.25 + (0.5 if times == 16 and cap == "inf" else 0) for times in bins},
+        }
+        for cap, seed in itertools.product(("inf", "4", "1"), SEEDS)
+    ]  # fmt: skip
+    write(tmp_path, "17-repeats", rows)
+    means = [one.found.mean for one in found(answers, tmp_path, "17-repeats")]
+    assert means == pytest.approx([0.16, 0.01, 0, 0.5])
+
+
+def test_warmup_is_compared_inside_an_optimizer_and_a_rate(answers, tmp_path):
+    effects = {("adamw", "1e-2"): -0.3, ("adamw", "1e-3"): -0.05, ("muon", "1e-3"): 0.02, ("muon", "1e-2"): 9.0}
+    rows = [
+        {
+            "status": "finished", "optim.optimizer": optimizer, "optim.peak_lr": rate, "optim.warmup_frac": share,
+            "seed": seed, "macro_loss": 1 + seed + (effect if share == "0.05" else 0) + (5 if share == "0.2" else 0),
+        }
+        for (optimizer, rate), effect in effects.items()
+        for share, seed in itertools.product(("0", "0.05", "0.2"), SEEDS)
+    ]  # fmt: skip
+    write(tmp_path, "20-warmup", rows)
+    means = [one.found.mean for one in found(answers, tmp_path, "20-warmup")]
+    assert means == pytest.approx([-0.3, 0.02, -0.25])
+
+
+def test_epochs_are_compared_by_the_mean_of_their_tasks(answers, tmp_path):
+    tasks, losses = ("six_classes", "sums", "prefix_0"), {1: (3.0, 3.0, 3.0), 3: (1.0, 2.0, 3.0), 16: (1.0, 2.0, 4.5)}
+    rows = [
+        {
+            "status": "finished", "duration.epochs": epochs, "seed": seed,
+            **{f"loss/{task}": loss + seed for task, loss in zip(tasks, by_task, strict=True)},
+        }
+        for epochs, by_task in losses.items()
+        for seed in SEEDS
+    ]  # fmt: skip
+    write(tmp_path, "21-epochs", rows)
+    assert [one.found.mean for one in found(answers, tmp_path, "21-epochs")] == pytest.approx([0.5, -1.0])
+
+
+def test_a_recommendation_is_judged_on_the_fresh_seeds_alone(answers, tmp_path):
+    rows = [
+        {
+            "status": "finished", "confirms": fresh, "mixture.temperature": temperature, "optim.peak_lr": rate,
+            "seed": seed + (10 if fresh else 0),
+            "macro_loss": 1 + seed + (gain if fresh else -7 * (gain != 0)),
+        }
+        for fresh, seed in itertools.product((False, True), SEEDS)
+        for temperature, rate, gain in ((2.0, 1e-3, 0.0), (4.0, 3e-3, 0.125))
+    ]  # fmt: skip
+    write(tmp_path, "23-recommendation", rows)
+    [one] = found(answers, tmp_path, "23-recommendation")
+    assert one.found.mean == pytest.approx(0.125) and one.found.n == 5

@@ -65,20 +65,20 @@ class Program:
                     total["operations"] += times
                     total["gigabytes"] += _received(kind, instruction, group) * times / 1e9
                     continue
-                for role, called in _called(instruction):
-                    often = times * (self._trips(instruction) or chunks) if role == "body" else times
+                for role, called in called_by(instruction):
+                    often = times * (self.trips(instruction) or chunks) if role == "body" else times
                     if called in self.computations and role != "condition":
                         visit(called, often)
 
         visit(self.entry, 1)
         return {key: found[key] for key in sorted(found)}
 
-    def _trips(self, loop: Instruction) -> int | None:
+    def trips(self, loop: Instruction) -> int | None:
         """How often a loop runs, if its condition compares with a constant."""
         known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.line)
         if known is not None:
             return int(known[1])
-        condition = next(called for role, called in _called(loop) if role == "condition")
+        condition = next(called for role, called in called_by(loop) if role == "condition")
         limits = [re.search(r" s32\[\]\S* constant\((\d+)\)", x.line) for x in self.computations[condition].values()]
         found = [int(limit[1]) for limit in limits if limit is not None]
         return found[0] if len(found) == 1 else None
@@ -95,7 +95,7 @@ class Program:
         return int(listed[1]) if listed[1] else len(listed[2].split(","))
 
     def _meaning(self, kind: str, computation: str, instruction: Instruction, group: int) -> str:
-        if kind != "all-reduce" or max(_sizes(instruction.type)) < 4 * group:
+        if kind != "all-reduce" or max(sizes_of(instruction.type)) < 4 * group:
             return kind
         if all("dynamic-update-slice" in name for name in instruction.operands):
             return "all-gather"
@@ -108,10 +108,10 @@ class Program:
 
     def _slices(self, computation: str, user: Instruction, name: str) -> bool:
         if user.opcode in PASSED_ON:
-            small = max(_sizes(user.type), default=0) < 1e6  # norms travel in the same operation as large gradients
+            small = max(sizes_of(user.type), default=0) < 1e6  # norms travel in the same operation as large gradients
             return (small and user.opcode == "get-tuple-element") or self._only_sliced(computation, user.name)
         if user.opcode == "fusion":
-            inside = next(called for role, called in _called(user) if role == "calls")
+            inside = next(called for role, called in called_by(user) if role == "calls")
             places = [i for i, operand in enumerate(user.operands) if operand == name]
             wanted = {f"parameter({i})" for i in places}
             inner = [x.name for x in self.computations[inside].values() if any(text in x.line for text in wanted)]
@@ -139,12 +139,12 @@ def _parse(line: str) -> Instruction | None:
     return Instruction(match[1], match[2], match[3], tuple(operands), line)
 
 
-def _called(instruction: Instruction) -> list[tuple[str, str]]:
+def called_by(instruction: Instruction) -> list[tuple[str, str]]:
     roles = re.findall(r"\b(body|condition|calls|to_apply|branch_computations)=(\{[^}]*\}|%[\w.\-]+)", instruction.line)
     return [(role, name) for role, names in roles for name in re.findall(r"%([\w.\-]+)", names)]
 
 
-def _sizes(text: str) -> list[int]:
+def sizes_of(text: str) -> list[int]:
     """Bytes of every array in a type."""
     arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text)
     return [WIDTHS[kind] * math.prod(int(n) for n in filter(None, dims.split(","))) for kind, dims in arrays]
@@ -152,7 +152,7 @@ def _sizes(text: str) -> list[int]:
 
 def _received(kind: str, instruction: Instruction, group: int) -> float:
     """Bytes that a device receives, by ring algorithms."""
-    sizes = _sizes(instruction.type)
+    sizes = sizes_of(instruction.type)
     if instruction.opcode == "all-gather-start":  # its type holds operands, then results
         sizes = sizes[len(sizes) // 2 :]
     elif instruction.opcode == "collective-permute-start":

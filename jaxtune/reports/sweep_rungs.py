@@ -25,7 +25,10 @@ def agreement_lines(agreements: Sequence[Mapping[str, Any]]) -> list[str]:
         if math.isnan(tau):
             text = f"rung {row['share']:g}: too few settings finished to tell whether it ranks them as the end does"
         elif tau < WEAK:
-            text += f"; below {WEAK:g}, so the rung may have dropped the best setting: choose a later one"
+            text += (
+                f"; below {WEAK:g}: the rung may have dropped the best setting (choose a later one), or those that "
+                "finished are too close to rank"
+            )
         lines.append(text)
     return lines
 
