@@ -1,4 +1,4 @@
-"""Pages that are made from the code: one for each package from its docstrings, and the options of a config.
+"""Pages that are made: one for each package from its docstrings, the options of a config, the chapter as a notebook.
 
 MkDocs calls `on_files` (see `hooks` in mkdocs.yml); nothing is written into the repository.
 """
@@ -7,16 +7,18 @@ import ast
 import dataclasses
 import enum
 import inspect
+import json
 import pathlib
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxtune.errors import describe
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "jaxtune"
+NOTEBOOKS = PACKAGE.parent / "notebooks"
 TOP = "jaxtune"
 """Name of the page of the modules that lie beside the packages."""
 
@@ -33,7 +35,7 @@ def on_files(files: Any, config: Any) -> Any:
 def pages() -> dict[str, str]:
     """All generated pages: file name -> Markdown."""
     api = {f"api/{name}.md": api_page(name, modules) for name, modules in packages().items()}
-    return {"options.md": options_page(), "models.md": models_page(), **api}
+    return {"options.md": options_page(), "models.md": models_page(), "chapter.md": notebook_page("chapter"), **api}
 
 
 def packages() -> dict[str, list[str]]:
@@ -82,6 +84,25 @@ the command line it replaces the config's. `jaxtune options CONFIG` prints the s
         table = ["| option | takes | default | meaning |", "|---|---|---|---|", *rows]
         lines += [f"## {heading}", "\n".join(table)]
     return "\n\n".join(lines) + "\n"
+
+
+def notebook_page(name: str) -> str:
+    """A notebook with the outputs that it was kept with."""
+    cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    parts = []
+    for cell in cells:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        parts += [shown(output) for output in cell.get("outputs", [])]
+    return "\n\n".join(parts) + "\n"
+
+
+def shown(output: Mapping[str, Any]) -> str:
+    """One output of a notebook's cell as Markdown; of several forms the richest."""
+    forms = {form: "".join(text) for form, text in output.get("data", {"text/plain": output.get("text", [])}).items()}
+    if "text/html" in forms:  # a blank line would end the HTML of a Markdown page
+        return forms["text/html"].replace("\n", "&#10;")
+    return forms["text/markdown"] if "text/markdown" in forms else f"```text\n{forms['text/plain'].rstrip()}\n```"
 
 
 def models_page() -> str:

@@ -119,3 +119,12 @@ def test_the_page_of_models_has_every_family_and_what_is_missing():
     assert not set(MISSING) & {*FAMILIES, *WRAPPERS}
     said = re.search(r"(\d+) model families are read and written", (ROOT / "README.md").read_text())
     assert said is not None and int(said[1]) == len(FAMILIES)
+
+
+def test_the_chapter_is_a_page_with_its_pictures_and_the_table_of_what_was_measured():
+    page = generate.pages()["chapter.md"]
+    assert page.startswith("# The chapter") and page.count("<iframe") == 2
+    assert all("\n" not in line for line in re.findall(r"<iframe.*?</iframe>", page, flags=re.DOTALL))
+    assert (ROOT / "README.md").read_text().split("| claim |")[1].split("<!--")[0].strip() in page, (
+        "results have changed since notebooks/chapter.ipynb was run"
+    )

@@ -38,3 +38,18 @@ def test_notebooks_run_from_top_to_bottom(path, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}}).execute()
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_results_can_be_read_in_a_fresh_clone(tmp_path, monkeypatch):
+    """Without any run the notebook makes a short one and a small sweep."""
+    monkeypatch.delenv("JAXTUNE_RUN", raising=False)
+    monkeypatch.delenv("JAXTUNE_SWEEP", raising=False)
+    (tmp_path / "notebooks").mkdir()
+    notebook = nbformat.read(FOLDER / "results.ipynb", as_version=4)
+    nbclient.NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(tmp_path / "notebooks")}}
+    ).execute()
+    assert (tmp_path / "runs" / "results-run" / "report.html").exists()
+    assert (tmp_path / "runs" / "results-sweep" / "results.csv").exists()
