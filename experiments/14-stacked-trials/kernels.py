@@ -201,8 +201,9 @@ def main() -> None:
     parser.add_argument("--param-dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the frozen base")
     parser.add_argument("--compute-dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--topology", help="TPU slice for XLA's TPU compiler, e.g. v5e:2x2")
+    parser.add_argument("--way", choices=[mode.value for mode in trials.StackMode], help="only one of the two")
     options = parser.parse_args()
-    for mode in trials.StackMode:
+    for mode in trials.StackMode if options.way is None else [trials.StackMode(options.way)]:
         print(json.dumps(compile_step(options, mode)), flush=True)
 
 

@@ -1,10 +1,11 @@
-"""Four arms of 30 steps, one after the other and as one program: time, memory, and whether the bits are the same.
+"""Four arms, one after the other and as one program: time, memory, and whether the bits are the same.
 
     python experiments/14-stacked-trials/measure.py step     # time of a step of an arm, by how the arms are computed
     python experiments/14-stacked-trials/measure.py sweep    # whole sweeps, each in a process of its own
 
 Prints one JSON object a line. `quickstart` is configs/quickstart.py (1.9 million parameters, 16 rows of 128 tokens);
-`toy` is a model of 0.03 million parameters with 4 rows of 64 tokens, where most of a step is not arithmetic.
+`adapters` is the same with LoRA of rank 16; `toy` is a model of 0.03 million parameters with 4 rows of 64 tokens, where
+most of a step is not arithmetic. Steps are taken 30 times, whole sweeps have arms of 100 (`--steps`).
 """
 
 import argparse
@@ -40,18 +41,22 @@ from jaxtune.train.session import Session, open_sessions
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 AXES = {"optim.peak_lr": ["1e-3", "3e-3"], "mixture.temperature": ["1", "4"]}
-STEPS = 30
+STEPS, SWEEP_STEPS = 30, 100
+MODES = {"separate": trials.StackMode.ORDER, "stacked": trials.StackMode.ORDER, "batched": trials.StackMode.BATCHED}
+"""Ways to train the arms of a sweep; `separate` reads no mode."""
 TOY = ModelConfig(
     vocab_size=1536, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32, max_seq_len=128
 )
 
 
-def settings(size: str, folder: pathlib.Path) -> configs.ExperimentConfig:
-    """The quickstart's config, cut to 30 steps without generation; the toy is a smaller model in smaller batches."""
-    options = ["--duration.steps", str(STEPS), "--eval.every", "0", "--eval.no-generate", "--mesh.devices", "1"]
+def settings(size: str, folder: pathlib.Path, steps: int = STEPS) -> configs.ExperimentConfig:
+    """The quickstart's config, cut short and without generation; the toy is a smaller model in smaller batches."""
+    options = ["--duration.steps", str(steps), "--eval.every", "0", "--eval.no-generate", "--mesh.devices", "1"]
     options += ["--data.cache-dir", str(folder / "tokens"), "--compilation-cache", str(folder / "programs")]
     if size == "toy":
         options += ["--model.path", str(toy_model(folder / "toy")), "--batch.rows", "4", "--data.seq-len", "64"]
+    if size == "adapters":
+        options += ["--lora.rank", "16"]
     return configs.override(configs.load(ROOT / "configs" / "quickstart.py"), options)
 
 
@@ -133,55 +138,60 @@ def measure_steps(size: str, folder: pathlib.Path) -> None:
         print(json.dumps(line | {"largest difference of a parameter": off}), flush=True)
 
 
-def run_sweep(size: str, folder: pathlib.Path, out: pathlib.Path, *, by_one_program: bool) -> None:
+def run_sweep(size: str, steps: int, folder: pathlib.Path, out: pathlib.Path, how: str) -> None:
     """A whole sweep in this process; prints its time and peak memory."""
     wall, cpu = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(sys.stderr):
-        stacking = sweep.Stacking(stacked=by_one_program)
-        sweep.sweep(settings(size, folder), out, trials_of(crossed(AXES), [0]), stacking=stacking)
+        stacking = sweep.Stacking(stacked=how != "separate", mode=MODES[how])
+        sweep.sweep(settings(size, folder, steps), out, trials_of(crossed(AXES), [0]), stacking=stacking)
     line = {"wall_s": round(time.perf_counter() - wall, 1), "cpu_s": round(time.process_time() - cpu, 1)}
     print(json.dumps(line | {"peak_mb": round(peak_memory_mb())}))
 
 
-def measure_sweeps(size: str, folder: pathlib.Path) -> None:
-    """Sweeps with cold and warm compilation caches; the exported models of both ways are compared."""
-    settled = settings(size, folder)
-    resolution.resolve(settled, show_progress=False)  # tokenised once, before any clock runs
+def measure_sweeps(size: str, folder: pathlib.Path, steps: int) -> None:
+    """Sweeps with cold and warm compilation caches, the ways in turn; exported models are compared, too."""
+    resolution.resolve(settings(size, folder, steps), show_progress=False)  # tokenised once, before any clock runs
     exported = {}
     for cache in ("cold", "warm"):
-        for how in ("separate", "stacked"):
+        for how in MODES if size == "adapters" else ("separate", "stacked"):
             if cache == "cold":
                 shutil.rmtree(folder / f"programs-{how}", ignore_errors=True)
             (folder / "programs").unlink(missing_ok=True)
             (folder / f"programs-{how}").mkdir(exist_ok=True)
             (folder / "programs").symlink_to(folder / f"programs-{how}")
             out = folder / f"{size}-{how}-{cache}"
-            command = [sys.executable, __file__, "one", "--size", size, "--how", how, "--folder", folder, "--out", out]
-            done = subprocess.run(command, capture_output=True, text=True)
+            command = [sys.executable, __file__, "one", "--size", size, "--how", how, "--steps", str(steps)]
+            done = subprocess.run([*command, "--folder", folder, "--out", out], capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(done.stderr)
             models = sorted((out / "runs").glob("*/model/model.safetensors"))
             exported[how, cache] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in models]
-            print(json.dumps({"size": size, "how": how, "cache": cache} | json.loads(done.stdout)), flush=True)
-    same = len(exported["separate", "cold"]) == 4 and len({tuple(found) for found in exported.values()}) == 1
-    print(json.dumps({"size": size, "the four exported models are the same, bit for bit": same}), flush=True)
+            if len(models) != 4:
+                raise SystemExit(f"{out} has {len(models)} exported models, not 4")
+            same = exported[how, cache] == exported["separate", "cold"]
+            line = {"size": size, "steps": steps, "how": how, "cache": cache} | json.loads(done.stdout)
+            print(json.dumps(line | {"models as those of the first sweep, bit for bit": same}), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["step", "sweep", "one"])
-    parser.add_argument("--size", choices=["quickstart", "toy"])
-    parser.add_argument("--how", choices=["separate", "stacked"])
+    parser.add_argument("--size", choices=["quickstart", "adapters", "toy"])
+    parser.add_argument("--how", choices=list(MODES))
+    parser.add_argument("--steps", type=int, default=SWEEP_STEPS, help="steps of an arm of a sweep")
     parser.add_argument("--folder", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
     if arguments.what == "one":
-        run_sweep(arguments.size, arguments.folder, arguments.out, by_one_program=arguments.how == "stacked")
+        run_sweep(arguments.size, arguments.steps, arguments.folder, arguments.out, arguments.how)
         return
-    measure = {"step": measure_steps, "sweep": measure_sweeps}[arguments.what]
-    with tempfile.TemporaryDirectory() as folder:
-        for size in [arguments.size] if arguments.size else ["toy", "quickstart"]:
-            measure(size, arguments.folder or pathlib.Path(folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or pathlib.Path(temporary)
+        for size in [arguments.size] if arguments.size else ["toy", "quickstart", "adapters"]:
+            if arguments.what == "step":
+                measure_steps(size, folder)
+            else:
+                measure_sweeps(size, folder, arguments.steps)
 
 
 if __name__ == "__main__":
