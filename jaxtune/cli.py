@@ -15,12 +15,12 @@ from typing import Any, NoReturn
 
 import jaxtune
 from jaxtune import commands
-from jaxtune.errors import UserError, did_you_mean
+from jaxtune.errors import UserError, did_you_mean, say
 from jaxtune.mixture import OnCap, Strategy
 from jaxtune.storage.faults import foreseen, is_unforeseen
 from jaxtune.sweep import arguments as arms
 from jaxtune.terminal import streams
-from jaxtune.terminal.arguments import local_path, run_place
+from jaxtune.terminal.arguments import local_path, run_place, whole
 from jaxtune.terminal.display import Phase
 
 EPILOG = (
@@ -60,20 +60,20 @@ def run_command(arguments: argparse.Namespace, *, debug: bool) -> int:
     except UserError as error:
         if debug:
             traceback.print_exception(error)
-        print(f"error: {error}{misplaced(arguments)}", file=sys.stderr)
+        say(f"error: {error}{misplaced(arguments)}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `jaxtune ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         told = None if debug else foreseen(error)
         if told is None:
             raise
         code, message = told
-        print(f"error: {message}", file=sys.stderr)
+        say(f"error: {message}", file=sys.stderr)
         return code
 
 
@@ -157,7 +157,7 @@ def add_train(rows: Subparsers) -> None:
     parser.add_argument("--run-dir", required=True, type=run_place, help=text)
     text = "continue the run in that folder from its last good checkpoint"
     parser.add_argument("--resume", action="store_true", help=text)
-    parser.add_argument("--resume-step", type=int, help="continue from this checkpoint")
+    parser.add_argument("--resume-step", type=whole(), help="continue from this checkpoint")
     text = "resume with other options than the run was started with; the run records from which step"
     parser.add_argument("--accept-change", action="store_true", help=text)
     parser.add_argument("--overwrite", action="store_true", help="delete what is in that folder first")
@@ -168,6 +168,8 @@ def add_train(rows: Subparsers) -> None:
     parser.add_argument("--process", type=int, help="number of this process, from 0")
     text = "silence after which a process of the job counts as dead"
     parser.add_argument("--heartbeat-seconds", type=int, default=30, help=text)
+    text = "time within which all processes of the job must be there"
+    parser.add_argument("--start-seconds", type=int, default=300, help=text)
 
 
 def add_init(rows: Subparsers) -> None:
@@ -205,7 +207,7 @@ def add_validate(rows: Subparsers) -> None:
     text = "Every problem of data files or of a config, in one report."
     parser = command(rows, "validate", commands.run_validate, text, overrides=True)
     parser.add_argument("paths", nargs="+", help="data files, or one config")
-    parser.add_argument("--limit", type=int, default=20, help="problems shown; all are counted")
+    parser.add_argument("--limit", type=whole(), default=20, help="problems shown; all are counted")
     add_json(parser)
 
 
@@ -216,9 +218,9 @@ def add_preview(rows: Subparsers) -> None:
     parser.add_argument("--html", type=local_path, help="write the same as one HTML page")
     parser.add_argument("--compare", help="several values side by side, e.g. temperature=1,2,4,inf")
     parser.add_argument("--task", help="show examples of this task only")
-    parser.add_argument("--examples", type=int, default=2, help="examples shown per task")
+    parser.add_argument("--examples", type=whole(), default=2, help="examples shown per task")
     parser.add_argument("--id", help="show the example whose record has this id, or stands at this FILE:LINE")
-    parser.add_argument("--index", type=int, metavar="N", help="show the example of record N of a task, from 0")
+    parser.add_argument("--index", type=whole(), metavar="N", help="show the example of record N of a task, from 0")
     parser.add_argument("--search", metavar="TEXT", help="show examples whose text holds this")
     add_json(parser)
 
@@ -228,7 +230,9 @@ def add_plan_memory(rows: Subparsers) -> None:
     parser = command(rows, "plan-memory", commands.run_plan_memory, text, overrides=True)
     parser.add_argument("config")
     parser.add_argument("--device-gib", type=float, default=16.0, help="memory of a device (default: 16)")
-    parser.add_argument("--devices", type=int, help="devices of the job (default: those of the mesh, or those here)")
+    parser.add_argument(
+        "--devices", type=whole(1, 2**24), help="devices of the job (default: those of the mesh, or those here)"
+    )
     parser.add_argument("--platform", choices=["cpu", "gpu", "tpu"], help="kind of the devices (default: as here)")
     add_json(parser)
 
@@ -248,9 +252,9 @@ def add_generate(rows: Subparsers) -> None:
     parser.add_argument("model", type=run_place, help="run folder or Hugging Face folder")
     parser.add_argument("--prompt", action="append", help="a user message (may be given several times)")
     parser.add_argument("--system", help="system message")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=whole(1, 2**20), default=128)
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--top-k", type=whole(1, 2**31 - 1))
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--min-p", type=float)
     parser.add_argument("--seed", type=int, default=0)
@@ -323,7 +327,7 @@ def add_verify(rows: Subparsers) -> None:
     parser.add_argument("run_dir", type=run_place)
     parser.add_argument("--config", help="config file (default: the one the run recorded)")
     text = "re-train up to N steps, up to a checkpoint where one is near enough"
-    parser.add_argument("--replay", type=int, metavar="N", default=0, help=text)
+    parser.add_argument("--replay", type=whole(), metavar="N", default=0, help=text)
     add_json(parser)
 
 

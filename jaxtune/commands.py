@@ -13,15 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jaxtune
-from jaxtune.errors import UserError, did_you_mean, printable
+from jaxtune.errors import UserError, did_you_mean, say
 from jaxtune.mixture.allocation import allocate
 from jaxtune.mixture.settings import MixtureConfig, OnCap, Strategy
-from jaxtune.storage.documents import json_bytes
 from jaxtune.terminal.display import Phase
-
-
-def print_json(value: Any) -> None:
-    sys.stdout.write(json_bytes(value).decode())
+from jaxtune.terminal.foreign import print_json
 
 
 def pairs(texts: Sequence[str], kind: Callable[[str], Any], option: str) -> dict[str, Any]:
@@ -100,8 +96,8 @@ def run_init(arguments: argparse.Namespace) -> None:
     from jaxtune.tasks.starter import write_project
 
     files = write_project(arguments.folder)
-    print("\n".join(map(str, files)))
-    print(f"next: cd {arguments.folder} && jaxtune train config.py --run-dir runs/first")
+    say("\n".join(map(str, files)))
+    say(f"next: cd {arguments.folder} && jaxtune train config.py --run-dir runs/first")
 
 
 def run_options(arguments: argparse.Namespace) -> None:
@@ -111,7 +107,7 @@ def run_options(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(config.to_json(settings))
     else:
-        print(config.describe(settings))
+        say(config.describe(settings))
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -123,7 +119,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     place = distributed.detect(
         os.environ, coordinator=arguments.coordinator, processes=arguments.processes, process=arguments.process
     )
-    distributed.start(place, heartbeat_seconds=arguments.heartbeat_seconds)
+    distributed.start(place, heartbeat_seconds=arguments.heartbeat_seconds, timeout_seconds=arguments.start_seconds)
     with distributed.Guard(faults.foreseen):
         config = load_config(arguments)
         resume, overwrite = arguments.resume or arguments.resume_step is not None, arguments.overwrite
@@ -142,7 +138,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         )
     if distributed.is_main():
         print_summary(outcome.summary)
-        print(f"run folder: {outcome.where()}    report: {outcome.where('report.html')}")
+        say(f"run folder: {outcome.where()}    report: {outcome.where('report.html')}")
     return outcome.exit_code
 
 
@@ -159,7 +155,7 @@ def continue_or_start(config: Any, arguments: argparse.Namespace) -> tuple[bool,
         raise UserError("--restartable decides between resuming and starting; leave --resume and --overwrite away")
     resume, begun = answer_of_main(lambda: how_far(arguments.run_dir, config.checkpoint))
     if is_main():
-        print("resuming the run" if resume else "no checkpoint yet: starting the run", file=sys.stderr)
+        say("resuming the run" if resume else "no checkpoint yet: starting the run", file=sys.stderr)
     return resume, begun and not resume
 
 
@@ -208,8 +204,8 @@ def run_preview(arguments: argparse.Namespace) -> None:
 def run_plan_memory(arguments: argparse.Namespace) -> None:
     from jaxtune.train import memory
 
-    if not arguments.device_gib > 0 or (arguments.devices is not None and arguments.devices < 1):
-        raise UserError("--device-gib must be above 0, and --devices at least 1")
+    if not 0 < arguments.device_gib <= 2**20:
+        raise UserError(f"--device-gib must be above 0 and at most {2**20}; it is {arguments.device_gib:g}")
     settings = load_config(arguments)
     with Phase("planning memory"):
         table = memory.plan_memory(
@@ -268,7 +264,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
                 [{"prompt": prompt, "answer": text} for prompt, text in zip(arguments.prompt, answers, strict=True)]
             )
         else:
-            print(printable("\n".join(answers)))
+            say("\n".join(answers))
         return
     if arguments.json:
         raise UserError("--json needs --prompt; without it jaxtune generate is a chat")
@@ -286,7 +282,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     measure = measure_named(arguments.measure)
     if arguments.power is not None:
         table = power_table(arguments.sweep_dir, arguments.power, measure)
-        print_json(table) if arguments.json else print("\n".join(f"{name}: {value}" for name, value in table.items()))
+        print_json(table) if arguments.json else say("\n".join(f"{name}: {value}" for name, value in table.items()))
         return 0
     halving = parse_halving(arguments.halving, arguments.rungs, arguments.rung_decay)
     if arguments.json and not arguments.dry_run:
@@ -296,7 +292,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     trials = requested_trials(request, config, arguments.sweep_dir, arguments.seeds, measure)
     if arguments.dry_run:
         plan = dry_run(config, arguments.sweep_dir, trials)
-        print_json(plan) if arguments.json else print(dry_run_text(plan))
+        print_json(plan) if arguments.json else say(dry_run_text(plan))
         return 0
     status = sweep.sweep(
         config, arguments.sweep_dir, trials,
@@ -354,14 +350,14 @@ def run_report(arguments: argparse.Namespace) -> None:
         else:
             place = arguments.folders[0]
             for line in report.changed_files(folders[0]):
-                print(f"warning: {place}: not as it was when the run ended: {line}", file=sys.stderr)
+                say(f"warning: {place}: not as it was when the run ended: {line}", file=sys.stderr)
             path = report.write_report(folders[0])
             rows = compare.compare_table([read_run(folders[0])])
             path = path if isinstance(place, pathlib.Path) else send_report(place)
     if arguments.json:
         print_json({"report": path, "runs": rows})
     else:
-        print(path)
+        say(path)
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
@@ -392,9 +388,9 @@ def run_export(arguments: argparse.Namespace) -> None:
         arguments.run_dir, arguments.out, arguments.step, arguments.dtype, overwrite=arguments.overwrite,
         adapter=arguments.adapter,
     )  # fmt: skip
-    print(arguments.out)
+    say(arguments.out)
     if arguments.push is not None:
         with Phase(f"uploading to {arguments.push}"):
             run = pathlib.PurePath(arguments.run_dir).name
             message = f"{run}, checkpoint {arguments.step}, by jaxtune {jaxtune.__version__}"
-            print(push(arguments.out, arguments.push, private=arguments.private, message=message))
+            say(push(arguments.out, arguments.push, private=arguments.private, message=message))

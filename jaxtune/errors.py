@@ -36,6 +36,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in _HARMLESS else c.encode("unicode_escape").decode() for c in text)
 
 
+def say(text: object = "", *, file: Any = None, end: str = "\n", flush: bool = False) -> None:
+    """Print text on stdout or another stream, as `printable` has it. Nothing else in this package prints lines."""
+    print(printable(str(text)), file=file, end=end, flush=flush)
+
+
 def did_you_mean(word: str, known: Iterable[object]) -> str:
     """`; did you mean ...?` with the nearest of the known words, or nothing where none is near."""
     near = nearest(word, known)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from jaxtune.mixture import Alternative, alternatives, parse_alternatives
 from jaxtune.mixture.settings import Budget
 from jaxtune.plan import order
 from jaxtune.reports.preview import render
-from jaxtune.storage.documents import Json, check_writable, json_bytes, plain, replace_file
+from jaxtune.storage.documents import Json, check_writable, plain, replace_file
 from jaxtune.terminal import tables as terminal
 from jaxtune.terminal.display import Phase
+from jaxtune.terminal.foreign import print_json
 from jaxtune.train import documents, plans, resolution
 from jaxtune.train.resolution import TRAIN, Inputs
 
@@ -88,7 +88,7 @@ def run(
     if as_json:
         if other is not None:
             data["compare"] = {"option": other[0], "values": [one.to_json() for one in other[1]]}
-        sys.stdout.write(json_bytes(data).decode())
+        print_json(data)
         return
     out = terminal.console()
     if not shown.asks:

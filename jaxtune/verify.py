@@ -13,7 +13,7 @@ import numpy as np
 from jaxtune import config as configs
 from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
-from jaxtune.errors import UserError, printable
+from jaxtune.errors import UserError, say
 from jaxtune.optim import OptimConfig, Schedule, rate_table
 from jaxtune.runs import documents, manifest, seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
@@ -387,7 +387,7 @@ def compare_state(step: int, replayed: TrainState, saved: TrainState, *, exact: 
 def print_outcome(outcome: Verification) -> None:
     """One line for each check, and what differs below it."""
     for check in outcome.checks:
-        print(printable(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}"))
+        say(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}")
         for line in check.lines:
-            print(printable(f"      {line}"))
-    print("verified" if outcome.ok else "NOT verified: see the lines marked FAIL")
+            say(f"      {line}")
+    say("verified" if outcome.ok else "NOT verified: see the lines marked FAIL")

@@ -101,6 +101,7 @@ def test_mix_prints_a_table(capsys):
         (["generate", "nowhere", "--prompt", "x"], "nowhere"),
         (["import-hf", "nowhere"], "nowhere"),
         (["plan-memory", "nowhere.py"], "no config file"),
+        (["plan-memory", "nowhere.py", "--device-gib", "inf"], "at most 1048576; it is inf"),
         (["plan-memory", "nowhere.py", "--device-gib", "0"], "--device-gib must be above 0"),
         (["sweep", "nowhere.py", "--sweep-dir", "x", "--grid", "a=1"], "no config file"),
     ],
@@ -110,6 +111,30 @@ def test_bad_input_exits_with_1_and_one_message(capsys, arguments, message):
     assert code == 1
     assert "\nerror: " in f"\n{err}" and "Traceback" not in err  # after lines of phases, on a slow machine
     assert any(part in err for part in message.split("|"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["validate", "data.jsonl", "--limit"],
+        ["preview", "config.py", "--examples"],
+        ["preview", "config.py", "--index"],
+        ["plan-memory", "config.py", "--devices"],
+        ["generate", "model", "--max-new-tokens"],
+        ["generate", "model", "--top-k"],
+        ["verify", "run", "--replay"],
+        ["train", "config.py", "--run-dir", "no", "--resume-step"],
+        ["sweep", "config.py", "--sweep-dir", "no", "--random"],
+        ["sweep", "config.py", "--sweep-dir", "no", "--design-seed"],
+        ["transfer", "config.py", "--sweep-dir", "no", "--tasks", "a", "b", "--subsets"],
+        ["conflict", "config.py", "--tokens"],
+    ],
+)
+@pytest.mark.parametrize("number", ["-1", str(10**30), "1e3", "nan", "9" * 5000])
+def test_whole_numbers_that_no_command_can_use_are_refused_with_their_range(capsys, arguments, number):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*arguments, number])
+    assert f"argument {arguments[-1]}: '{number[:40]}' is not a whole number in [" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

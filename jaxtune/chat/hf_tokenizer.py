@@ -19,8 +19,8 @@ class HfTokenizer(TextEncoder):
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        spec = read_object(self.path)  # within its limits
         raw = self.path.read_bytes()
-        spec = read_object(self.path)
         if not _is_well_formed(spec):
             raise UserError(
                 f"{self.path}: not a tokenizer.json of the `tokenizers` library (`model` is no object with a "

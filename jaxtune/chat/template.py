@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.errors import UserError
-from jaxtune.storage.documents import read_json
+from jaxtune.storage.documents import read_json, read_text
 from jaxtune.storage.fingerprints import text_fingerprint
 
 
@@ -114,15 +114,15 @@ def load_template(folder: str | Path, variant: str = "default") -> ChatTemplate:
     """
     path = Path(folder)
     if path.is_file() and path.suffix == ".jinja":
-        return ChatTemplate(name=path.stem, source=_read(path))
+        return ChatTemplate(name=path.stem, source=read_text(path))
     if not path.is_dir():
         raise UserError(
             f"{path}: no such folder or .jinja file. Give a model folder, or one of: {', '.join(TEMPLATES)}."
         )
     if variant != "default" and (file := path / "additional_chat_templates" / f"{variant}.jinja").is_file():
-        return ChatTemplate(name=f"{path.name}/{variant}", source=_read(file))
+        return ChatTemplate(name=f"{path.name}/{variant}", source=read_text(file))
     if variant == "default" and (file := path / "chat_template.jinja").is_file():
-        return ChatTemplate(name=path.name, source=_read(file))
+        return ChatTemplate(name=path.name, source=read_text(file))
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (path / name).is_file():
             found = _variants(path / name)
@@ -157,10 +157,3 @@ def _variants(path: Path) -> dict[str, str]:
         f"{path}: `chat_template` is neither a text nor a list of {{name, template}}. Copy the file again, or choose a "
         f"built-in template: {', '.join(TEMPLATES)}."
     )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}). The file is damaged; copy it again.") from error

@@ -21,7 +21,7 @@ import cloudpickle
 from jaxtune.data.encoding import Encoding, encode_records
 from jaxtune.data.store import DamagedStore, Part, TaskTokens, allow_open_stores, merge, open_store
 from jaxtune.data.workers import end_with_parent
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, say
 from jaxtune.storage.documents import made_folder
 from jaxtune.tasks import Problem, ProblemLog, Task
 from jaxtune.tasks.problems import Severity
@@ -148,7 +148,7 @@ class Job:
         try:
             return open_store(self.store, self.facts)
         except DamagedStore as damage:
-            print(f"token cache damaged, making it again: {damage}", file=sys.stderr, flush=True)
+            say(f"token cache damaged, making it again: {damage}", file=sys.stderr, flush=True)
             shutil.rmtree(self.store)
             return None
 

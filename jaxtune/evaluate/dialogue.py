@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxtune import chat
 from jaxtune.chat import ChatTemplate, Conversation, Message, Tokenizer, load_template, load_tokenizer
-from jaxtune.errors import UserError, printable
+from jaxtune.errors import UserError, say
 from jaxtune.evaluate.decoding import SamplingConfig, generate, stream
 from jaxtune.hf import folder as hf
 from jaxtune.hf.text_files import end_tokens, read_generation
@@ -75,16 +75,16 @@ def converse(folder: pathlib.Path, *, system: str | None, sampling: SamplingConf
     speaker = load(folder)
     graphdef = abstract_params(speaker.config)[0]
     messages = opening(system)
-    print("Type a message. An empty line starts a new conversation, Ctrl-D ends.")
+    say("Type a message. An empty line starts a new conversation, Ctrl-D ends.")
     while True:
         try:
             said = input("you> ")
         except EOFError:
-            print()
+            say()
             return
         if not said.strip():
             messages = opening(system)
-            print("(new conversation)")
+            say("(new conversation)")
             continue
         asked = [*messages, Message("user", said)]
         try:
@@ -96,9 +96,9 @@ def converse(folder: pathlib.Path, *, system: str | None, sampling: SamplingConf
             ):  # fmt: skip
                 tokens.append(token)
                 if token not in speaker.stop_ids:
-                    print(printable(decoder.decode(speaker.tokenizer.token_bytes(token))), end="", flush=True)
-            print(printable(decoder.decode(b"", final=True)))
+                    say(decoder.decode(speaker.tokenizer.token_bytes(token)), end="", flush=True)
+            say(decoder.decode(b"", final=True))
         except UserError as error:  # the conversation outgrew the context; the chat goes on
-            print(f"error: {error}")
+            say(f"error: {error}")
             continue
         messages = [*asked, Message("assistant", speaker.text(tokens))]

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, say
 from jaxtune.parallel.rollcall import MissingProcesses, roll_call
 
 EXIT_STOPPED = 75
@@ -88,11 +88,15 @@ def start(place: Place | None, *, heartbeat_seconds: int = 30, timeout_seconds: 
     """Join the job; must come before anything touches a device. Without a place nothing happens.
 
     All processes must be there within `timeout_seconds`; otherwise each says in one line who is missing and leaves with
-    `EXIT_HOST_LOST`. Raises UserError for a port that is taken and for numbers that are given twice.
+    `EXIT_HOST_LOST`. Raises UserError for a port that is taken, for numbers that are given twice, and for times that
+    are not between a second and a day.
 
     A process that sends no heartbeat for `heartbeat_seconds` is dead, and ends the job on every host: at once where the
     collective operations notice, else by JAX's runtime, which prints that another task died.
     """
+    for name, seconds in (("--heartbeat-seconds", heartbeat_seconds), ("--start-seconds", timeout_seconds)):
+        if not 1 <= seconds <= 86400:
+            raise UserError(f"{name} is {seconds}; it must be a whole number in [1, 86400]")
     if place is None:
         return
     if place.source is Source.TPU:
@@ -102,7 +106,7 @@ def start(place: Place | None, *, heartbeat_seconds: int = 30, timeout_seconds: 
         try:
             roll_call(place.coordinator, place.processes, place.process, timeout=timeout_seconds)
         except MissingProcesses as error:
-            print(f"process {place.process} of {place.processes}: {error}; start the job again", file=sys.stderr)
+            say(f"process {place.process} of {place.processes}: {error}; start the job again", file=sys.stderr)
             raise SystemExit(EXIT_HOST_LOST) from error
         jax.distributed.initialize(
             place.coordinator,
@@ -113,7 +117,7 @@ def start(place: Place | None, *, heartbeat_seconds: int = 30, timeout_seconds: 
             heartbeat_timeout_seconds=heartbeat_seconds,
             initialization_timeout=timeout_seconds,
         )
-    print(
+    say(
         f"process {jax.process_index()} of {jax.process_count()}, by {place.source.value}; "
         f"a process without a heartbeat for {heartbeat_seconds} s ends the job",
         file=sys.stderr,
@@ -254,7 +258,7 @@ class StopSignal:
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # a closed stderr is no reason not to stop
-            print(f"\n{text}", file=sys.stderr, flush=True)
+            say(f"\n{text}", file=sys.stderr, flush=True)
 
 
 class Guard:
@@ -279,7 +283,7 @@ class Guard:
         if told is None:
             traceback.print_exception(error)
         code, message = told or (1, f"{type(error).__name__}; the other processes of this job stop as well.")
-        print(f"process {jax.process_index()} of {jax.process_count()}: {message}", file=sys.stderr, flush=True)
+        say(f"process {jax.process_index()} of {jax.process_count()}: {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(code)
 

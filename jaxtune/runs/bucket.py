@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtune.errors import say
 from jaxtune.storage.documents import parse_json
 from jaxtune.storage.stores import Store
 
@@ -44,7 +45,7 @@ class Bucket(Store):
             self.remove(name)
             names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
             names.remove(self._document)
-            self.ask("put", [str(folder / n) for n in names], [self.path(name, n) for n in names])
+            self.put({posixpath.join(name, one): folder / one for one in names})
         self.write(posixpath.join(name, self._document), document)
 
     def _send_marks(self, folder: pathlib.Path, name: str) -> None:
@@ -64,7 +65,7 @@ class Bucket(Store):
         folder.mkdir(parents=True, exist_ok=True)
         for name in there:
             if not (folder / name).exists():
-                print(f"fetching checkpoint {name} from {self.url}", file=sys.stderr)
+                say(f"fetching checkpoint {name} from {self.url}", file=sys.stderr)
                 self.fetch(name, folder / name)
 
     def fetch(self, name: str, folder: pathlib.Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, say
 from jaxtune.parallel.job import barrier
 from jaxtune.runs.documents import read_checkpoint
 from jaxtune.runs.leaves import described, differences, mismatch, parts, placed
@@ -162,7 +162,7 @@ class Checkpoints:
             return
         if self._bucket is not None:
             for name in self._bucket.steps():
-                print(f"fetching checkpoint {name} from {self._bucket.url}", file=sys.stderr)
+                say(f"fetching checkpoint {name} from {self._bucket.url}", file=sys.stderr)
                 self._bucket.fetch(name, pathlib.Path(self.directory / name))
         self._wait_for_all("jaxtune: copies of checkpoints fetched")
         self._manager.reload()

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, say
 from jaxtune.runs import seal
 from jaxtune.runs.history import ORIGIN
 from jaxtune.runs.retention import DOCUMENT, CheckpointConfig
@@ -87,7 +87,7 @@ class RemoteFolder:
                 try:
                     self.send()
                 except UserError as error:
-                    print(f"warning: not all of {self.url} could be sent: {error}", file=sys.stderr)
+                    say(f"warning: not all of {self.url} could be sent: {error}", file=sys.stderr)
                 raise
             self.send_at_last()
         self._lease = None
@@ -125,7 +125,7 @@ class RemoteFolder:
             early = [name for name in changed if name not in (FIRST_FILE, *LATE)]
             self._pipe(name for name in (FIRST_FILE,) if name in changed)
             if early:
-                self.store.ask("put", [str(self.folder / n) for n in early], [self.store.path(n) for n in early])
+                self.store.put({name: self.folder / name for name in early})
             self._pipe(name for name in LATE if name in changed)
             if changed or known.keys() - set(here):
                 versions = self.store.names()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import enum
+import io
 import itertools
 import json
 import math
@@ -237,6 +238,18 @@ def read_object(path: PathLike, limits: Limits = DEFAULT) -> Json:
     return value
 
 
+def read_text(path: PathLike, limits: Limits = DEFAULT) -> str:
+    """The UTF-8 text in a file, its lines ended by newlines alone.
+
+    Raises `UnreadableDocument` for one that is missing, no file, too large or not UTF-8.
+    """
+    try:
+        return io.StringIO(_content(path, limits).decode(), newline=None).read()
+    except UnicodeDecodeError as error:
+        problem = f"{os.fspath(path)}: byte {error.start + 1}: not UTF-8 ({error.reason})"
+        raise UnreadableDocument(f"{problem}; put back a whole copy of the file") from None
+
+
 def parse_json(content: bytes, *, name: str, limits: Limits = DEFAULT) -> Any:
     """The JSON value that `content` spells in UTF-8; `name` is what an `UnreadableDocument` calls the source."""
     if len(content) > limits.bytes:
@@ -271,15 +284,16 @@ def _content(path: PathLike, limits: Limits) -> bytes:
         return place.read_bytes()
     except FileNotFoundError:
         raise UnreadableDocument(f"{place}: no such file") from None
-    except OSError as error:
-        raise UnreadableDocument(f"{place}: not readable ({error.strerror or error}); check its permissions") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", None) or error
+        raise UnreadableDocument(f"{place}: not readable ({why}); check its name and permissions") from None
 
 
 def _check_regular(place: epath.Path) -> None:
     mode = os.stat(place).st_mode
     if not stat.S_ISREG(mode):  # reading a pipe would wait without end
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise UnreadableDocument(f"{place} is {kind}; a JSON file is needed here")
+        raise UnreadableDocument(f"{place} is {kind}; a file is needed here")
 
 
 def _is_remote(place: epath.Path) -> bool:
@@ -287,7 +301,7 @@ def _is_remote(place: epath.Path) -> bool:
 
 
 def _too_large(name: str, size: int, limits: Limits) -> UnreadableDocument:
-    return UnreadableDocument(f"{name}: {size} bytes; no JSON file of more than {limits.bytes} bytes is read here")
+    return UnreadableDocument(f"{name}: {size} bytes; no file of more than {limits.bytes} bytes is read here")
 
 
 def _no_constant(name: str) -> float:

@@ -61,15 +61,26 @@ def sized_fingerprint(path: epath.Path) -> tuple[int, str]:
 
 
 def files_below(folder: epath.Path, leave_out: Collection[str] = ()) -> list[str]:
-    """Names of all files below `folder`, relative to it and sorted; `leave_out` are names at its top level."""
+    """Names of all files below `folder`, relative to it and sorted; `leave_out` are names at its top level.
 
-    def walk(path: epath.Path, prefix: str) -> list[str]:
+    Pipes and devices are no files, whose reading would not end; a link that leads back to a folder above it is none.
+    """
+    remote = "://" in os.fspath(folder)
+
+    def walk(path: epath.Path, prefix: str, above: tuple[str, ...]) -> list[str]:
+        here = os.fspath(path) if remote else os.path.realpath(path)
+        if here in above:
+            return []
         names = []
         for child in path.iterdir():
-            names += walk(child, f"{prefix}{child.name}/") if child.is_dir() else [f"{prefix}{child.name}"]
+            name = f"{prefix}{child.name}"
+            if child.is_dir():
+                names += walk(child, f"{name}/", (*above, here))
+            elif remote or os.path.isfile(child):  # epath takes whatever is no folder for a file
+                names.append(name)
         return names
 
-    return sorted(set(walk(folder, "")) - set(leave_out))
+    return sorted(set(walk(folder, "", ())) - set(leave_out))
 
 
 def file_digests(folder: epath.Path, names: Sequence[str]) -> list[tuple[int, str]]:

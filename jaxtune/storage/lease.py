@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 
+from jaxtune.errors import say
 from jaxtune.storage.documents import Json, UnreadableDocument, json_line, parse_json
 from jaxtune.storage.locks import NAME, FolderInUse
 from jaxtune.storage.stores import Store, StoreError
@@ -90,7 +91,7 @@ class Lease:
             if _holder(self._read()) == self.holder:
                 self._store.ask("rm_file", self._path)
         except StoreError as error:  # what was written is whole; the next writer waits for a sign of life
-            print(f"warning: the lease of {self._store.url} could not be removed: {error}", file=sys.stderr)
+            say(f"warning: the lease of {self._store.url} could not be removed: {error}", file=sys.stderr)
 
     def confirm(self) -> None:
         """Raise `FolderInUse` where another process has the lease now, as after a long standstill of this one."""
@@ -121,7 +122,7 @@ class Lease:
         if holder is not None and (holder.is_gone or _age(before) > FORGOTTEN):
             return
         who = f"{self._store.url} was being written by {holder or 'another process'}"
-        print(f"{who}; waiting {STALE:.0f} s for a sign of life", file=sys.stderr, flush=True)
+        say(f"{who}; waiting {STALE:.0f} s for a sign of life", file=sys.stderr, flush=True)
         deadline = time.monotonic() + STALE
         while time.monotonic() < deadline:
             time.sleep(min(2.0, STALE / 10))
@@ -139,7 +140,7 @@ class Lease:
                     return  # `confirm` says so before anything more is sent
                 self._store.write(NAME, self._content())
             except StoreError as error:
-                print(f"the lease of {self._store.url} could not be renewed, trying again: {error}", file=sys.stderr)
+                say(f"the lease of {self._store.url} could not be renewed, trying again: {error}", file=sys.stderr)
 
     def _content(self) -> bytes:
         self._beats += 1

@@ -4,10 +4,12 @@ import os
 import pathlib
 import posixpath
 import re
+import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtune.errors import UserError
-from jaxtune.storage.documents import is_remains, replace_file
+from jaxtune.storage.documents import is_remains, replace_file, replacing
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "az": "adlfs", "abfs": "adlfs"}
@@ -84,6 +86,20 @@ class Store:
         try:  # fsspec empties a file of the disk and then fills it
             pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, content)
+        except OSError as error:
+            raise StoreError(f"{type(error).__name__}: {error}") from error
+
+    def put(self, files: Mapping[str, pathlib.Path]) -> None:
+        """Put files of this machine below the URL by the names given; a reader sees each object old or new, whole."""
+        if not self._is_disk:
+            self.ask("put", [str(file) for file in files.values()], [self.path(name) for name in files])
+            return
+        try:  # as in `write`; a model is too large to be held in memory
+            for name, file in files.items():
+                path = pathlib.Path(self.path(name))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("rb") as source, replacing(path) as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
         except OSError as error:
             raise StoreError(f"{type(error).__name__}: {error}") from error
 

@@ -4,6 +4,8 @@ import argparse
 import pathlib
 from collections.abc import Callable
 
+from jaxtune.terminal.arguments import whole
+
 PathParser = Callable[[str], pathlib.Path]
 """Reads a local path from the command line."""
 
@@ -18,7 +20,7 @@ def add_folder(parser: argparse.ArgumentParser, path: PathParser) -> None:
     text = "train runs of one shape together, as one program; side by side on the devices of --mesh.trial"
     parser.add_argument("--stacked", action="store_true", help=text)
     text = "at most N runs together (each has its own optimizer state)"
-    parser.add_argument("--stack-size", type=int, metavar="N", help=text)
+    parser.add_argument("--stack-size", type=whole(), metavar="N", help=text)
 
 
 def add_settings(parser: argparse.ArgumentParser, path: PathParser) -> None:
@@ -29,21 +31,21 @@ def add_settings(parser: argparse.ArgumentParser, path: PathParser) -> None:
     text = 'a JSONL file of settings: {"overrides": {"optim.peak-lr": "1e-3"}, "tag": "slow"}'
     parser.add_argument("--arms", type=path, metavar="FILE", help=text)
     text = "N settings spread evenly over --space by scrambled Sobol points"
-    parser.add_argument("--random", type=int, metavar="N", help=text)
+    parser.add_argument("--random", type=whole(1, 10**6), metavar="N", help=text)
     text = "e.g. optim.peak-lr=log:1e-4:1e-2 mixture.temperature=inv:1:inf batch.rows=choice:8:16"
     parser.add_argument("--space", nargs="+", default=[], metavar="OPTION=LAW:LOW:HIGH", help=text)
     text = "N mixtures drawn from a Dirichlet law around the tasks' natural shares"
-    parser.add_argument("--mixtures", type=int, metavar="N", help=text)
+    parser.add_argument("--mixtures", type=whole(0, 10**6), metavar="N", help=text)
     text = "how closely --mixtures keep to the natural shares (default 1: as widely as a flat law)"
     parser.add_argument("--concentration", type=float, default=1.0, metavar="A", help=text)
     text = "seed of the designs of --random and --mixtures"
-    parser.add_argument("--design-seed", type=int, default=0, metavar="S", help=text)
+    parser.add_argument("--design-seed", type=whole(), default=0, metavar="S", help=text)
     text = "each cluster of tasks left out once; `curve`: also beside 1, 2, ... of the other clusters"
     parser.add_argument("--leave-out", choices=["clusters", "curve"], help=text)
     text = "the folder's winner and the config's own setting on N fresh seeds"
-    parser.add_argument("--confirm", type=int, metavar="N", help=text)
+    parser.add_argument("--confirm", type=whole(1, 10**6), metavar="N", help=text)
     text = "N more settings where the fitted surface promises the most"
-    parser.add_argument("--refine", type=int, metavar="N", help=text)
+    parser.add_argument("--refine", type=whole(1, 10**6), metavar="N", help=text)
 
 
 def add_transfer(parser: argparse.ArgumentParser, path: PathParser) -> None:
@@ -57,16 +59,22 @@ def add_transfer(parser: argparse.ArgumentParser, path: PathParser) -> None:
     text = "the neutral task, which teaches the form of a chat only (default: `format`, if the config has it)"
     parser.add_argument("--baseline", metavar="TASK", help=text)
     text = "training examples of a task alone (default: the config's budget in equal parts)"
-    parser.add_argument("--examples", type=int, metavar="N", help=text)
-    parser.add_argument("--subsets", type=int, metavar="N", help="sets of --design subsets (default: three a task)")
+    parser.add_argument("--examples", type=whole(1), metavar="N", help=text)
+    parser.add_argument(
+        "--subsets", type=whole(1, 10**6), metavar="N", help="sets of --design subsets (default: three a task)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
 
 
 def add_conflict(parser: argparse.ArgumentParser, path: PathParser) -> None:
     """The options of `jaxtune conflict`."""
     parser.add_argument("place", metavar="CONFIG|RUN", help="a config, for its base model; or a run folder")
-    parser.add_argument("--batches", type=int, default=16, metavar="N", help="batches of each task (default: 16)")
-    parser.add_argument("--tokens", type=int, default=1024, metavar="N", help="slots of a batch (default: 1024)")
+    parser.add_argument(
+        "--batches", type=whole(1, 10**6), default=16, metavar="N", help="batches of each task (default: 16)"
+    )
+    parser.add_argument(
+        "--tokens", type=whole(1, 2**24), default=1024, metavar="N", help="slots of a batch (default: 1024)"
+    )
     text = "a finished sweep of `jaxtune transfer`: does the cheap number rank pairs as the dear one does?"
     parser.add_argument("--transfer", type=path, metavar="SWEEP", help=text)
     parser.add_argument("--out", type=path, metavar="FILE", help="write the numbers as JSON")

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from jaxtune.errors import UserError
-from jaxtune.storage.documents import parse_json
+from jaxtune.storage.documents import UnreadableDocument, parse_json, read_text
 
 DIGITS = 4
 """Significant digits of generated values: enough to tell settings apart, short enough to read."""
@@ -103,9 +103,9 @@ def zipped(axes: Mapping[str, Sequence[str]]) -> list[Setting]:
 def read_settings(path: pathlib.Path) -> list[Setting]:
     """A JSONL file with an object `{"overrides": {option: value}, "tag": name}` a line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--arms {path} cannot be read: {error}") from None
+        lines = read_text(path).splitlines()
+    except UnreadableDocument as error:
+        raise UserError(f"--arms cannot be read: {error}") from None
     settings = []
     for number, line in enumerate(lines, start=1):
         if line.strip():

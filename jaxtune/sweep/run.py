@@ -17,7 +17,7 @@ import jax
 
 from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, say
 from jaxtune.reports.sweep import write_sweep_report
 from jaxtune.reports.sweep_rungs import agreement_lines
 from jaxtune.runs import folder as runfolder
@@ -93,7 +93,7 @@ def sweep(
         runs = contenders(sweep_dir, trials, resolved, waiting, halving)
         status = train_by_rungs(sweep_dir, waiting, runs, halving, train, failures)
     if status is Status.STOPPED:
-        print("stopped; the same command continues the sweep")
+        say("stopped; the same command continues the sweep")
         return status
     if any(is_finished(sweep_dir / "runs" / trial.name) for trial in trials):
         write_results(sweep_dir)
@@ -156,14 +156,14 @@ def train_by_rungs(
         runs, row = decide(runs, rung, halving, failures)
         decided.append(row)
         left = sum(one["kept"] for one in row["settings"])
-        print(f"rung {halving.rungs[rung]:g}: {left} of {len(row['settings'])} settings go on", flush=True)
+        say(f"rung {halving.rungs[rung]:g}: {left} of {len(row['settings'])} settings go on", flush=True)
         record(sweep_dir, halving, decided, [])
     last = [by_name[run.name] for run in runs if run.name in by_name and run.name not in failures]
     if train(last) is Status.STOPPED:
         return Status.STOPPED
     found = agreement(runs, halving)
     record(sweep_dir, halving, decided, found)
-    print("\n".join(agreement_lines(found)), flush=True)
+    say("\n".join(agreement_lines(found)), flush=True)
     return Status.FINISHED
 
 
@@ -209,11 +209,11 @@ def train_group(runs: Sequence[Planned], programs: Programs, failures: dict[str,
     for outcome in train_together(runs, programs):
         if outcome.failure is not None:
             failures[outcome.run_dir.name] = outcome.failure
-            print(f"{outcome.run_dir.name} ended, the others go on: {outcome.failure}", flush=True)
+            say(f"{outcome.run_dir.name} ended, the others go on: {outcome.failure}", flush=True)
         if outcome.status is Status.STOPPED:
             return Status.STOPPED
         if outcome.failure is None:
-            print(f"{outcome.run_dir.name}: {reached(outcome.summary)}", flush=True)
+            say(f"{outcome.run_dir.name}: {reached(outcome.summary)}", flush=True)
     return Status.FINISHED
 
 
@@ -245,7 +245,7 @@ class Waiting:
 
     def say(self, text: str = "") -> None:
         """A line on the terminal about this run."""
-        print(f"{self.label} {self.folder.name}{text}", flush=True)
+        say(f"{self.label} {self.folder.name}{text}", flush=True)
 
     def plan(self) -> Planned:
         """The run checked and planned: from its last checkpoint if it was interrupted, else from its start."""

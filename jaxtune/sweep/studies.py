@@ -4,16 +4,12 @@ Everything heavy is imported where it is used, as in `jaxtune.commands`.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
 
-from jaxtune.storage.documents import Json, json_bytes
-
-
-def print_json(value: Any) -> None:
-    """JSON on the standard output."""
-    sys.stdout.write(json_bytes(value).decode())
+from jaxtune.errors import say
+from jaxtune.storage.documents import Json
+from jaxtune.terminal.foreign import print_json
 
 
 def transfer(config: Any, arguments: argparse.Namespace) -> int:
@@ -32,7 +28,7 @@ def transfer(config: Any, arguments: argparse.Namespace) -> int:
     planned = study.plan(request, config)
     if arguments.dry_run:
         runs = dry_run(planned.config, arguments.sweep_dir, planned.trials)
-        print_json(runs) if arguments.json else print(dry_run_text(runs))
+        print_json(runs) if arguments.json else say(dry_run_text(runs))
         return 0
     stored = configs.to_json(planned.config)
     grow(arguments.sweep_dir, stored, planned.trials, overwrite=arguments.overwrite)
@@ -45,7 +41,7 @@ def transfer(config: Any, arguments: argparse.Namespace) -> int:
     if status is not Status.FINISHED:
         return 130
     found = study.conclude(arguments.sweep_dir)
-    print_json(found) if arguments.json else print(transfer_text(found))
+    print_json(found) if arguments.json else say(transfer_text(found))
     return 0
 
 
@@ -91,7 +87,7 @@ def conflict(arguments: argparse.Namespace, load_config: Callable[[argparse.Name
         found["agreement"] = [{"step": point["step"], **agreement(point, dear)} for point in found["points"]]
     if arguments.out is not None:
         write_json(arguments.out, found)
-    print_json(found) if arguments.json else print(conflict_text(found))
+    print_json(found) if arguments.json else say(conflict_text(found))
     return 0
 
 
@@ -165,8 +161,8 @@ def surface(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(found.to_json())
     else:
-        print("\n".join(f"{name}: {value}" for name, value in facts(found)))
-        print(f"report: {page}")
+        say("\n".join(f"{name}: {value}" for name, value in facts(found)))
+        say(f"report: {page}")
 
 
 def law(arguments: argparse.Namespace) -> None:
@@ -182,14 +178,14 @@ def law(arguments: argparse.Namespace) -> None:
         print_json(found)
         return
     shares = found["best"]["shares"]
-    print(f"law of {found['mixtures']} mixtures; left-out arms: Spearman {found['rank_left_out']:.2f}")
+    say(f"law of {found['mixtures']} mixtures; left-out arms: Spearman {found['rank_left_out']:.2f}")
     for target, one in found["targets"].items():
         rates = ", ".join(f"{task} {rate:+.2f}" for task, rate in one["rates_centred"].items())
-        print(f"  {target}: R2 of left-out arms {one['r2_left_out']:.2f}; effect of shares, centred: {rates}")
+        say(f"  {target}: R2 of left-out arms {one['r2_left_out']:.2f}; effect of shares, centred: {rates}")
     trained = found["best_trained"]
-    print(f"best trained: {trained['loss']:.4f} at {trained['name']}")
-    print(f"expected at the best shares: {found['best']['expected_loss']:.4f}")
-    print(
+    say(f"best trained: {trained['loss']:.4f} at {trained['name']}")
+    say(f"expected at the best shares: {found['best']['expected_loss']:.4f}")
+    say(
         "  --mixture.strategy weights --mixture.weights "
         + " ".join(f"{task} {value}" for task, value in shares.items())
     )
@@ -208,7 +204,7 @@ def proxy(arguments: argparse.Namespace) -> None:
     accuracy = (
         "" if found["accuracy"] is None else f"; the small one orders {100 * found['accuracy']:.0f} % of them alike"
     )
-    print(told + accuracy + (" (80 % is the usual bar)" if accuracy else ""))
-    print(f"Kendall's tau {found['tau']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]")
+    say(told + accuracy + (" (80 % is the usual bar)" if accuracy else ""))
+    say(f"Kendall's tau {found['tau']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]")
     if found["warning"]:
-        print(found["warning"])
+        say(found["warning"])

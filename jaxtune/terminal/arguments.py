@@ -1,8 +1,9 @@
-"""Parsers of paths on the command line: every path has one of the two."""
+"""Parsers of paths and whole numbers on the command line; every path has one of the two."""
 
 import argparse
 import pathlib
 import re
+from collections.abc import Callable
 
 from jaxtune.errors import UserError
 from jaxtune.storage.stores import is_url
@@ -28,3 +29,18 @@ def run_place(text: str) -> pathlib.Path | str:
         return RemoteFolder(text, pathlib.Path()).url  # refuses what no installed package reaches
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def whole(low: int = 0, high: int = 2**63 - 1) -> Callable[[str], int]:
+    """The parser of a whole number from `low` to `high`, both allowed."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:  # no digits, or more than Python converts
+            number = None
+        if number is None or not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number in [{low}, {high}]")
+        return number
+
+    return parse

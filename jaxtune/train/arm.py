@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxtune.config import to_json
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, say
 from jaxtune.evaluate.answers import ScoreResult, spread
 from jaxtune.evaluate.hooks import call_hook
 from jaxtune.evaluate.loss import LossResult
@@ -330,7 +330,7 @@ def restore(checkpoints: Checkpoints | MainCheckpoints, state: TrainState, run: 
     if counters.best_step not in (-1, *steps):
         losses = {kept: checkpoints.metrics(kept).get(WATCHED, math.nan) for kept in steps}
         gone = counters.best_step
-        print(f"{run.name}: the best checkpoint, step {gone}, is gone; the best of those left counts from here on")
+        say(f"{run.name}: the best checkpoint, step {gone}, is gone; the best of those left counts from here on")
         counters = counters.without_best(losses)
     return restored, counters
 

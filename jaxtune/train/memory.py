@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from jaxtune import optim
 from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, say
 from jaxtune.hf import folder as hf
 from jaxtune.model import lora
 from jaxtune.model import transformer as model
@@ -366,9 +366,9 @@ def planned_devices(mesh: MeshConfig) -> int:
 def print_table(table: Mapping[str, Any]) -> None:
     """One line for each part, in MiB."""
     axes = ", ".join(f"{axis}={n}" for axis, n in table["mesh"].items() if n > 1) or "one device"
-    print(f"per device, mesh {axes}; {table['micro_rows']} rows of {table['seq_len']} tokens a forward pass")
+    say(f"per device, mesh {axes}; {table['micro_rows']} rows of {table['seq_len']} tokens a forward pass")
     for name, size in table["bytes"].items():
-        print(f"  {name:<12} {size / 2**20:12,.1f} MiB")
+        say(f"  {name:<12} {size / 2**20:12,.1f} MiB")
     verdict = "fits into" if table["fits"] else "does NOT fit into"
     most = table["most_micro_rows"]
-    print(f"{verdict} {table['device_bytes'] / 2**30:.1f} GiB; largest forward pass that fits: {most} rows")
+    say(f"{verdict} {table['device_bytes'] / 2**30:.1f} GiB; largest forward pass that fits: {most} rows")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxtune.config import ExperimentConfig, to_json
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, say
 from jaxtune.hf import folder as hf
 from jaxtune.parallel.job import answer_of_main, is_main
 from jaxtune.parallel.mesh import all_devices
@@ -101,7 +101,7 @@ class Planned:
 def _say_unwatched(names: tuple[str, ...]) -> None:
     """Says, once for all runs of a sweep, which tasks nothing will be measured of while they train."""
     text = f"no split named 'validation': nothing is measured of {', '.join(names)} while training"
-    print(text, file=sys.stderr, flush=True)
+    say(text, file=sys.stderr, flush=True)
 
 
 def plan_run(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxtune.config import ExperimentConfig
+from jaxtune.errors import say
 from jaxtune.parallel.job import Guard, answer_of_main, barrier, is_main
 from jaxtune.parallel.mesh import all_devices
 from jaxtune.runs.documents import SummaryFile, read_as
@@ -78,7 +79,7 @@ def train(
         if resume and resume_step is None and answer_of_main(lambda: is_finished(run.run_dir)):
             return finished_before(run.run_dir, run.remote and run.remote.url)
         if is_main():
-            print(documents.size_in_words(run.inputs), file=sys.stderr, flush=True)
+            say(documents.size_in_words(run.inputs), file=sys.stderr, flush=True)
         [outcome] = train_together([run], programs or Programs())
     if outcome.failure is not None:
         raise NotFinite(outcome.failure)
@@ -157,7 +158,7 @@ def finished_before(run_dir: pathlib.Path, url: str | None = None) -> TrainResul
     summary = answer_of_main(lambda: read_as(run_dir / "summary.json", SummaryFile))
     ended = TrainResult(status=Status(summary["status"]), exit_code=0, run_dir=run_dir, summary=summary, url=url)
     if is_main():
-        print(f"{ended.where()} is finished; there is nothing to resume", file=sys.stderr)
+        say(f"{ended.where()} is finished; there is nothing to resume", file=sys.stderr)
     return ended
 
 

@@ -96,7 +96,7 @@ def test_a_missing_or_damaged_template_is_an_error_with_a_remedy(tmp_path, files
 
 def test_a_template_that_is_not_text_is_an_error(tmp_path):
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
-    with pytest.raises(UserError, match=r"chat_template\.jinja: not UTF-8"):
+    with pytest.raises(UserError, match=r"chat_template\.jinja: byte 1: not UTF-8"):
         load_template(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         load_template(tmp_path / "nothing")

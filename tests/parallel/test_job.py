@@ -239,6 +239,12 @@ def test_an_incomplete_or_impossible_place_is_a_user_error(given, message):
         distributed.detect({}, **given)
 
 
+@pytest.mark.parametrize("given", [{"heartbeat_seconds": 0}, {"timeout_seconds": -1}, {"timeout_seconds": 10**12}])
+def test_times_that_no_job_can_have_are_refused_before_anybody_is_called(given):
+    with pytest.raises(UserError, match=r"--(heartbeat|start)-seconds is -?\d+; it must be .* \[1, 86400\]"):
+        distributed.start(None, **given)
+
+
 def test_variables_that_are_no_numbers_or_incomplete_are_user_errors():
     with pytest.raises(UserError, match="missing: JAXTUNE_PROCESS$"):
         distributed.detect({"JAXTUNE_COORDINATOR": "h:9", "JAXTUNE_PROCESSES": "2"})

@@ -11,7 +11,7 @@ import pytest
 
 from jaxtune.errors import UserError
 from jaxtune.runs.remote import RemoteFolder, read_places
-from jaxtune.storage import lease, locks
+from jaxtune.storage import lease, locks, stores
 from jaxtune.storage.lease import Lease, holder_of
 from jaxtune.storage.locks import FolderInUse
 from jaxtune.storage.stores import Store, StoreError
@@ -86,8 +86,8 @@ def test_nothing_is_sent_or_brought_twice(tmp_path, url, store, monkeypatch):
     remote = RemoteFolder(url, tmp_path / "one")
     moved = []
     kind = type(store._store)
-    put, get = kind.put, kind.get
-    monkeypatch.setattr(kind, "put", lambda self, here, there, **k: (moved.extend(there), put(self, here, there, **k)))
+    put, get = Store.put, kind.get
+    monkeypatch.setattr(Store, "put", lambda self, files: (moved.extend(files), put(self, files)))
     monkeypatch.setattr(kind, "get", lambda self, there, here, **k: (moved.extend(there), get(self, there, here, **k)))
     with remote.writing():
         write(remote.folder, config_json="{}", metrics="1\n")
@@ -117,34 +117,29 @@ def test_an_end_that_cannot_be_sent_says_where_the_run_is(tmp_path, url, store, 
     with pytest.raises(UserError, match="the store is down") as caught, remote.writing():
         write(remote.folder, config_json="{}", metrics="1\n")
         monkeypatch.setattr(type(store._store), "put", down)
+        monkeypatch.setattr(stores, "replacing", down)  # the way to a disk
     assert f"It is whole in {remote.folder}" in str(caught.value)
 
 
 def test_the_file_that_makes_it_a_run_is_sent_first_and_the_end_last(tmp_path, url, store, monkeypatch):
-    remote, order, ask, put = RemoteFolder(url, tmp_path / "one"), [], Store.ask, Store.write
-    sent = {"put": 1}
+    remote, order, removed = RemoteFolder(url, tmp_path / "one"), [], []
+    ask, put, one = Store.ask, Store.put, Store.write
 
     def listen(self, method, *arguments, **settings):
-        if method in sent:
-            given = arguments[sent[method]]
-            order.extend(os.path.basename(path) for path in ([given] if isinstance(given, str) else given))
+        removed.extend(os.path.basename(path) for path in arguments if method == "rm_file")
         return ask(self, method, *arguments, **settings)
 
-    def listen_too(self, name, content):
-        order.append(name)
-        put(self, name, content)
-
     monkeypatch.setattr(Store, "ask", listen)
-    monkeypatch.setattr(Store, "write", listen_too)
+    monkeypatch.setattr(Store, "put", lambda self, files: (order.extend(files), put(self, files)))
+    monkeypatch.setattr(Store, "write", lambda self, name, content: (order.append(name), one(self, name, content)))
     with remote.writing():
         order.clear()
         write(remote.folder, seal_json="s", summary_json="{}", config_json="{}", a="1", z="2")
         remote.send()
         assert order == ["config.json", "a", "z", "summary.json", "seal.json"]
-        order.clear()
-        monkeypatch.setitem(sent, "rm_file", 0)
+        removed.clear()
         remote.clear()
-        assert set(order) == {"config.json", "a", "z", "summary.json", "seal.json"} and order[-1] == "config.json"
+        assert set(removed) == {"config.json", "a", "z", "summary.json", "seal.json"} and removed[-1] == "config.json"
 
 
 def test_a_folder_of_other_things_is_neither_taken_nor_read(tmp_path, url, store, monkeypatch):
@@ -200,8 +195,14 @@ def test_a_lease_has_one_holder_and_goes_at_its_end(url, store, monkeypatch):
         pass
 
 
-def test_a_reader_sees_an_object_whole_while_it_is_written_anew(store):
+@pytest.mark.parametrize("by", ["write", "put"])
+def test_a_reader_sees_an_object_whole_while_it_is_written_anew(store, url, tmp_path, by):
+    if by == "put" and url.startswith("memory"):
+        store = Store(f"file://{tmp_path}/store")  # fsspec's store in memory shows halves; real ones do not
     contents = [bytes([65 + i]) * 1_000_000 for i in range(2)]
+    files = [tmp_path / f"file {i}" for i in range(2)]
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content)
     store.write("x", contents[0])
     seen, end = set(), threading.Event()
 
@@ -211,8 +212,8 @@ def test_a_reader_sees_an_object_whole_while_it_is_written_anew(store):
 
     reader = threading.Thread(target=look)
     reader.start()
-    for i in range(200):
-        store.write("x", contents[i % 2])
+    for i in range(100):
+        store.write("x", contents[i % 2]) if by == "write" else store.put({"x": files[i % 2]})
     end.set()
     reader.join()
     assert seen <= set(contents)
@@ -224,6 +225,15 @@ def test_what_a_killed_process_left_of_a_write_is_no_object(tmp_path):
     store.write("x", b"1")
     (tmp_path / ".x.0123456789ab").write_bytes(b"half of")
     assert names(store) == {"x"}
+
+
+def test_a_file_that_cannot_be_put_leaves_the_object_of_before(tmp_path):
+    store = Store(f"file://{tmp_path}/store")
+    store.write("deep/x", b"before")
+    with pytest.raises(StoreError, match="IsADirectoryError"):
+        store.put({"deep/x": tmp_path})
+    assert store.read("deep/x") == b"before"
+    assert [path.name for path in (tmp_path / "store" / "deep").iterdir()] == ["x"]
 
 
 def leave(store: Store, **changes) -> None:

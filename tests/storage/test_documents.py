@@ -87,14 +87,25 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "large").write_text("[1, 2, 3]")
-    told = {"pipe": "no regular file", "loop": "no such file|not readable", ".": "is a folder", "none": "no such file"}
-    for name, message in told.items():
-        with pytest.raises(UnreadableDocument, match=message):
-            read_json(tmp_path / name)
-    with pytest.raises(UnreadableDocument, match="9 bytes; no JSON file of more than 8"):
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    special = "no regular file"
+    told = {"pipe": special, "endless": special, "loop": "no such file|not readable", ".": "is a folder"}
+    for name, message in {**told, "none": "no such file", "nu\0l": "null"}.items():
+        for read in (read_json, documents.read_text):
+            with pytest.raises(UnreadableDocument, match=message):
+                read(tmp_path / name)
+    with pytest.raises(UnreadableDocument, match="9 bytes; no file of more than 8"):
         read_json(tmp_path / "large", Limits(bytes=8))
     with pytest.raises(UnreadableDocument, match="an object is needed|a JSON object is needed, this is a list"):
         documents.read_object(tmp_path / "large")
+
+
+def test_text_is_read_with_newlines_alone_and_refused_where_it_is_none(tmp_path):
+    (tmp_path / "text").write_bytes("\ufeffä\r\nb\rc\n".encode())
+    assert documents.read_text(tmp_path / "text") == (tmp_path / "text").read_text("utf-8") == "\ufeffä\nb\nc\n"
+    (tmp_path / "latin").write_bytes(b"ab\xe4")
+    with pytest.raises(UnreadableDocument, match="latin: byte 3: not UTF-8"):
+        documents.read_text(tmp_path / "latin")
 
 
 def test_plain_values_survive_json_and_non_finite_numbers_read_back():

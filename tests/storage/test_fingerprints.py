@@ -1,5 +1,7 @@
 """Fingerprints move when their content moves, and by nothing else."""
 
+import os
+
 import numpy as np
 from etils import epath
 
@@ -35,6 +37,18 @@ def test_files_are_known_by_content_and_a_folder_by_its_names(tmp_path):
     first, second = (fingerprints.file_digests(epath.Path(tmp_path / folder), names) for folder in ("a", "b"))
     assert first == second == [(6, fingerprints.text_fingerprint("pieces"))]
     assert fingerprints.file_fingerprint(tmp_path / "a" / "inner" / "x.json") == first[0][1]
+
+
+def test_pipes_devices_and_links_in_a_circle_are_no_files_and_are_not_read(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "x").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    (tmp_path / "inner" / "up").symlink_to(tmp_path)
+    (tmp_path / "other").symlink_to(tmp_path / "inner")
+    assert fingerprints.files_below(epath.Path(tmp_path)) == ["inner/x", "other/x"]
 
 
 def test_hash64_is_the_same_on_every_machine():

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shlex
 
 import numpy as np
@@ -83,8 +84,14 @@ def test_a_file_that_cannot_be_used_names_the_line(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         read_settings(path)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="--arms cannot be read: .*no such file"):
         read_settings(tmp_path / "missing.jsonl")
+
+
+def test_a_pipe_of_settings_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="--arms cannot be read: .*no regular file"):
+        read_settings(tmp_path / "pipe")
 
 
 def test_random_settings_fill_their_spaces_evenly():

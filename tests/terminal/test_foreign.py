@@ -1,5 +1,7 @@
 """Text of strangers never acts on a terminal: through consoles, errors, answers of models, and commands."""
 
+import ast
+import contextlib
 import io
 import json
 import pathlib
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
+import jaxtune
 from jaxtune import cli, verify
-from jaxtune.errors import UserError, printable
-from jaxtune.terminal.foreign import TextConsole
+from jaxtune.errors import UserError, printable, say
+from jaxtune.terminal.foreign import TextConsole, print_json
 
 ATTACK = "\x1b]0;PWNED\x07\x1b[2Jx\u202egnp.\x9b31m\x00\x08\x7f"
 
@@ -29,6 +32,30 @@ def test_printable_text_is_harmless_and_plain_text_stays(text):
     if not acts(text):
         assert printable(text) == text
     assert str(UserError(text)) == printable(text)
+
+
+@given(st.text())
+def test_lines_and_json_show_and_never_act(text):
+    with contextlib.redirect_stdout(io.StringIO()) as lines:
+        say(text)
+    assert lines.getvalue() == f"{printable(text)}\n"
+    with contextlib.redirect_stdout(io.StringIO()) as document:
+        print_json({text: [text + ATTACK]})
+    assert not acts(document.getvalue())
+    assert json.loads(document.getvalue()) == {text: [text + ATTACK]}
+
+
+def test_nothing_is_printed_but_through_the_functions_that_escape():
+    package = pathlib.Path(jaxtune.__file__).parent
+    ours = {"errors.py": "print", "terminal/foreign.py": "sys.stdout.write"}
+    raw = []
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+        called = [ast.unparse(call.func) for call in calls]
+        writers = ("print", "Console", "sys.stdout.write", "sys.stderr.write", "os.write")
+        raw += [(name, one) for one in called if one in writers and ours.get(name) != one]
+    assert not raw
 
 
 @given(st.text(min_size=1), st.booleans())
@@ -57,6 +84,9 @@ def test_validate_escapes_ids_fields_and_file_names(tmp_path, capsys):
     assert cli.main(["validate", str(path)]) == 1
     said = capsys.readouterr()
     assert "\\x1b" in said.out and not acts(said.out) and not acts(said.err)
+    assert cli.main(["validate", str(path), "--json"]) == 1
+    said = capsys.readouterr()
+    assert "\\u009b31m" in said.out and not acts(said.out)
 
 
 @pytest.mark.parametrize("command", [["report"], ["verify"], ["train"], ["validate"], ["evaluate"], ["mix"]])

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, SupportsIndex
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, say
 from jaxtune.storage.documents import made_folder
 from jaxtune.storage.stores import default_cache
 from jaxtune.tasks.problems import Problem, RecordError
@@ -107,7 +107,7 @@ class CompressedJsonlSource(FileSource):
         for copy in folder.glob(f"{self.pins[0].sha256}.*.jsonl"):
             if PinnedFile(copy, shown_as=str(copy)).sha256 == copy.suffixes[-2][1:]:
                 return copy.resolve()
-            print(f"{copy} is damaged; decompressing {self.name} again", file=sys.stderr, flush=True)
+            say(f"{copy} is damaged; decompressing {self.name} again", file=sys.stderr, flush=True)
             copy.unlink(missing_ok=True)
         return self._decompress(folder)
 
