@@ -13,6 +13,8 @@ from typing import Any
 import shared
 from shared import Log
 
+from jaxtune.errors import printable
+
 MEMORY = 10 << 30
 """Address space of a command: JAX alone maps some GB that it does not use."""
 Json = dict[str, Any]
@@ -36,7 +38,7 @@ def campaign(folder: pathlib.Path, log: Log, seed: int) -> None:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     attacks = [*data_files(place), *data_in_a_run(place, config), *model_folders(place, config.parent / "base")]
-    attacks += [*templates(place, config), *config_files(place), *options(config)]
+    attacks += [*templates(place, config), *config_files(place), *options(config), *run_folders(place, config)]
     names = [attack.name for attack in attacks]
     assert len(set(names)) == len(names), "two attacks have one name"
     for attack in attacks:
@@ -51,7 +53,7 @@ def judge(attack: Attack, folder: pathlib.Path, log: Log) -> None:
     environ = {"JAXTUNE_CACHE": str(folder / "cache")}
     command = shared.jaxtune(*attack.command)
     said = shared.run(command, folder / "said.log", seconds=60, memory=MEMORY, environ=environ)
-    raw = [character for character in said.text if ord(character) < 32 and character not in "\n\t\r"]
+    raw = [character for character in said.text if printable(character) != character != "\r"]
     ended = said.code == 0 if attack.accepted else said.refused
     right = ended and not said.crashed and not raw and not canary.exists()
     trouble = f"{len(raw)} control characters; " if raw else "" + ("wrote a file; " if canary.exists() else "")
@@ -338,3 +340,44 @@ def options(config: pathlib.Path) -> Iterator[Attack]:
         yield Attack("options", f"--{value}", command)
     for text in ("gs://bucket/run", "/proc/1/run", "x\x00y", "a" * 300):
         yield Attack("options", f"--run-dir {text[:40]!r}", ("train", config, "--run-dir", text))
+
+
+# Run folders of others
+
+
+def run_folders(place: pathlib.Path, config: pathlib.Path) -> Iterator[Attack]:
+    """Changed copies of a finished run, for the commands that read run folders."""
+    sound = place.parent / "finished run"
+    if not (sound / "seal.json").exists():
+        shutil.rmtree(sound, ignore_errors=True)
+        train = shared.jaxtune(*shared.quick("train", config, "--run-dir", sound))
+        said = shared.run(train, place.parent / "making.log", seconds=600)
+        assert said.code == 0, said.text
+    put = {
+        "a pipe": lambda path: os.mkfifo(path),
+        "an endless device": lambda path: path.symlink_to("/dev/zero"),
+        "a loop of links": lambda path: path.symlink_to(path),
+    }
+    for number, (what, make) in enumerate(put.items()):
+        for name in ("config.json", "metrics.jsonl", "seal.json", "summary.json", f"model/{WEIGHTS}"):
+            run = place / f"run {number} {name.replace('/', ' ')}"
+            shutil.copytree(sound, run)
+            (run / name).unlink()
+            make(run / name)
+            yield Attack("run folders", f"{name} is {what}", ("verify", run))
+        yield Attack("run folders", f"generate: weights are {what}", ("generate", run, "--prompt", "a"))
+        strange = place / f"strange {number}"
+        shutil.copytree(sound, strange)
+        make(strange / "more")
+        yield Attack("run folders", f"beside the run's files is {what}", ("verify", strange), accepted=True)
+    escapes = place / "escapes"
+    shutil.copytree(sound, escapes)
+    (escapes / "\x1b[2J\x9b31m\u202egnp.exe").write_text("x")
+    (escapes / "upwards").symlink_to(escapes)
+    for command in ("verify", "report"):
+        yield Attack("run folders", f"{command}: escapes in a file's name", (command, escapes), accepted=True)
+    lines = (escapes / "metrics.jsonl").read_text().splitlines()
+    nested = place / "nested"
+    shutil.copytree(sound, nested, symlinks=True)
+    (nested / "metrics.jsonl").write_text("\n".join([*lines, "[" * 100_000 + "]" * 100_000, ""]))
+    yield Attack("run folders", "report: metrics nested 100000 deep", ("report", nested))

@@ -14,8 +14,10 @@ import shared
 from shared import Log, killing
 
 MOMENTS = ("in a step", "in a step", "while saving", "at start", "at the end", "any time")
+START, HEARTBEAT = 60, 10
+"""Seconds within which the processes of a job must be there, and within which one must show that it lives."""
 OTHERS_END = 90.0
-"""Seconds within which the processes of a job end when one of them was killed (heartbeats are 10 s apart)."""
+"""Seconds within which the processes of a job end when one of them was killed."""
 LOST_HOST = (76, 134, -signal.SIGABRT)
 """Exit codes of a process whose neighbour died."""
 GRID = ("--grid", "optim.peak-lr=1e-2,3e-3", "--seeds", 0)
@@ -85,7 +87,7 @@ class Victim:
             if not last and len(codes) < len(children):
                 dead = self.kill([child for child in children if child not in codes], draw)
                 moments.append(moment)
-                trouble += self.wait_for_others(children, codes, dead)
+                trouble += [f"{moment}: {what}" for what in self.wait_for_others(children, codes, dead)]
             codes |= {child: killing_code(child) for child in children if child not in codes}
             if set(codes.values()) == {0}:
                 if last:
@@ -97,6 +99,8 @@ class Victim:
         ends = self.ends(place)
         trouble += [f"left behind: {path}" for path in place.rglob("*partial*")]
         shutil.rmtree(place)
+        if trouble:
+            shutil.copy(place.with_suffix(".log"), f"{place} trouble.log")
         return ends, moments, trouble
 
     def start(self, place: pathlib.Path) -> list[int]:
@@ -110,7 +114,8 @@ class Victim:
         if self.processes == 1:
             return [shared.start(shared.jaxtune(*shared.quick(*command)), output)]
         place_of = {"JAXTUNE_COORDINATOR": f"localhost:{free_port()}", "JAXTUNE_PROCESSES": str(self.processes)}
-        command += ("--mesh.devices", self.processes, "--batch.micro-rows", 4, "--heartbeat-seconds", 10)
+        command += ("--mesh.devices", self.processes, "--batch.micro-rows", 4)
+        command += ("--heartbeat-seconds", HEARTBEAT, "--start-seconds", START)
         job = shared.jaxtune(*shared.quick(*command))
         return [shared.start(job, output, {**place_of, "JAXTUNE_PROCESS": str(i)}) for i in range(self.processes)]
 
@@ -164,6 +169,8 @@ class Victim:
             time.sleep(0.01)
         slow = [child for child in children if child not in codes]
         for child in slow:
+            os.kill(child, shared.STACKS)  # the log says where it waits
+            time.sleep(1.0)
             os.kill(child, signal.SIGKILL)
         trouble = [f"{len(slow)} processes still there {OTHERS_END:.0f} s after a kill"] if slow else []
         wrong = sorted({code for child, code in codes.items() if child not in dead and code not in (*LOST_HOST, 0)})

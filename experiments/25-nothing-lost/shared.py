@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import faulthandler
 import importlib
 import json
 import os
@@ -16,11 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "06-kill-and-resume"))
+# Compiling is most of a short run. All commands are compiled alike, so that bits can be compared.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 killing = importlib.import_module("kill")
 """The script of 06-kill-and-resume: its project and its reading of a run's end."""
 
 SECONDS, MEMORY = 120, 12 << 30
 """Bounds of a command: wall-clock time, and address space (JAX maps a few GB that it does not use)."""
+STACKS = signal.SIGUSR1
+"""On this signal a child writes into its log where its threads are."""
 CRASHED = 99
 """Exit code of a command that raised: a traceback, which is a bug."""
 
@@ -104,6 +109,7 @@ def start(command: Callable[[], int], output: pathlib.Path, environ: Mapping[str
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(environ or {})
+        faulthandler.register(STACKS, file=2, all_threads=True)
         code = command()
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
