@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from jaxtune.reports.drawing import Frame, XAxis, axes, mark, shorten, svg, text, ticks
 from jaxtune.terminal.numbers import Format, Number, axis_numbers
 
+STACKED = 600
+"""Width in pixels below which names stand above their bars."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairedBar:
@@ -24,26 +27,37 @@ class PairedBar:
 
 
 def paired_bars(bars: Sequence[PairedBar], *, width: int) -> str:
-    """For each task its first share (neutral) and its second (coloured), with both numbers and a note."""
-    row, left, right = 40, 150, 150
+    """For each task its first share (neutral) and its second (coloured), with both numbers and a note.
+
+    In a narrow drawing name and note stand above the bars, else beside them.
+    """
+    narrow = width < STACKED
+    row, left, right, down = (58, 0, 0, 18) if narrow else (40, 150, 150, 0)
     high = max([bar.first for bar in bars] + [bar.second for bar in bars] + [1e-9])
     scale = (width - left - right - 58) / high
     parts = []
     for index, bar in enumerate(bars):
-        y = index * row
+        top = index * row
+        y = top + down
         first, second = max(bar.first * scale, 1.0), max(bar.second * scale, 1.0)
         parts.append(
             f'<g style="{bar.colour}"><title>{html.escape(bar.title)}</title>'
-            f'<rect class="hit" x="0" y="{y}" width="{width}" height="{row}"/>'
-            + text(left - 14, y + 24, shorten(bar.name, 20), "end", "strong")
+            f'<rect class="hit" x="0" y="{top}" width="{width}" height="{row}"/>'
+            + _beside(bar.name, 20, top + 14 if narrow else y + 24, left, narrow)
             + f'<rect x="{left}" y="{y + 7}" width="{first:.1f}" height="7" rx="1.5" fill="var(--natural)"/>'
             + f'<rect class="bar" x="{left}" y="{y + 16}" width="{second:.1f}" height="13" rx="1.5"/>'
             + text(left + first + 6, y + 14, f"{100 * bar.first:.1f}%", "start")
             + text(left + second + 6, y + 27, f"{100 * bar.second:.1f}%", "start", "strong")
-            + text(width, y + 24, bar.note, "end", "label")
+            + text(width, top + 14 if narrow else y + 24, bar.note, "end", "label")
             + "</g>"
         )
     return svg(width, row * len(bars), parts)
+
+
+def _beside(name: str, length: int, y: Number, left: Number, narrow: bool) -> str:
+    """A row's name: at the left end of its own line in a narrow drawing, else up to the plot's left side."""
+    at, anchor = (0, "start") if narrow else (left - 14, "end")
+    return text(at, y, shorten(name, 34 if narrow else length), anchor, "strong")
 
 
 def histogram(
@@ -114,8 +128,9 @@ class Whisker:
 
 
 def whiskers(rows: Sequence[Whisker], *, width: int, form: Format, x_label: str) -> str:
-    """Estimates with whiskers over a common axis that shows zero."""
-    row, left, right = 26, 170, 170
+    """Estimates with whiskers over a common axis that shows zero; names and notes as in `paired_bars`."""
+    narrow = width < STACKED
+    row, left, right, up = (44, 10, 10, 16) if narrow else (26, 170, 170, 0)
     ends = [value for one in rows for value in (one.low, one.high, one.mean, *one.points)]
     bounds = [value for value in ends if math.isfinite(value)] + [0.0]
     pad = 0.06 * (max(bounds) - min(bounds)) or 1.0
@@ -135,10 +150,12 @@ def whiskers(rows: Sequence[Whisker], *, width: int, form: Format, x_label: str)
         at = f"{frame.x(value):.1f}"
         parts.append(f'<line class="{kind}" x1="{at}" x2="{at}" y1="{frame.top:g}" y2="{frame.bottom:g}"/>')
         parts.append(text(frame.x(value), frame.bottom + 16, form(value), "middle"))
-    parts.append(text(width, frame.bottom + 16, x_label, "end"))
+    below = 14 if narrow and x_label else 0  # the axis' name has a line of its own where numbers reach the right end
+    parts.append(text(width, frame.bottom + 16 + below, x_label, "end"))
     for index, one in enumerate(rows):
-        y = 4 + row * index + row / 2
-        parts.append(f'<g style="{one.colour}">' + text(left - 14, y + 4, shorten(one.name, 24), "end", "strong"))
+        middle = 4 + row * index + row / 2
+        y, words = middle + up / 2, middle - up / 2 + 4
+        parts.append(f'<g style="{one.colour}">' + _beside(one.name, 24, words, left, narrow))
         if math.isfinite(one.low) and math.isfinite(one.high):
             low, high = f"{frame.x(one.low):.1f}", f"{frame.x(one.high):.1f}"
             parts.append(f'<line class="whisker" x1="{low}" x2="{high}" y1="{y:g}" y2="{y:g}"/>')
@@ -149,5 +166,5 @@ def whiskers(rows: Sequence[Whisker], *, width: int, form: Format, x_label: str)
         ]
         if math.isfinite(one.mean):
             parts.append(f'<circle class="dot full" cx="{frame.x(one.mean):.1f}" cy="{y:g}" r="4"/>')
-        parts.append(text(width, y + 4, one.note, "end", "label") + "</g>")
-    return svg(width, int(frame.bottom + 26), parts)
+        parts.append(text(width, words, one.note, "end", "label") + "</g>")
+    return svg(width, int(frame.bottom + 26 + below), parts)

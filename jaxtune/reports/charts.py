@@ -102,7 +102,7 @@ def _frame(series: Sequence[Series], width: int, height: int, *, y: YAxis, right
     xs = [x for one in series for x in one.x] or [0.0, 1.0]
     ys = [bound for one in series for bound in _bounds(one)] or [0.0, 1.0]
     low, high = min(ys), max(ys)
-    start = 0.0 if 0 < min(xs) <= 1 < max(xs) else min(xs)
+    start = 0.0 if 0 < min(xs) <= max(1, 0.05 * max(xs)) < max(xs) else min(xs)
     pad = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
     least = min((value for value in ys if value > 0), default=0.0)
     if y.log and 0 < 10 * least <= high:

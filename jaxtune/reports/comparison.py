@@ -17,7 +17,7 @@ from jaxtune.reports.heatmap import Grid, heat_table
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, plain_text, tag
 from jaxtune.reports.training import LOSS, loss_series, subheading
 from jaxtune.runs.history import Run, TrainRow
-from jaxtune.runs.results import reached, status
+from jaxtune.runs.results import reached, status, when_and_where
 from jaxtune.runs.seal import read_unchanged
 from jaxtune.science.intervals import Estimate, mean_of_estimates, paired_proportions
 from jaxtune.storage.documents import Json, check_writable, dotted, replace_file
@@ -71,7 +71,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
     ]
     return page.page(
         " · ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs",
-        kicker="jaxtune comparison",
+        kicker=" · ".join(["jaxtune comparison", *when_and_where(runs)]),
         lead=f"{len(runs)} runs side by side; the first, {runs[0].name}, is the reference.",
         top="",
         sections=[section for section in sections if section is not None],
@@ -154,11 +154,11 @@ def curves_section(runs: Sequence[Run]) -> Section | None:
         panels.append(page.figure(Html(drawing), caption=task))
     entries = [("stroke", page.colour(index), run.name) for index, run in drawn]
     note = "nats per token; logarithmic where it falls tenfold"
-    chart = Html(line_chart(overall, width=1040, height=280, y=LOSS))
-    parts = [page.legend(entries), page.figure(chart, caption="Mean of tasks", note=note, wide=True)]
+    chart = lambda width: line_chart(overall, width=width, height=280, y=LOSS)
+    parts = [page.legend(entries), page.wide_figure(chart, caption="Mean of tasks", note=note)]
     if any(run.train for _, run in drawn):
-        chart = Html(line_chart(by_tokens, width=1040, height=220, x=XAxis(label="tokens"), y=LOSS))
-        parts.append(page.figure(chart, caption="The same over the tokens trained on", note=note, wide=True))
+        chart = lambda width: line_chart(by_tokens, width=width, height=220, x=XAxis(label="tokens"), y=LOSS)
+        parts.append(page.wide_figure(chart, caption="The same over the tokens trained on", note=note))
     parts += [subheading("By task", "each panel has its own scale"), tag("div", *panels, class_="grid4")]
     return Section(
         "curves", "Validation loss", "By step, on the same validation examples where the tasks are the same.", parts
@@ -177,9 +177,9 @@ def training_section(runs: Sequence[Run]) -> Section | None:
         return None
     entries = [("stroke", page.colour(index), run.name) for index, run in drawn]
     parts: list[object] = [page.legend(entries)]
-    wide = overlay(drawn, lambda row: row.loss, width=1040, height=250, y=LOSS, smoothed=True)
+    wide = lambda width: overlay(drawn, lambda row: row.loss, width=width, height=250, y=LOSS, smoothed=True)
     note = "nats per trained token of each run's own mixture, smoothed"
-    parts.append(page.figure(Html(wide), caption="Training loss", note=note, wide=True))
+    parts.append(page.wide_figure(wide, caption="Training loss", note=note))
     small: list[tuple[str, str, Callable[[TrainRow], float], bool]] = [
         ("Learning rate", "", lambda row: row.learning_rate, False),
         ("Gradient norm", "before clipping", lambda row: row.grad_norm, True),
@@ -207,7 +207,7 @@ def overlay(
         raw, smooth = loss_series([row.step for row in rows], [value(row) for row in rows], [1.0] * len(rows))
         colour, line = line_of(index, len(drawn)), smooth.y if smoothed else raw.y
         series.append(dataclasses.replace(smooth, name=shorten(run.name, 24), y=line, colour=colour))
-    return line_chart(series, width=width, height=height, x=XAxis(named=width > 400), y=y)
+    return line_chart(series, width=width, height=height, x=XAxis(named=width >= page.NARROW), y=y)
 
 
 def against_first_section(runs: Sequence[Run]) -> Section | None:
@@ -221,12 +221,12 @@ def against_first_section(runs: Sequence[Run]) -> Section | None:
             rows.append(Whisker(name=run.name, mean=mean.mean, low=mean.low, high=mean.high, note=note))
     if not rows:
         return None
-    drawing = whiskers(rows, width=1040, form=lambda value: f"{100 * value:g}", x_label="points")
+    drawing = lambda width: whiskers(rows, width=width, form=lambda value: f"{100 * value:g}", x_label="points")
     lead = (
         f"Exact match against {runs[0].name}, mean of tasks, paired by question (Agresti and Min 2005, 95%). "
         "The interval holds for these two models; it does not tell how another seed would do."
     )
-    return Section("against", "Against the first run", lead, [page.figure(Html(drawing), wide=True)])
+    return Section("against", "Against the first run", lead, [page.wide_figure(drawing)])
 
 
 def question_differences(first: Run, second: Run) -> dict[str, Estimate]:

@@ -85,7 +85,8 @@ class Frame:
     @property
     def y_ticks(self) -> list[Number]:
         """Round numbers of the vertical scale."""
-        count = 4 if self.bottom - self.top > 90 else 3
+        height = self.bottom - self.top
+        count = 3 if height <= 90 else 4 if height <= 180 else 6
         return log_ticks(self.y_low, self.y_high, count) if self.log else ticks(self.y_low, self.y_high, count)
 
 

@@ -22,7 +22,10 @@ def forgetting_section(runs: Sequence[Run]) -> Section | None:
     if len(kept) > 1:
         entries = [("disc", page.colour(0), "all parameters"), ("disc", page.colour(1), "adapters")]
         note = "up: gained on the tasks; right: lost on the texts; the line joins runs that no other beats in both"
-        parts += [page.legend(entries), page.figure(picture(kept), caption="Gain against forgetting", note=note)]
+        parts += [
+            page.legend(entries),
+            page.wide_figure(lambda width: picture(kept, width), caption="Gain against forgetting", note=note),
+        ]
     parts.append(forgetting_table(kept))
     lead = (
         "Texts without a chat template that were not trained on, before and after tuning, nats per token; KL is the "
@@ -47,7 +50,7 @@ def forgetting_table(runs: Sequence[Run]) -> Html:
     return page.table(columns, rows)
 
 
-def picture(runs: Sequence[Run], width: int = 640, height: int = 320) -> Html:
+def picture(runs: Sequence[Run], width: int, height: int = 320) -> str:
     """A dot a run: forgetting to the right, gain upwards, adapters in a colour of their own."""
     points = [(forget(run), gain(run)) for run in runs]
     drawn = [i for i, (x, y) in enumerate(points) if math.isfinite(x) and math.isfinite(y)]
@@ -70,4 +73,4 @@ def picture(runs: Sequence[Run], width: int = 640, height: int = 320) -> Html:
             f'<circle class="dot full" cx="{x:.1f}" cy="{y:.1f}" r="4" style="{colour}"><title>{title}</title></circle>'
         )
     parts.append(text(frame.left, frame.top + 4, "gained, nats per token", "start", "label"))
-    return Html(svg(width, height, parts))
+    return svg(width, height, parts)

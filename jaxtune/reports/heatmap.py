@@ -31,7 +31,7 @@ class Grid:
     framed: bool = True
     """Whether the best cell is framed."""
     links: Mapping[tuple[int, int], Sequence[tuple[str, str]]] = dataclasses.field(default_factory=dict)
-    """(text, address) of the pages of each cell's runs."""
+    """(seed, address) of the pages of each cell's runs."""
 
     def shade(self, value: float) -> float:
         """Place of the value between the worst (0) and the best (1) of the grid."""
@@ -110,5 +110,5 @@ def heat_cell(grid: Grid, row: int, column: int) -> Html:
     kinds = (["dark"] if shade > INK_TURNS else []) + (["best"] if grid.framed and (row, column) == grid.best else [])
     below = tag("span", f"± {grid.form(spread)}", class_="dim") if math.isfinite(spread) else ""
     pages = [tag("a", text, href=address) for text, address in grid.links.get((row, column), ())]
-    runs = tag("span", join(pages, " "), class_="dim") if pages else ""
+    runs = tag("span", f"seed{'s' if len(pages) > 1 else ''} ", join(pages, " "), class_="dim") if pages else ""
     return tag("td", grid.form(mean), below, runs, class_=" ".join(kinds) or None, style=f"--x:{shade:.2f}")

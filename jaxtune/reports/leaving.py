@@ -5,7 +5,7 @@ import math
 from jaxtune.reports import page
 from jaxtune.reports.charts import Series, Style, line_chart
 from jaxtune.reports.drawing import XAxis
-from jaxtune.reports.page import Column, Html, Section
+from jaxtune.reports.page import Column, Section
 from jaxtune.runs.leaving import read_leaving
 from jaxtune.runs.sweeps import Sweep
 from jaxtune.terminal.numbers import decimal, percent
@@ -38,10 +38,13 @@ def leaving_section(sweep: Sweep) -> Section | None:
         ]  # fmt: skip
         counts = sorted({count for one in lines for count in one.curve})
         axis = XAxis(label="clusters trained on", ticks=[(count, f"{count}") for count in counts])
-        drawing = Html(line_chart(series, width=760, height=260, x=axis))
+        drawing = lambda width: line_chart(series, width=width, height=260, x=axis)
         entries = [("stroke", page.colour(index), one.cluster) for index, one in enumerate(lines)]
         caption = "Loss of a left-out cluster by the number of others trained on"
-        parts += [page.legend(entries), page.figure(drawing, caption=caption, note="nats per token, mean of seeds")]
+        parts += [
+            page.legend(entries),
+            page.wide_figure(drawing, caption=caption, note="nats per token, mean of seeds"),
+        ]
     lead = (
         "Retained: (loss of the base - loss without the cluster) / (loss of the base - loss with all clusters), of the "
         "cluster's own tasks. 100 %: the others do as much for it as its own data; below 0: they harm it. Seeds are "

@@ -75,7 +75,7 @@ def picture(curves: Mapping[str, Mapping[int, Contrast]], caption: str) -> Html:
         if found
     ]
     axis = XAxis(label="repeats", ticks=[(math.log2(one), f"{one}") for one in times])
-    drawing = line_chart(series, width=500, height=220, x=axis)
+    drawing = line_chart(series, width=450, height=220, x=axis)
     entries = [("stroke", page.colour(index), group) for index, group in enumerate(curves)] if len(curves) > 1 else []
     return tag("div", page.legend(entries), page.figure(Html(drawing), caption=caption, note="by repeats"))
 

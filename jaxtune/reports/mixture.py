@@ -23,8 +23,8 @@ def mixture_section(tasks: Sequence[TaskShare], mixed: Json, config: Json) -> Se
         ("fill", "--c:var(--natural)", "natural share: the task's part of all usable examples"),
         ("fill", page.colour(0), "sampled share: its part of the examples trained on"),
     ]
-    bars = paired_bars(share_bars(tasks), width=1040)
-    parts: list[object] = [page.legend(entries), page.figure(Html(bars), wide=True)]
+    bars = page.wide_figure(lambda width: paired_bars(share_bars(tasks), width=width))
+    parts: list[object] = [page.legend(entries), bars]
     if len(tasks) > TASKS_DRAWN:
         parts.append(tag("p", f"{len(tasks) - TASKS_DRAWN:,} more tasks are in the table.", class_="note"))
     parts.append(tag("div", mixture_table(tasks), style="margin-top:22px"))
@@ -161,8 +161,8 @@ def alternatives_section(option: str, found: Sequence[Alternative]) -> Section:
             ]
             chart = line_chart(
                 series,
-                width=500,
-                height=270,
+                width=450,
+                height=260,
                 x=XAxis(label=option, ticks=ticks),
                 y=YAxis(form=form, from_zero=True),
                 end_labels=True,

@@ -15,6 +15,8 @@ from jaxtune.terminal.numbers import Number, signed
 STYLE_SHEET = Path(__file__).parent.parent / "assets" / "page.css"
 PALETTE = 8
 """Number of task colours in the style sheet; further tasks start over and are told apart by their labels."""
+WIDE, NARROW = 1040, 380
+"""Widths in pixels of a drawing across the page, and of the same one on a screen of at most 720."""
 TASKS_DRAWN = 24
 """Tasks that get a panel or a card of their own; tables hold them all."""
 
@@ -169,10 +171,21 @@ def _cells(columns: Sequence[Column], row: Sequence[object]) -> list[Html]:
     ]
 
 
-def figure(drawing: Html, *, caption: object = "", note: object = "", wide: bool = False) -> Html:
-    """A drawing under its caption; a wide one scrolls sideways on a narrow screen instead of shrinking."""
+def figure(drawing: Html, *, caption: object = "", note: object = "") -> Html:
+    """A drawing under its caption."""
     title = tag("figcaption", tag("span", caption), tag("span", note, class_="dim")) if caption or note else ""
-    return tag("figure", title, drawing, class_="wide" if wide else None)
+    return tag("figure", title, drawing)
+
+
+def wide_figure(draw: Callable[[int], str], *, caption: object = "", note: object = "") -> Html:
+    """A drawing as wide as the page. `draw` takes the width in pixels.
+
+    It is drawn a second time for narrow screens, where the first one's letters would be too small to read; the style
+    sheet shows one of them.
+    """
+    widths = (("at-wide", WIDE), ("at-narrow", NARROW))
+    drawings = [tag("div", Html(draw(width)), class_=kind) for kind, width in widths]
+    return figure(join(drawings), caption=caption, note=note)
 
 
 def legend(entries: Sequence[tuple[str, str, str]]) -> Html:

@@ -1,6 +1,7 @@
 """The recommended setting on a page: its numbers and the fitted surface."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from jaxtune.runs.sweeps import MEASURES, Measure, Sweep, option_name
 from jaxtune.science.optimum import Axis, Scale
 from jaxtune.science.surface import Quadratic
 from jaxtune.terminal.numbers import percent, signed
+
+MOST_LABELS = 6
+"""Values of an axis that are written beside the surface."""
 
 
 def recommendation_section(sweep: Sweep) -> Section | None:
@@ -96,8 +100,8 @@ def curve_picture(found: Recommendation) -> Html:
     ticks = [(place, f"{axis.value(place):g}") for place in (-1.0, 0.0, 1.0)]
     drawing = line_chart(
         [series],
-        width=520,
-        height=280,
+        width=450,
+        height=250,
         x=XAxis(label=option_name(axis.name), ticks=ticks),
         y=YAxis(form=found.measure.form),
     )
@@ -122,11 +126,22 @@ def surface_picture(found: Recommendation) -> Html:
         for (a, b), h in zip(grid[:, :2], height, strict=True)
     ]
     parts += outline(region, lambda i: left + i * cell, lambda i: top + size - i * cell)
+    parts.append('<g style="--c:var(--ink)">')
     parts += [f'<circle class="dot full" cx="{x(p[1]):.1f}" cy="{y(p[0]):.1f}" r="2.4"/>' for p in found.points]
     if found.own is not None:
         parts.append(f'<circle class="dot" cx="{x(found.own[1]):.1f}" cy="{y(found.own[0]):.1f}" r="6"/>')
+    parts.append("</g>")
     parts.append(cross(x(grid[np.argmin(mean), 1]), y(grid[np.argmin(mean), 0])))
-    parts += labels(found.axes[1], found.axes[0], x, y, left, top + size)
+    across, up = ([float(p[i]) for p in found.points] for i in (1, 0))
+    parts += [
+        f'<text x="{x(place):.1f}" y="{top + size + 16}" text-anchor="middle">{found.axes[1].value(place):.3g}</text>'
+        for place in labelled(across)
+    ]
+    parts += [
+        f'<text x="{left - 6}" y="{y(place) + 4:.1f}" text-anchor="end">{found.axes[0].value(place):.3g}</text>'
+        for place in labelled(up)
+    ]
+    parts.append(f'<text x="{left}" y="{top + size + 36}">{tag("tspan", axes_note(found))}</text>')
     return Html(f'<svg viewBox="0 0 {left + size + 20} {top + size + 46}" role="img">{"".join(parts)}</svg>')
 
 
@@ -144,7 +159,7 @@ def outline(region, x, y) -> list[str]:
             for neighbour, (x1, y1, x2, y2) in sides:
                 if not inside(*neighbour):
                     ends = f'x1="{x(x1):.1f}" y1="{y(y1):.1f}" x2="{x(x2):.1f}" y2="{y(y2):.1f}"'
-                    lines.append(f'<line class="rule" {ends}/>')
+                    lines.append(f'<line class="edge" {ends}/>')
     return lines
 
 
@@ -156,14 +171,14 @@ def cross(x: float, y: float) -> str:
     )
 
 
-def labels(across: Axis, up: Axis, x, y, left: int, bottom: int) -> list[str]:
-    """Values at the ends and the middle of both axes, and their names."""
-    parts = []
-    for place in (-1.0, 0.0, 1.0):
-        parts.append(f'<text x="{x(place):.1f}" y="{bottom + 16}" text-anchor="middle">{across.value(place):g}</text>')
-        parts.append(f'<text x="{left - 6}" y="{y(place) + 4:.1f}" text-anchor="end">{up.value(place):g}</text>')
+def labelled(places: Sequence[float]) -> list[float]:
+    """Places on an axis from -1 to 1 that get a number: those that were tried, the ends and the middle of many."""
+    tried = sorted({round(place, 6) for place in places})
+    return tried if len(tried) <= MOST_LABELS else [-1.0, 0.0, 1.0]
+
+
+def axes_note(found: Recommendation) -> str:
+    """Text under the picture: the names of its axes."""
+    up, across = found.axes[:2]
     note = f"{option_name(across.name)} → · {option_name(up.name)} ↑"
-    if Scale.INVERSE in (across.scale, up.scale):
-        note += " (spaced by 1 / value)"
-    parts.append(f'<text x="{left}" y="{bottom + 36}">{tag("tspan", note)}</text>')
-    return parts
+    return note + " (spaced by 1 / value)" if Scale.INVERSE in (across.scale, up.scale) else note

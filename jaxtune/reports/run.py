@@ -16,7 +16,7 @@ from jaxtune.reports.page import Column, Html, Section, Stat, change, from_to, j
 from jaxtune.reports.training import training_section
 from jaxtune.runs import seal
 from jaxtune.runs.history import Run, read_run
-from jaxtune.runs.results import TaskResult, macro_mean, measured, overfitting, status, task_results
+from jaxtune.runs.results import TaskResult, macro_mean, measured, overfitting, status, task_results, when_and_where
 from jaxtune.science.intervals import Estimate, mean_of_estimates
 from jaxtune.storage.documents import Json, number, replace_file
 from jaxtune.tasks.metrics import forgetting
@@ -64,7 +64,7 @@ def render(run: Run, changed: Sequence[str] = ()) -> str:
     ]
     return page.page(
         str(run.config.get("name", run.name)),
-        kicker=" · ".join(["jaxtune run", run.name, status(run), *when_and_where(run)]),
+        kicker=" · ".join(["jaxtune run", run.name, status(run), *when_and_where([run])]),
         lead=headline(run),
         top=headline_stats(run),
         sections=[section for section in sections if section is not None],
@@ -74,16 +74,6 @@ def render(run: Run, changed: Sequence[str] = ()) -> str:
 
 
 # Head
-
-
-def when_and_where(run: Run) -> list[str]:
-    """The day on which a run began, and its devices."""
-    found, started = run.environment.get("devices", {}), str(run.environment.get("started", ""))
-    kind = run.environment.get("cpu") if found.get("platform") == "cpu" else found.get("kind")
-    count = run.environment.get("cpus") if found.get("platform") == "cpu" else found.get("count")
-    where = f"{count:,} × {kind}" if kind and isinstance(count, int) else ""
-    when = f"{started[:16].replace('T', ' ')} UTC" if started else ""
-    return [text for text in (when, where) if text]
 
 
 def headline(run: Run) -> str:

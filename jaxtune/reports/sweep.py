@@ -1,6 +1,7 @@
 """The page of a sweep: its grid, the settings that may be the best, differences with intervals, curves, runs."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtune.reports import page
@@ -19,7 +20,7 @@ from jaxtune.reports.sweep_tasks import aggregates_section
 from jaxtune.reports.training import LOSS
 from jaxtune.reports.transfer import PICTURE, transfer_png, transfer_section
 from jaxtune.runs.history import Run
-from jaxtune.runs.results import reached
+from jaxtune.runs.results import reached, when_and_where
 from jaxtune.runs.sweeps import MATCH, Sweep, option_name
 from jaxtune.runs.transfer import read_transfer
 from jaxtune.storage.documents import replace_file
@@ -60,10 +61,11 @@ def render_sweep(sweep: Sweep) -> str:
     sections = [*(compared if transfer is None else [transfer]), ladder_section(by_setting(sweep))]
     sections.insert(0, leaving_section(sweep))
     sections.append(forgetting_section([arm.run for arm in sweep.arms]))
-    sections += [curves_section(sweep), arms_section(sweep)]
+    # The runs of a transfer sweep are named by their tasks; the weights that say the same would fill the table.
+    sections += [curves_section(sweep), arms_section(sweep, list(sweep.axes) if transfer is None else [])]
     return page.page(
         sweep.path.name,
-        kicker="jaxtune sweep",
+        kicker=" · ".join(["jaxtune sweep", *when_and_where([arm.run for arm in sweep.arms])]),
         lead=lead_text(sweep),
         top=sweep_stats(sweep) if transfer is None else "",
         sections=[section for section in sections if section is not None],
@@ -116,23 +118,23 @@ def curves_section(sweep: Sweep) -> Section | None:
     if not series:
         return None
     legend = [("stroke", page.colour(i), f"{option_name(axis)} {value}") for i, value in enumerate(values) if axis]
-    drawing = line_chart(series, width=980, height=300, y=LOSS)
+    drawing = lambda width: line_chart(series, width=width, height=300, y=LOSS)
     part = f" (the first {CURVES})" if len(sweep.arms) > CURVES else ""
     lead = f"Validation loss, mean of tasks, of every run{part}; logarithmic where it falls tenfold."
-    return Section("curves", "Curves", lead, [page.legend(legend), page.figure(Html(drawing), wide=True)])
+    return Section("curves", "Curves", lead, [page.legend(legend), page.wide_figure(drawing)])
 
 
-def arms_section(sweep: Sweep) -> Section:
-    """Every run, with its page."""
-    columns = [Column("run", number=False), *(Column(option_name(axis)) for axis in sweep.axes)]
+def arms_section(sweep: Sweep, axes: Sequence[str]) -> Section:
+    """Every run, with its page; `axes` are the options that have a column."""
+    columns = [Column("run", number=False), *(Column(option_name(axis)) for axis in axes)]
     columns += [Column(name) for name in ("seed", "steps", "best step", "validation loss", "exact match", "time")]
     rows = [
         [
             run_link(sweep, arm.run.path, arm.tag or arm.name),
-            *(arm.setting.get(axis, "–") for axis in sweep.axes),
+            *(arm.setting.get(axis, "–") for axis in axes),
             f"{arm.seed}{' (fresh)' if arm in sweep.confirmations else ''}",
             f"{arm.run.summary.get('steps', 0):,}",
-            f"{arm.run.summary.get('best', {}).get('step', -1):,}",
+            best_step(arm.run),
             decimal(arm.after.loss),
             percent(arm.after.exact_match),
             duration(float(arm.run.summary.get("seconds", math.nan))),
@@ -143,6 +145,12 @@ def arms_section(sweep: Sweep) -> Section:
     if sweep.unfinished:
         parts.append(tag("p", f"Not finished: {', '.join(sweep.unfinished)}.", class_="note"))
     return Section("runs", "Runs", "Validation loss and exact match are means over tasks.", parts)
+
+
+def best_step(run: Run) -> str:
+    """The step of the best validation; a dash for a run that had none."""
+    step = run.summary.get("best", {}).get("step", -1)
+    return f"{step:,}" if step >= 0 else "–"
 
 
 def run_link(sweep: Sweep, folder: Path, name: str) -> object:

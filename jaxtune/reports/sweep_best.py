@@ -29,11 +29,9 @@ def headline(sweep: Sweep, measure: Measure) -> Stat:
     fresh = [measure.pick(arm) for arm in sweep.confirmations if arm.setting == winner]
     if not fresh:
         mean = float(np.nanmean([measure.pick(arm) for arm in sweep.arms if arm.setting == winner]))
-        return Stat(
-            f"Best of {len(sweep.settings)}: {title}",
-            measure.form(mean),
-            f"at {name}; chosen from these runs, so on average too good: `--confirm N` measures it on fresh seeds",
-        )
+        chosen, command = f"at {name}; chosen from these runs, so on average too good: ", tag("code", "--confirm N")
+        under = join([chosen, command, " measures it on fresh seeds"])
+        return Stat(f"Best of {len(sweep.settings)}: {title}", measure.form(mean), under)
     estimate = over_seeds(fresh)
     half = (estimate.high - estimate.low) / 2
     unit = f" ± {measure.form(half)}" if math.isfinite(half) else ""

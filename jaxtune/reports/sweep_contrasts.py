@@ -52,7 +52,7 @@ def chart(members: Sequence[Answer], measure: Measure) -> Html:
         for one in members
         if one.measure.name == measure.name
     ]
-    drawing = whiskers(rows, width=500, form=lambda value: f"{measure.scale * value:g}", x_label="")
+    drawing = whiskers(rows, width=430, form=lambda value: f"{measure.scale * value:g}", x_label="")
     return tag("div", page.figure(Html(drawing), caption=measure.title))
 
 

@@ -64,7 +64,7 @@ def grid_of(sweep: Sweep, measure: Measure, axes: Sequence[str], fixed: Setting)
 def run_links(sweep: Sweep, setting: Setting) -> list[tuple[str, str]]:
     """(seed, address of the run's page relative to the sweep's folder) of every run of a setting."""
     return [
-        (f"seed {arm.seed}", f"{arm.run.path.relative_to(sweep.path).as_posix()}/report.html")
+        (f"{arm.seed}", f"{arm.run.path.relative_to(sweep.path).as_posix()}/report.html")
         for arm in sweep.arms
         if setting.items() <= arm.setting.items() and arm.run.path.is_relative_to(sweep.path)
     ]
@@ -77,7 +77,7 @@ def grid_section(sweep: Sweep) -> Section | None:
         tables = [
             tag("div", page.figure(heat_table(grid), caption=grid.title, note=colour_span(grid))) for grid in grids
         ]
-        parts.append(tag("div", *tables, class_="grid2"))
+        parts.append(tag("div", *tables, class_="grids"))
     lead = (
         "Mean over seeds ± standard deviation of a run. The stronger the colour the better; the best mean is framed, "
         "which does not say that it is better than the others: see below."

@@ -35,21 +35,14 @@ def training_section(run: Run) -> Section | None:
     ]
     if any(prompt_losses(row) for row in run.evals):
         entries.append(("ring", PROMPTS, "prompts of the validation examples, by task"))
-    overall = line_chart(
-        loss_series([row.step for row in run.train], [row.loss for row in run.train], [1.0] * len(run.train))
-        + [validation_series(run, None)],
-        width=1040,
-        height=290,
-        marks=marks,
-        y=LOSS,
-    )
+    curves = loss_series([row.step for row in run.train], [row.loss for row in run.train], [1.0] * len(run.train))
+    curves.append(validation_series(run, None))
     parts: list[object] = [
         page.legend(entries),
-        page.figure(
-            Html(overall),
+        page.wide_figure(
+            lambda width: line_chart(curves, width=width, height=290, marks=marks, y=LOSS),
             caption="Loss, all tasks",
             note=f"nats per trained token; {LOG_NOTE}",
-            wide=True,
         ),
     ]
     panels = [task_panel(run, task, index, marks) for index, task in enumerate(run.task_names[:TASKS_DRAWN])]

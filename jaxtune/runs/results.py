@@ -113,6 +113,18 @@ def macro_mean(values: Sequence[float]) -> float:
     return math.fsum(kept) / len(kept) if kept else math.nan
 
 
+def when_and_where(runs: Sequence[Run]) -> list[str]:
+    """The time at which the runs began, and the devices of the first; empty where nothing was recorded."""
+    found = runs[0].environment.get("devices", {})
+    kind = runs[0].environment.get("cpu") if found.get("platform") == "cpu" else found.get("kind")
+    count = runs[0].environment.get("cpus") if found.get("platform") == "cpu" else found.get("count")
+    where = f"{count:,} × {kind}" if kind and isinstance(count, int) else ""
+    times = [str(run.environment.get("started", ""))[:16].replace("T", " ") for run in runs]
+    known = [time for time in times if time]
+    when = f"{' to '.join(dict.fromkeys((min(known), max(known))))} UTC" if known else ""
+    return [text for text in (when, where) if text]
+
+
 def status(run: Run) -> str:
     """End of the run, in words."""
     words = {

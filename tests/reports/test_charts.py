@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jaxtune.reports.bars import PairedBar, Whisker, histogram, paired_bars, whiskers
 from jaxtune.reports.charts import Series, Style, condensed, line_chart, smooth, spaced, thinned
 from jaxtune.reports.drawing import XAxis, YAxis, log_ticks, ticks
-from jaxtune.reports.page import PALETTE, STYLE_SHEET
+from jaxtune.reports.page import NARROW, PALETTE, STYLE_SHEET, WIDE, wide_figure
 from jaxtune.terminal.numbers import axis_percent
 
 
@@ -153,6 +153,58 @@ def test_paired_bars_are_as_long_as_the_shares_they_show():
     drawn = paired_bars(bars, width=1000)
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="(?:7|13)"', drawn)]
     assert [width / widths[0] for width in widths] == pytest.approx([1.0, 0.75, 0.25, 0.5], abs=1e-3)
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_names_stand_above_the_bars_where_there_is_no_room_beside_them(width):
+    bars = [PairedBar(name="summarization", first=0.8, second=0.6, colour="--c:red", note="1.30 epochs")]
+    drawn = paired_bars(bars, width=width)
+    name, note = (
+        re.search(rf'x="([\d.]+)" y="([\d.]+)"[^>]*>{words}<', drawn) for words in ("summarization", "1.30 epochs")
+    )
+    left, top = re.search(r'<rect x="([\d.]+)" y="([\d.]+)"', drawn).groups()
+    length = float(re.search(r'class="bar"[^>]*width="([\d.]+)"', drawn)[1])
+    if width == NARROW:
+        assert float(name[2]) < float(top) and float(left) == 0 and name[2] == note[2]
+    else:
+        assert float(name[1]) < float(left) and float(name[2]) > float(top)
+    assert length > 0.45 * width and float(note[1]) == width
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_whiskers_use_most_of_the_width(width):
+    rows = [Whisker(name="temperature=4_seed=1", mean=1.0, low=0.0, high=2.0, note="+1.0 points, 600 questions")]
+    drawn = whiskers(rows, width=width, form=str, x_label="points")
+    start, stop = map(float, re.search(r'class="whisker" x1="([\d.]+)" x2="([\d.]+)"', drawn).groups())
+    assert stop - start > 0.5 * width
+    numbers = {float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="middle">', drawn)}
+    axis = float(re.search(r'y="([\d.]+)" text-anchor="end">points<', drawn)[1])
+    assert len(numbers) == 1 and (axis - numbers.pop() > 10) == (width == NARROW)
+
+
+def test_the_axis_of_steps_begins_at_zero_where_the_first_ones_are_missing():
+    curve = lambda first: line_chart([Series(name="a", x=[first, 60, 120], y=[3.0, 2.0, 1.0])], width=336, height=150)
+    assert ">0</text>" in curve(2).split("axis")[1] and ">0</text>" not in curve(40).split("axis")[1]
+
+
+def test_a_tall_logarithmic_axis_has_numbers_between_the_powers_of_ten():
+    series = [Series(name="loss", x=[0, 160], y=[8.0, 0.04])]
+    low, tall = (line_chart(series, width=1000, height=height, y=YAxis(log=True)) for height in (150, 290))
+    assert ">0.5</text>" in tall and ">0.5</text>" not in low and ">0.1</text>" in low
+
+
+def test_narrow_screens_get_the_second_drawing_of_a_wide_picture():
+    wide, phone = STYLE_SHEET.read_text().split("@media (max-width: 720px)")
+    assert ".at-narrow { display: none; }" in wide and ".at-wide" not in wide
+    assert ".at-wide { display: none; }" in phone and re.search(r"\.at-narrow { display: block;", phone)
+    shown = str(wide_figure(lambda width: f'<svg viewBox="0 0 {width} 10"></svg>', caption="a"))
+    assert shown.count("<svg") == 2 and f"0 0 {NARROW} " in shown and f"0 0 {WIDE} " in shown
+
+
+def test_captions_break_their_lines():
+    """A caption that does not would make the page wider than a phone."""
+    rules = re.findall(r"([^{}]+)\{([^}]*)\}", STYLE_SHEET.read_text())
+    assert not [name for name, rule in rules if "figcaption" in name and "nowrap" in rule]
 
 
 def test_a_histogram_has_one_bar_per_bin_with_its_count_on_hover():

@@ -92,6 +92,23 @@ def test_every_cell_links_to_the_pages_of_its_runs(sweep_dir):
         assert page.links.count(f"{run['dir']}/report.html") == 3  # in each of two grids and in the table of runs
 
 
+def test_the_head_says_when_the_runs_began_and_on_what(sweep_dir, tmp_path):
+    shutil.copytree(sweep_dir, tmp_path / "s")
+    for entry, day in zip(read_json(tmp_path / "s" / "sweep.json")["runs"], (1, 4, 2), strict=False):
+        path = tmp_path / "s" / entry["dir"] / "environment.json"
+        write_json(path, {**read_json(path), "started": f"2026-11-0{day}T08:30:00+00:00"})
+    page = write_sweep_report(read_sweep(tmp_path / "s")).read_text()
+    assert "jaxtune sweep · 2026-11-01 08:30 to 2026-11-04 08:30 UTC · 2 × AMD EPYC" in page
+
+
+def test_a_run_without_validation_has_no_best_step(sweep_dir, tmp_path):
+    shutil.copytree(sweep_dir, tmp_path / "s")
+    path = tmp_path / "s" / read_json(tmp_path / "s" / "sweep.json")["runs"][0]["dir"] / "summary.json"
+    write_json(path, {key: value for key, value in read_json(path).items() if key != "best"})
+    page = assert_self_contained(write_sweep_report(read_sweep(tmp_path / "s")).read_text())
+    assert "–" in page.text and "-1" not in page.text
+
+
 def test_the_page_says_how_many_contrasts_it_holds_and_what_its_colours_span(sweep_dir):
     page = assert_self_contained(write_sweep_report(read_sweep(sweep_dir)).read_text())
     assert any("This page holds 6 contrasts" in text for text in page.text)  # (2 + 1 values) x 2 measures

@@ -57,6 +57,7 @@ def test_the_command_writes_a_file_and_a_section_of_the_page(sweep_dir, capsys):
     assert printed == read_json(sweep_dir / "recommendation.json")
     page = (sweep_dir / "report.html").read_text()
     assert "Recommended setting" in page and "90 % region" in page and 'class="cross"' in page
+    assert 'class="edge"' in page and all(f">{rate}</text>" in page for rate in ("0.0001", "0.0003", "0.001", "0.01"))
     assert main(["recommend", str(sweep_dir)]) == 0
     assert "recommended: temperature" in capsys.readouterr().out
 

@@ -149,6 +149,7 @@ def test_a_folder_of_pairs_tells_what_was_planted(place, tmp_path):
     assert "Transfer and interference" in page.text and "Which setting is best" not in page.text
     assert any(text.startswith("Clear conflicts: b → c") for text in page.text)
     assert any("a + b" in text for text in page.text)
+    assert "weights" not in page.text  # the runs are named by their tasks
     assert (tmp_path / "s" / "transfer.png").read_bytes().startswith(b"\x89PNG")
     design = study.Design.read(tmp_path / "s")
     assert design is not None
