@@ -54,6 +54,8 @@ def facts(found: Recommendation) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = []
     if found.optimum.advice:
         rows.append(("not yet", f"the optimum lies at the border of what was tried: {'; '.join(found.optimum.advice)}"))
+    elif found.optimum.untested:
+        return [("not yet", untested_text(found, data["expected"])), *left_out(found)]
     else:
         names = {axis.name: axis for axis in found.axes}
         rows.append(("recommended", ", ".join(value_text(names[n], v) for n, v in data["recommended"].items())))
@@ -68,9 +70,24 @@ def facts(found: Recommendation) -> list[tuple[str, object]]:
     if found.cheapest is not None:
         text = ", ".join(f"{option_name(option)} {value}" for option, value in found.cheapest.items())
         rows.append(("cheapest within 1 % of the best", text))
-    if found.left_out:
-        rows.append(("left out", f"{len(found.left_out)} runs that diverged or ended above the base model"))
-    return rows
+    return rows + left_out(found)
+
+
+def untested_text(found: Recommendation, expected: float) -> str:
+    """Why a minimum is not recommended that is the shape of the quadratic alone."""
+    measure, optimum = found.measure, found.optimum
+    lowest = shown_value(found, float(optimum.surface.mean(found.points).min()))
+    return (
+        f"a parabola through three values goes down to {measure.form(expected)} {measure.unit} where nothing ran, the "
+        f"settings that ran to {measure.form(lowest)}: {'; '.join(optimum.untested)} (`jaxtune sweep ... --refine 1`)"
+    )
+
+
+def left_out(found: Recommendation) -> list[tuple[str, object]]:
+    """The runs that the fit does not use."""
+    if not found.left_out:
+        return []
+    return [("left out", f"{len(found.left_out)} runs that diverged or ended above the base model")]
 
 
 def gain_text(measure: Measure, mean: float, low: float, high: float) -> str:

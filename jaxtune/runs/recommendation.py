@@ -46,7 +46,7 @@ class Recommendation:
         return {axis.name: axis.value(float(place)) for axis, place in zip(self.axes, places, strict=True)}
 
     def to_json(self) -> Json:
-        """Contents of recommendation.json; `recommended` is null where the range must be extended first."""
+        """Contents of recommendation.json; `recommended` is null where more must be measured first (`advice`)."""
         inside = self.optimum.grid[self.optimum.region]
         spans = {
             axis.name: sorted(axis.value(float(end)) for end in (inside[:, index].min(), inside[:, index].max()))
@@ -55,8 +55,8 @@ class Recommendation:
         sign = -1 if self.measure.higher_is_better else 1
         return {
             "measure": self.measure.name,
-            "recommended": None if self.optimum.advice else self.values_at(self.optimum.best),
-            "advice": list(self.optimum.advice),
+            "recommended": None if self.optimum.advice or self.optimum.untested else self.values_at(self.optimum.best),
+            "advice": [*self.optimum.advice, *self.optimum.untested],
             "expected": sign * float(self.optimum.mean[self.optimum.best]),
             "region_90": spans,
             "expected_regret": self.optimum.regret,

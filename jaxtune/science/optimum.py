@@ -16,8 +16,9 @@ GRID_POINTS = 41 * 41
 DRAWS = 1000
 EDGE = 0.2
 """Share of the posterior's minima on the border of the tested range from which on no optimum is recommended."""
-
-
+CLAIM = 3.0
+"""Standard errors of a setting's mean by which a fitted minimum may lie below every setting that ran, before the shape
+of the curve between three values, which nothing tests, has to be measured."""
 STRETCH = 1.5
 """How far beyond a border that the minima press against new settings are sought, in half-widths of the range."""
 
@@ -115,6 +116,8 @@ class Optimum:
     """Share of drawn minima on a border that could be extended."""
     advice: tuple[str, ...]
     """Directions in which to extend the range; empty if the optimum is inside."""
+    untested: tuple[str, ...]
+    """Where to measure first because the minimum is the shape of the quadratic alone; empty where it is not."""
     draws: Float[np.ndarray, "draws grid"]
 
     @property
@@ -151,6 +154,7 @@ def find_optimum(axes: Sequence[Axis], points: Points, values: Float[np.ndarray,
     for axis, side, _ in open_borders(axes):
         on_border |= np.isclose(grid[minima][:, axis], side)
     at_border = float(on_border.mean())
+    seeds = float(np.isfinite(values).sum(axis=1).max())
     return Optimum(
         surface=surface,
         lack_of_fit=lack_of_fit,
@@ -161,7 +165,33 @@ def find_optimum(axes: Sequence[Axis], points: Points, values: Float[np.ndarray,
         regret=float((draws[:, best] - draws.min(axis=1)).mean()),
         at_border=at_border,
         advice=tuple(text for text, share in borders.items() if share >= EDGE / 2) if at_border >= EDGE else (),
+        untested=untested_curves(axes, points, surface, grid[best], CLAIM * surface.noise / math.sqrt(seeds)),
         draws=draws,
+    )
+
+
+def untested_curves(
+    axes: Sequence[Axis],
+    points: Points,
+    surface: Quadratic | GaussianProcess,
+    best: Float[np.ndarray, " axes"],
+    allowed: float,
+) -> tuple[str, ...]:
+    """Settings to measure before a quadratic's minimum is believed.
+
+    A parabola goes through any three values, so along an axis of three the F test has nothing to test: next to a steep
+    wall the parabola swings far below all that was measured. Where its minimum lies more than `allowed` below the
+    fitted values of every setting that ran, and between two of the three values, that place is named.
+    """
+    drop = float(surface.mean(points).min() - surface.mean(best[None])[0])
+    if isinstance(surface, GaussianProcess) or drop <= allowed:
+        return ()
+    step = 2 / (box_grid(len(axes)).shape[0] ** (1 / len(axes)) - 1)
+    values = [np.unique(np.round(points[:, index], 9)) for index in range(len(axes))]
+    return tuple(
+        f"measure {axis.name} near {axis.value(float(place)):g}"
+        for axis, place, tested in zip(axes, best, values, strict=True)
+        if len(tested) == 3 and float(np.abs(tested - place).min()) > step
     )
 
 
@@ -191,6 +221,8 @@ def densest(minima: Int[np.ndarray, " draws"], grid: Points, mass: float) -> Boo
 def settings_to_try(axes: Sequence[Axis], optimum: Optimum, *, seeds: int, count: int) -> list[tuple[float, ...]]:
     """The `count` settings whose runs lower the expected regret most; beyond a border that the minima press against.
 
+    The first is the minimum itself where nothing has tested the curve there.
+
     Each is a value for every axis, to three digits.
     """
     grid = optimum.grid.copy()
@@ -207,5 +239,7 @@ def settings_to_try(axes: Sequence[Axis], optimum: Optimum, *, seeds: int, count
     candidates = np.nonzero(np.all(levels % (2 * step) == 0, axis=0))[0]
     mean, covariance = optimum.surface.moments(grid)
     noise = optimum.surface.noise / math.sqrt(max(seeds, 1))
-    chosen = knowledge_gradient(mean, covariance, candidates, noise=noise, count=count)
-    return [tuple(axis.value(float(place)) for axis, place in zip(axes, grid[one], strict=True)) for one in chosen]
+    first = [optimum.grid[optimum.best]] if optimum.untested else []  # a quadratic is sure of what nothing tested
+    chosen = knowledge_gradient(mean, covariance, candidates, noise=noise, count=count - len(first))
+    spots = [*first, *(grid[one] for one in chosen)]
+    return [tuple(axis.value(float(place)) for axis, place in zip(axes, spot, strict=True)) for spot in spots]

@@ -72,6 +72,38 @@ def test_a_cliff_is_noticed_and_fitted_by_a_process():
         assert abs(found.grid[found.best][1] - 0.1) < 0.6 and not found.advice
 
 
+def beside_a_wall(rng, rates):
+    """Five seeds of settings that are equal but at the lowest rate, where the loss is half a nat higher."""
+    axes = [axis_of("mixture.temperature", TEMPERATURES), axis_of("optim.peak-lr", rates)]
+    points = np.array([[axes[0].place(t), axes[1].place(lr)] for t in TEMPERATURES for lr in rates])
+    values = np.where(points[:, 1] == -1, 0.6, 0.1)[:, None] + NOISE * rng.standard_normal((len(points), 5))
+    return axes, points, values
+
+
+def test_a_parabola_that_dives_between_three_values_is_not_recommended_but_measured():
+    rng = np.random.default_rng(1)
+    axes, points, values = beside_a_wall(rng, (5e-4, 1e-3, 2e-3))
+    found = find_optimum(axes, points, values)
+    assert isinstance(found.surface, Quadratic) and found.mean[found.best] < 0.06, "no test of the fit sees it"
+    [where] = found.untested
+    rate = float(where.removeprefix("measure optim.peak-lr near "))
+    assert 1.2e-3 < rate < 1.7e-3
+    (first, *_) = settings_to_try(axes, found, seeds=5, count=2)
+    assert first[1] == rate
+    axes, points, values = beside_a_wall(rng, (5e-4, 1e-3, 1.4e-3, 2e-3))
+    again = find_optimum(axes, points, values)
+    assert not again.untested and again.mean[again.best] > 0.07, "a fourth value tests the curve"
+
+
+def test_what_a_quadratic_gains_within_the_noise_needs_no_new_setting():
+    rng = np.random.default_rng(0)
+    asked = []
+    for _ in range(40):
+        axes, points, values, _ = planted(rng, rates=(3e-4, 1e-3, 3e-3), seeds=2, optimum=rng.uniform(-0.7, 0.7, 2))
+        asked.append(bool(find_optimum(axes, points, values).untested))
+    assert np.mean(asked) <= 0.1
+
+
 def test_failed_cells_and_holes_are_left_out():
     rng = np.random.default_rng(5)
     axes, points, values, _ = planted(rng, rates=(1e-4, 3e-4, 1e-3, 3e-3), seeds=3, optimum=np.zeros(2))
