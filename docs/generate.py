@@ -145,9 +145,9 @@ def parts(kind: type, prefix: str = "") -> Iterator[tuple[str, list[Option]]]:
     for field in dataclasses.fields(kind):
         name = prefix + field.name
         nested = [each for each in alternatives(hints[field.name]) if dataclasses.is_dataclass(each)]
-        if nested and field.name != "tasks":
+        if nested and name != "tasks":
             inside.append((name, nested[0]))
-        elif field.name != "tasks":  # objects: these have no form on the command line
+        elif name != "tasks":  # objects: these have no form on the command line
             option = f"--{name.replace('_', '-')}"
             meaning = meanings.get(field.name) or meaning_of_choice(hints[field.name])
             leaves.append(

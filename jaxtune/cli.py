@@ -243,6 +243,9 @@ def add_evaluate(rows: Subparsers) -> None:
     parser.add_argument("config", nargs="?", help="tasks and settings (default: those of --run-dir)")
     parser.add_argument("--model", type=run_place, help="model folder (default: the config's)")
     parser.add_argument("--run-dir", type=run_place, help="evaluate the exported model of this run")
+    text = "measure these tasks of lm-eval too (extra lm-eval); with --model and no config, only them"
+    parser.add_argument("--lm-eval", nargs="+", default=[], metavar="TASK", help=text)
+    parser.add_argument("--lm-eval-include", metavar="FOLDER", help="folder of your own lm-eval task files")
     add_json(parser)
 
 

@@ -219,26 +219,10 @@ def run_plan_memory(arguments: argparse.Namespace) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    from jaxtune import config as configs
-    from jaxtune.runs import folder as runfolder
-    from jaxtune.runs.remote import read_places
     from jaxtune.terminal import tables as terminal
-    from jaxtune.train import run as train
+    from jaxtune.train.evaluation import evaluate
 
-    if arguments.model is not None and arguments.run_dir is not None:
-        raise UserError("give --model or --run-dir, not both")
-    if arguments.config is None and arguments.run_dir is None:
-        raise UserError("jaxtune evaluate takes a config, or --run-dir with a run folder")
-    given = [place for place in (arguments.model or arguments.run_dir,) if place is not None]
-    with read_places(given, model=True) as folders:
-        if arguments.config is not None:
-            config = load_config(arguments)
-        else:
-            config = configs.override(configs.of_run(folders[0]), arguments.rest)
-        for folder in folders:
-            path = str(runfolder.resolve_model_folder(folder))
-            config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=path, tokenizer=None))
-        result = train.evaluate_only(config)
+    result = evaluate(arguments, load_config)
     if arguments.json:
         print_json(result)
     else:

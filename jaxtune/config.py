@@ -19,6 +19,8 @@ import tyro
 from jaxtune.chat import Bos, MaskPolicy, Reasoning
 from jaxtune.data.fit import LengthPolicy
 from jaxtune.errors import REAL, WHOLE, Range, UserError, check_fields, peers_word
+from jaxtune.evaluate.code_runs import CodeConfig
+from jaxtune.evaluate.harness import LmEvalConfig
 from jaxtune.evaluate.hooks import Hook, check_hook
 from jaxtune.evaluate.loss import Aggregate, EarlyStoppingConfig, EvalConfig
 from jaxtune.mixture.settings import Budget, Group, MixingUnit, MixtureConfig, OnCap, Selection, Strategy
@@ -38,9 +40,9 @@ from jaxtune.storage.documents import dotted, json_bytes, plain
 from jaxtune.tasks import Task
 
 __all__ = [
-    "Aggregate", "Backend", "BatchConfig", "Bits", "Bos", "Budget", "CheckpointConfig", "ComputeDtype",
+    "Aggregate", "Backend", "BatchConfig", "Bits", "Bos", "Budget", "CheckpointConfig", "CodeConfig", "ComputeDtype",
     "DataConfig", "Dtype", "EarlyStoppingConfig", "EvalConfig", "ExperimentConfig", "Group", "HealthConfig",
-    "Indivisible", "LengthPolicy", "LoraConfig", "LossConfig", "MaskPolicy", "MeshConfig", "MirrorKind",
+    "Indivisible", "LengthPolicy", "LmEvalConfig", "LoraConfig", "LossConfig", "MaskPolicy", "MeshConfig", "MirrorKind",
     "MixingUnit", "MixtureConfig", "ModelSource", "Normalization", "OnCap", "OptimConfig", "Optimizer",
     "PackPolicy", "Reasoning", "Remat", "Scaling", "Schedule", "Selection", "Strategy", "Task", "Variant",
     "describe", "diff", "dump", "leaves", "load", "of_run", "override", "to_json",

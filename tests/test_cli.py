@@ -322,7 +322,7 @@ def test_train_report_and_generate_in_a_row(capsys, place):
     code, out, err = run(capsys, "evaluate", "--run-dir", run_dir, "--json")
     assert code == 0 and json.loads(out)["model"] == f"{run_dir}/model", err
     code, _, err = run(capsys, "evaluate")
-    assert code == 1 and "takes a config, or --run-dir" in err
+    assert code == 1 and "takes a config, --run-dir with a run folder, or --model" in err
 
 
 def test_adapters_go_out_and_training_starts_from_them(capsys, place):

@@ -3,6 +3,7 @@
 from jaxtune.chat.conversation import ROLES as ROLES
 from jaxtune.chat.conversation import Conversation as Conversation
 from jaxtune.chat.conversation import Message as Message
+from jaxtune.chat.rendering import prompt_text as prompt_text
 from jaxtune.chat.rendering import render as render
 from jaxtune.chat.rendering import render_batch as render_batch
 from jaxtune.chat.rendering import render_each as render_each

@@ -126,6 +126,12 @@ def render_prompt(conversation: Conversation, template: ChatTemplate, tokenizer:
     return [token for ids in renderer.encode([layout.segments])[0] for token in ids]
 
 
+def prompt_text(conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer) -> str:
+    """The text of the conversation up to and with the generation prompt, as the template writes it."""
+    plain = plain_chat(as_taken(conversation, template))
+    return renderer_of(template, tokenizer).layout(plain, generation_prompt=True).text
+
+
 def render_text(conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer) -> str:
     """The text of the whole conversation as the template writes it."""
     return renderer_of(template, tokenizer).layout(plain_chat(as_taken(conversation, template))).text

@@ -1,13 +1,14 @@
 """The test questions of a run, each proven to be answerable before anything is loaded."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxtune.chat import ChatTemplate, Conversation, Tokenizer
 from jaxtune.errors import UserError
-from jaxtune.evaluate.answers import Question, question
+from jaxtune.evaluate.answers import Question, question, text_scores
 from jaxtune.tasks import Problem, ProblemLog, RecordError, Task
-from jaxtune.tasks.metrics import METRICS
+from jaxtune.tasks.scoring import Expected, Scoring, expected
 from jaxtune.tasks.splits import TEST
 
 
@@ -45,10 +46,26 @@ def _asked(
                 f"task {task.name!r}: the prompt has {len(found.prompt):,} tokens and the model's context {context:,}: "
                 "no answer fits"
             )
-        METRICS[task.metric](found.reference, found.reference)
+        found = dataclasses.replace(found, expected=expected(source[i], task.scoring, task.name))
+        check_likelihoods(found, task.scoring)
+        for reference in found.references:
+            text_scores(reference, dataclasses.replace(found, expected=Expected(), reference=reference), task.scoring)
     except RecordError as error:
         log.add(error.problems)
     except UserError as error:
         log.add([Problem(rule="question-unusable", message=str(error), **place)])
     else:
         yield found
+
+
+def check_likelihoods(asked: Question, scoring: Scoring) -> None:
+    """Raise UserError where a question's texts cannot be weighed: none is the reference, one is empty or twice."""
+    wanted, choices = scoring.likelihoods, asked.expected.choices
+    if "log_likelihood" in wanted and not asked.reference:
+        raise UserError(f"task {asked.task!r}: the reference is empty, so it has no likelihood")
+    if not choices:
+        return
+    if asked.reference not in choices:
+        raise UserError(f"task {asked.task!r}: the answer {asked.reference!r} is none of the choices {list(choices)}")
+    if "" in choices or len(set(choices)) < len(choices):
+        raise UserError(f"task {asked.task!r}: choices must differ and hold text; got {list(choices)}")

@@ -11,11 +11,14 @@ from jaxtune import chat
 from jaxtune.chat import ChatTemplate, Conversation, Message, Tokenizer, load_template, load_tokenizer
 from jaxtune.errors import UserError, say
 from jaxtune.evaluate.decoding import SamplingConfig, generate, stream
+from jaxtune.evaluate.harness import LmEvalConfig, Model, check_tasks, evaluate_tasks
+from jaxtune.evaluate.likelihood import likelihoods
 from jaxtune.hf import folder as hf
 from jaxtune.hf.text_files import end_tokens, read_generation
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
 from jaxtune.step.update import Params
+from jaxtune.storage.documents import Json
 from jaxtune.terminal.display import Phase
 
 
@@ -52,6 +55,22 @@ def load(folder: pathlib.Path) -> Speaker:
         config=config, params=params, tokenizer=load_tokenizer(folder), template=load_template(folder),
         named_ends=tuple(end_tokens(read_generation(folder))),
     )  # fmt: skip
+
+
+def measure_folder(folder: pathlib.Path, settings: LmEvalConfig) -> Json:
+    """Scores of a model folder on tasks of lm-eval, by task."""
+    check_tasks(settings)
+    speaker = load(folder)
+    graphdef = abstract_params(speaker.config)[0]
+    model = Model(
+        tokenizer=speaker.tokenizer, template=speaker.template, max_length=speaker.config.max_seq_len,
+        stop_ids=frozenset(speaker.stop_ids),
+        score=lambda pairs: likelihoods(speaker.params, speaker.config, pairs),
+        generate=lambda prompts, sampling: generate(
+            graphdef, speaker.params, speaker.config, prompts, stop_ids=speaker.stop_ids, sampling=sampling
+        ),
+    )  # fmt: skip
+    return dict(evaluate_tasks(model, settings).scores)
 
 
 def opening(system: str | None) -> list[Message]:

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 
 from jaxtune.errors import Range, UserError, check_fields
+from jaxtune.evaluate.code_runs import CodeConfig
+from jaxtune.evaluate.harness import LmEvalConfig
 from jaxtune.step.losses import LossSums
 
 Data = TypeVar("Data")
@@ -51,6 +53,8 @@ class EvalConfig:
     """JSONL files of texts that are not trained on, measured before and after tuning to see what it makes the model
     forget: records `{"text": ...}` or `{"prompt": ..., "completion": ...}`. `builtin` and `builtin-completions` are
     those of the built-in base model."""
+    code: CodeConfig = CodeConfig()
+    lm_eval: LmEvalConfig = LmEvalConfig()
 
     def __post_init__(self):
         check_fields(self, "eval")

@@ -16,6 +16,7 @@ from jaxtune.reports.drawing import XAxis, YAxis, shorten
 from jaxtune.reports.heatmap import Grid, heat_table
 from jaxtune.reports.page import TASKS_DRAWN, Column, Html, Section, plain_text, tag
 from jaxtune.reports.training import LOSS, loss_series, subheading
+from jaxtune.runs.harness import harness_columns
 from jaxtune.runs.history import Run, TrainRow
 from jaxtune.runs.results import reached, status, when_and_where
 from jaxtune.runs.seal import read_unchanged
@@ -39,7 +40,8 @@ def compare_table(runs: Sequence[Run]) -> list[Json]:
         row |= {option: flat.get(option) for option in differing}
         row |= {"steps": run.summary.get("steps", run.train[-1].step if run.train else 0)}
         row |= {"macro_loss": after.loss, "macro_exact_match": after.exact_match}
-        row |= {f"exact_match/{task}": value for task, value in after.task_exact_match.items()}
+        scored = after.flat(after.task_exact_match)
+        row |= {name: value for name, value in scored.items() if not name.startswith("loss/")} | harness_columns(run)
         rows.append(row)
     return rows
 

@@ -10,13 +10,23 @@ from jaxtune.reports import page
 from jaxtune.reports.answers import answers_section
 from jaxtune.reports.bars import change_bar
 from jaxtune.reports.forgetting import forgetting_section
+from jaxtune.reports.harness import harness_section
 from jaxtune.reports.memorisation import ladder_section
 from jaxtune.reports.mixture import mixture_section
 from jaxtune.reports.page import Column, Html, Section, Stat, change, from_to, join, pretty, tag, words
 from jaxtune.reports.training import training_section
 from jaxtune.runs import seal
 from jaxtune.runs.history import Run, read_run
-from jaxtune.runs.results import TaskResult, macro_mean, measured, overfitting, status, task_results, when_and_where
+from jaxtune.runs.results import (
+    Change,
+    TaskResult,
+    macro_mean,
+    measured,
+    overfitting,
+    status,
+    task_results,
+    when_and_where,
+)
 from jaxtune.science.intervals import Estimate, mean_of_estimates
 from jaxtune.storage.documents import Json, number, replace_file
 from jaxtune.tasks.metrics import forgetting
@@ -57,6 +67,7 @@ def render(run: Run, changed: Sequence[str] = ()) -> str:
         training_section(run),
         ladder_section({run.name: [run]}),
         forgetting_section([run]),
+        harness_section([run]),
         mixture_section(run.tasks, run.mixture, run.config.get("mixture", {})) if run.tasks else None,
         examples_section(run),
         answers_section(run),
@@ -171,7 +182,7 @@ def results_section(run: Run) -> Section | None:
         ]
         columns += [Column("0 to 100%", number=False)]
         groups += [("Exact match on test questions", 5)]
-    columns += [Column(words(name), title="Before → after") for name in shown.others]
+    columns += [Column(words(name), title="Before → after, 95% interval of the change") for name in shown.others]
     groups += [("Other metrics", len(shown.others))] if shown.others else []
     held = {one.task for one in run.tasks}
     rows = [result_row(one, index, shown, held) for index, one in enumerate(results)]
@@ -223,8 +234,15 @@ def points_interval(estimate: Estimate | None) -> str:
     return f"{signed(estimate.low, 1, 100)} to {signed(estimate.high, 1, 100)}"
 
 
-def other_cell(pair: tuple[float, float] | None) -> str:
-    return "" if pair is None else f"{decimal(pair[0])} → {decimal(pair[1])}"
+def other_cell(found: Change | None) -> object:
+    """A metric before and after, and below it the interval of its change."""
+    if found is None:
+        return ""
+    text = f"{decimal(found.before)} → {decimal(found.after)}"
+    if found.difference is None or not math.isfinite(found.difference.low):
+        return text
+    interval = f"{signed(found.difference.low, 3)} to {signed(found.difference.high, 3)}"
+    return tag("div", text, tag("div", interval, class_="dim", title="95% interval of the change, by question"))
 
 
 def total_row(results: Sequence[TaskResult], shown: ResultColumns) -> list[object]:

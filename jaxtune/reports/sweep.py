@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxtune.reports import page
 from jaxtune.reports.charts import Series, line_chart
 from jaxtune.reports.forgetting import forgetting_section
+from jaxtune.reports.harness import harness_section
 from jaxtune.reports.heatmap import heatmap_png
 from jaxtune.reports.leaving import leaving_section
 from jaxtune.reports.memorisation import ladder_section
@@ -16,7 +17,7 @@ from jaxtune.reports.sweep_best import best_section, headline
 from jaxtune.reports.sweep_contrasts import difference_section
 from jaxtune.reports.sweep_grid import grid_section, sweep_grids, task_section
 from jaxtune.reports.sweep_rungs import rungs_section
-from jaxtune.reports.sweep_tasks import aggregates_section
+from jaxtune.reports.sweep_tasks import aggregates_section, scores_section
 from jaxtune.reports.training import LOSS
 from jaxtune.reports.transfer import PICTURE, transfer_png, transfer_section
 from jaxtune.runs.history import Run
@@ -61,8 +62,10 @@ def render_sweep(sweep: Sweep) -> str:
     sections = [*(compared if transfer is None else [transfer]), ladder_section(by_setting(sweep))]
     sections.insert(0, leaving_section(sweep))
     sections.append(forgetting_section([arm.run for arm in sweep.arms]))
+    sections.append(harness_section([arm.run for arm in sweep.arms]))
     # The runs of a transfer sweep are named by their tasks; the weights that say the same would fill the table.
-    sections += [curves_section(sweep), arms_section(sweep, list(sweep.axes) if transfer is None else [])]
+    arms = arms_section(sweep, list(sweep.axes) if transfer is None else [])
+    sections += [scores_section(sweep), curves_section(sweep), arms]
     return page.page(
         sweep.path.name,
         kicker=" · ".join(["jaxtune sweep", *when_and_where([arm.run for arm in sweep.arms])]),

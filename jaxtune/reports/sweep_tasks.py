@@ -9,9 +9,10 @@ from jaxtune.reports import page
 from jaxtune.reports.page import Column, Html, Section, tag
 from jaxtune.runs.sweep_contrasts import Comparison, questions
 from jaxtune.runs.sweep_items import has_halves, item_difference
-from jaxtune.runs.sweeps import MATCH, Measure, Sweep, option_name, task_measure
+from jaxtune.runs.sweeps import MATCH, FinishedArm, Measure, Sweep, option_name, task_measure
 from jaxtune.science.aggregates import Scores, interquartile_mean, probability_of_improvement, stratified_bootstrap
-from jaxtune.terminal.numbers import percent, signed
+from jaxtune.science.intervals import Estimate, mean_interval
+from jaxtune.terminal.numbers import decimal, percent, signed
 
 SHOWN = 24
 """Settings listed; the rest are counted."""
@@ -37,6 +38,38 @@ def aggregates_section(sweep: Sweep) -> Section | None:
         "new questions of the kind as well."
     )
     return Section("aggregates", "Over tasks and questions", lead, parts)
+
+
+def scores_section(sweep: Sweep) -> Section | None:
+    """Settings by every metric beside exact match, mean over seeds; None where there is none."""
+    found = [(task, metric) for task in sweep.tasks for metric in metrics_of(sweep, task)]
+    if not found:
+        return None
+    columns = [Column("setting", number=False)]
+    columns += [Column(f"{task}: {page.words(metric)}") for task, metric in found]
+    table = np.stack([sweep.matrix(lambda arm, at=at: score_of(arm, *at)) for at in found], axis=-1)
+    rows = []
+    for setting, values in list(zip(sweep.settings, table, strict=True))[:SHOWN]:
+        cells = [mean_interval(column.tolist()) for column in values.T]
+        rows.append([sweep.name(setting), *map(estimate_cell, cells)])
+    lead = "Scores of the test answers by task and metric: mean over seeds, with Student's 95% interval over them."
+    return Section("scores", "Other metrics", lead, [page.table(columns, rows)])
+
+
+def metrics_of(sweep: Sweep, task: str) -> list[str]:
+    """Metrics of a task beside exact match."""
+    return list(dict.fromkeys(name for arm in sweep.arms for name in arm.after.task_scores.get(task, {})))
+
+
+def score_of(arm: FinishedArm, task: str, metric: str) -> float:
+    """A metric of a run's task; NaN where it was not measured."""
+    return arm.after.task_scores.get(task, {}).get(metric, math.nan)
+
+
+def estimate_cell(estimate: Estimate) -> str:
+    """A mean with half of its interval."""
+    half = f" ± {decimal(estimate.half)}" if math.isfinite(estimate.half) else ""
+    return decimal(estimate.mean) + half
 
 
 def measure_parts(sweep: Sweep, measure: Measure) -> list[Html]:

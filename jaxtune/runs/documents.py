@@ -95,8 +95,10 @@ class LossesAndScores(TypedDict, total=False):
     task_prompt_loss: Mapping[str, float]
     seen_task_loss: Mapping[str, float]
     task_score: Mapping[str, Mapping[str, float]]
+    task_interval: Mapping[str, Mapping[str, list[float]]]
     macro_exact_match: float
     retention: Mapping[str, Mapping[str, Real]]
+    lm_eval: Mapping[str, Mapping[str, Any]]
 
 
 class BestStep(TypedDict):
@@ -165,6 +167,8 @@ class AnswerEntry(TypedDict):
     id: str
     prediction: str
     correct: bool
+    scores: NotRequired[Mapping[str, Real]]
+    source: NotRequired[str]
 
 
 class FileDigest(TypedDict):

@@ -184,7 +184,7 @@ def first_numbers(run_dir: pathlib.Path) -> dict[str, Any]:
             break
         if row["kind"] in ("eval", "score"):
             losses = ("loss", "macro_loss", "task_loss", "task_prompt_loss", "seen_task_loss")
-            wanted = (*losses, "task_score", "macro_exact_match")
+            wanted = (*losses, "task_score", "task_interval", "macro_exact_match", "lm_eval")
             numbers |= {key: row[key] for key in wanted if key in row}
         if row["kind"] == "retention":
             numbers["retention"] = row["texts"]

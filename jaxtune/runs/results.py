@@ -2,12 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxtune.runs.history import Run
-from jaxtune.science.intervals import Estimate, independent_proportions, paired_proportions
+from jaxtune.science.intervals import Estimate, independent_proportions, mean_in_clusters, paired_proportions
 from jaxtune.storage.documents import Json, number
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change:
+    """A metric before and after tuning; NaN where it was not measured."""
+
+    before: float
+    after: float
+    difference: Estimate | None = None
+    """After minus before, by question; None where answers of one side were not kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +38,8 @@ class TaskResult:
     score_after: float
     difference: Estimate | None
     """Change in exact match; None without scores on both sides."""
-    others: Mapping[str, tuple[float, float]]
-    """Further metrics, before and after."""
+    others: Mapping[str, "Change"]
+    """Further metrics."""
 
     @property
     def gap_before(self) -> float:
@@ -59,6 +69,7 @@ def measured(run: Run, when: str) -> Json:
         found |= {name: evals[at].extra.get(name, {}) for name in ("seen_task_loss", "task_prompt_loss")}
     if scores:
         found |= {"task_score": scores[at].task_score, "macro_exact_match": scores[at].macro_exact_match}
+        found |= {name: scores[at].extra.get(name, {}) for name in ("task_interval", "lm_eval")}
     return found
 
 
@@ -69,10 +80,13 @@ def task_results(run: Run) -> list[TaskResult]:
     for task in run.task_names:
         old, new = (side.get("task_score", {}).get(task, {}) for side in (before, after))
         others = {
-            metric: (number(old.get(metric)), number(new.get(metric)))
+            metric: Change(
+                before=number(old.get(metric)), after=number(new.get(metric)),
+                difference=metric_difference(run, task, metric),
+            )
             for metric in {**old, **new}
             if metric not in ("exact_match", "n")
-        }
+        }  # fmt: skip
         results.append(
             TaskResult(
                 task=task,
@@ -92,7 +106,10 @@ def task_results(run: Run) -> list[TaskResult]:
 
 
 def score_difference(run: Run, task: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Estimate | None:
-    """Change in exact match: paired by question where every answer of both sides was kept, else as two samples."""
+    """Change in exact match: paired by question where every answer of both sides was kept, else as two samples.
+
+    Questions that share a source count as one observation of it.
+    """
     if "exact_match" not in before or "exact_match" not in after:
         return None
     n = int(after.get("n", 0))
@@ -101,10 +118,27 @@ def score_difference(run: Run, task: str, before: Mapping[str, Any], after: Mapp
         for side in ("before", "after")
     )
     if n and old.keys() == new.keys() and len(old) == n:
+        if any("source" in row for row in run.generations["after"][task]):
+            return metric_difference(run, task, "exact_match")
         return paired_proportions(list(old.values()), [new[key] for key in old])
     if n and n == int(before.get("n", 0)):
         return independent_proportions(float(before["exact_match"]), float(after["exact_match"]), n)
     return Estimate(mean=float(after["exact_match"]) - float(before["exact_match"]), n=n)
+
+
+def metric_difference(run: Run, task: str, metric: str) -> Estimate | None:
+    """Change in a metric of a task by question, sources in place of questions where some share one.
+
+    None unless both sides have the same questions with that metric.
+    """
+    old, new = (
+        {row["id"]: row for row in run.generations.get(side, {}).get(task, []) if metric in row.get("scores", {})}
+        for side in ("before", "after")
+    )
+    if not old or old.keys() != new.keys():
+        return None
+    differences = [number(new[key]["scores"][metric]) - number(old[key]["scores"][metric]) for key in old]
+    return mean_in_clusters(differences, [new[key].get("source", ("alone", key)) for key in old])
 
 
 def macro_mean(values: Sequence[float]) -> float:
@@ -150,6 +184,16 @@ class Outcome:
     """Exact match on the test questions, mean over trained tasks."""
     task_loss: Mapping[str, float]
     task_exact_match: Mapping[str, float]
+    task_scores: Mapping[str, Mapping[str, float]]
+    """Task -> {metric: score} of the other metrics."""
+
+    def flat(self, tasks: Iterable[str]) -> Json:
+        """Losses and scores by task as columns of a table; tasks without a number have NaN."""
+        row = {f"loss/{task}": self.task_loss.get(task, math.nan) for task in tasks}
+        row |= {f"exact_match/{task}": self.task_exact_match.get(task, math.nan) for task in tasks}
+        return row | {
+            f"{metric}/{task}": value for task, scores in self.task_scores.items() for metric, value in scores.items()
+        }
 
 
 def reached(run: Run, when: str = "after") -> Outcome:
@@ -167,6 +211,10 @@ def reached(run: Run, when: str = "after") -> Outcome:
         exact_match=macro_mean([value for task, value in scores.items() if task not in held]),
         task_loss=task_loss,
         task_exact_match=scores,
+        task_scores={
+            task: {name: number(value) for name, value in score.items() if name not in ("exact_match", "n")}
+            for task, score in numbers.get("task_score", {}).items()
+        },
     )
 
 

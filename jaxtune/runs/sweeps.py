@@ -12,6 +12,7 @@ from jaxtyping import Float
 from jaxtune.errors import UserError
 from jaxtune.runs.documents import SweepFile, read_as
 from jaxtune.runs.forgotten import forgotten
+from jaxtune.runs.harness import harness_columns
 from jaxtune.runs.history import Run
 from jaxtune.runs.results import Outcome, reached
 from jaxtune.runs.seal import read_unchanged
@@ -231,8 +232,7 @@ def sweep_table(sweep: Sweep) -> list[Json]:
         row |= {"seed": arm.seed, "confirms": arm in sweep.confirmations, "status": summary.get("status")}
         row |= {"steps": summary.get("steps"), "best_step": summary.get("best", {}).get("step")}
         row |= {"macro_loss": arm.after.loss, "macro_exact_match": arm.after.exact_match}
-        row |= {f"loss/{task}": arm.after.task_loss.get(task, math.nan) for task in sweep.tasks}
-        row |= {f"exact_match/{task}": arm.after.task_exact_match.get(task, math.nan) for task in sweep.tasks}
+        row |= arm.after.flat(sweep.tasks) | harness_columns(arm.run)
         for text in texts:
             one = retained[arm.name].get(text)
             row |= {f"forgotten/{text}": math.nan if one is None else one.loss}
@@ -240,4 +240,5 @@ def sweep_table(sweep: Sweep) -> list[Json]:
         if rungs:
             row |= rungs.get(arm.name, {"rung": "", "rung_loss": ""})
         rows.append(row | {"seconds": summary.get("seconds")})
-    return rows
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name, math.nan) for name in columns} for row in rows]

@@ -10,6 +10,7 @@ from jaxtune.tasks.ladder import repeat_ladder as repeat_ladder
 from jaxtune.tasks.problems import Problem as Problem
 from jaxtune.tasks.problems import ProblemLog as ProblemLog
 from jaxtune.tasks.problems import RecordError as RecordError
+from jaxtune.tasks.scoring import Scoring as Scoring
 from jaxtune.tasks.shapes import Shape as Shape
 from jaxtune.tasks.sources.base import RecordSource as RecordSource
 from jaxtune.tasks.sources.open import from_array_record as from_array_record

@@ -19,8 +19,8 @@ from jaxtune.tasks import reading, shapes
 from jaxtune.tasks.exemplars import MOST_DRAWS, draws, joined, question
 from jaxtune.tasks.identity import wording_identity
 from jaxtune.tasks.marks import check_marks, given_marks, weight_of
-from jaxtune.tasks.metrics import check_metric
 from jaxtune.tasks.problems import Finding, Problem, ProblemLog, RecordError, has_error, raise_errors
+from jaxtune.tasks.scoring import Scoring
 from jaxtune.tasks.shapes import Shape
 from jaxtune.tasks.sources.base import RecordSource
 from jaxtune.tasks.sources.combined import SubsetSource
@@ -57,8 +57,8 @@ class Task:
     """Clusters that this task would give away (paraphrase into natural language inference): left out with them."""
     variant_of: str | None = None
     """Name of the task whose records this one words differently; the two are held out together."""
-    metric: str = "exact_match"
-    """How generated answers are scored: a key of `metrics.METRICS`."""
+    metric: str | Scoring = "exact_match"
+    """How generated answers are scored: a key of `metrics.METRICS`, or a `Scoring` with several and what they need."""
     max_examples: int | None = None
     """At most so many distinct examples take part."""
     max_repeats: float | None = None
@@ -76,11 +76,16 @@ class Task:
         shapes.check_columns(self.columns)
         if self.shape is Shape.FIELDS and not self.templates:
             raise UserError(f"task {self.name}: records of the shape `fields` need templates=")
-        check_metric(self.metric, self.name)
+        self.scoring.check(self.name)
         if self.max_examples is not None and self.max_examples < 1:
             raise UserError(f"task {self.name}: max_examples must be 1 or more, got {self.max_examples}")
         if self.max_repeats is not None and not self.max_repeats >= 0:
             raise UserError(f"task {self.name}: max_repeats must be 0 or more, got {self.max_repeats}")
+
+    @property
+    def scoring(self) -> Scoring:
+        """`metric` as a `Scoring`."""
+        return self.metric if isinstance(self.metric, Scoring) else Scoring(metrics=(self.metric,))
 
     # Splits.
 
@@ -315,7 +320,7 @@ _KINDS: tuple[tuple[str, Any, str], ...] = (
     ("cluster", (str, _NONE), "a string or None"),
     ("leaks_into", (tuple, list), "a tuple of clusters, such as ('nli',)"),
     ("variant_of", (str, _NONE), "the name of a task, or None"),
-    ("metric", (str,), "the name of a metric"),
+    ("metric", (str, Scoring), "the name of a metric, or a Scoring(metrics=...)"),
     ("max_examples", (int, _NONE), "a whole number or None"),
     ("max_repeats", (int, float, _NONE), "a number or None"),
     ("split_by", (str, _NONE), "the name of a field, or None"),

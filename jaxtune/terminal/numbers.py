@@ -36,6 +36,11 @@ def percent(share: Any, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%" if math.isfinite(share) else NONE
 
 
+def score(metric: str, value: Any) -> str:
+    """A score of a metric: a share as a percentage, a likelihood in nats."""
+    return decimal(value) if metric.endswith("log_likelihood") else percent(value)
+
+
 def decimal(value: Any, digits: int = 3) -> str:
     """A number with fixed decimals."""
     value = number(value)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from jaxtune.storage.documents import number
 from jaxtune.terminal.foreign import TextConsole
-from jaxtune.terminal.numbers import decimal, duration, percent, quantity, whole
+from jaxtune.terminal.numbers import decimal, duration, percent, quantity, score, whole
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, text_columns: int = 1) -> Table:
@@ -80,16 +80,24 @@ def scores_table(result: Mapping[str, Any], before: Mapping[str, Any] | None = N
     for task in tasks:
         row: list[object] = [task]
         row += [decimal(side.get(key, {}).get(task)) for key in losses.values() for side in sides]
-        row += [percent(side.get("task_score", {}).get(task, {}).get(metric)) for metric in metrics for side in sides]
+        row += [score_cell(side, task, metric, interval=len(sides) == 1) for metric in metrics for side in sides]
         rows.append(row + ([whole(result.get("task_score", {}).get(task, {}).get("n"))] if metrics else []))
     total: list[object] = [Text("mean of tasks", style="bold")]
     total += [decimal(mean(side.get(key, {}).values())) for key in losses.values() for side in sides]
     total += [
-        percent(mean(s.get(metric) for s in side.get("task_score", {}).values()))
+        score(metric, mean(s.get(metric) for s in side.get("task_score", {}).values()))
         for metric in metrics
         for side in sides
     ]
     return table("", columns, [*rows, total + ([""] if metrics else [])])
+
+
+def score_cell(side: Mapping[str, Any], task: str, metric: str, *, interval: bool) -> str:
+    """A score of a task, and its interval where asked for and known."""
+    text = score(metric, side.get("task_score", {}).get(task, {}).get(metric))
+    low, high = side.get("task_interval", {}).get(task, {}).get(metric, (math.nan, math.nan))
+    known = interval and math.isfinite(low)
+    return f"{text} ({score(metric, low)} to {score(metric, high)})" if known else text
 
 
 def mean(values: Any) -> float:
@@ -99,8 +107,30 @@ def mean(values: Any) -> float:
 
 
 def print_evaluation(result: Mapping[str, Any]) -> None:
-    """Print losses and scores by task."""
-    console().print(scores_table(result))
+    """Print losses and scores by task, and what lm-eval measured."""
+    if result.get("task_loss") or result.get("task_score"):
+        console().print(scores_table(result))
+    print_harness([result])
+
+
+def print_harness(sides: Sequence[Mapping[str, Any]]) -> None:
+    """Print the metrics of lm-eval's tasks, of one side or before and after; nothing where there are none."""
+    found = [side.get("lm_eval", {}) for side in sides]
+    names = dict.fromkeys((task, name) for side in found for task, scores in side.items() for name in scores)
+    shown = [(task, name) for task, name in names if name != "n" and "_stderr" not in name]
+    rows = [[task, name, *(harness_cell(side.get(task, {}), name) for side in found)] for task, name in shown]
+    if rows:
+        when = ["before", "after"] if len(found) == 2 else ["value"]
+        console().print(table("", ["lm-eval task", "metric", *when], rows, text_columns=2))
+
+
+def harness_cell(scores: Mapping[str, Any], metric: str) -> str:
+    """A metric of a task with its standard error; the reason where the task failed."""
+    if metric == "error":
+        return str(scores.get("error", ""))
+    name, space, filtered = metric.partition(" ")
+    error = scores.get(f"{name}_stderr{space}{filtered}")
+    return decimal(scores.get(metric)) + ("" if error is None else f" ± {decimal(error)}")
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
@@ -108,6 +138,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     out = console()
     if summary.get("after"):
         out.print(scores_table(summary["after"], summary.get("before")))
+        print_harness([side for side in (summary.get("before"), summary["after"]) if side])
     best = summary.get("best", {})
     parts = [f"{str(summary['status']).replace('_', ' ')} after {summary['steps']:,} steps"]
     if best.get("step", -1) >= 0:

@@ -42,6 +42,10 @@ RETENTION = "retention.json"
 """File of a run folder with the losses of the retention texts, document by document, before and after tuning."""
 
 
+LM_EVAL = "lm_eval.json"
+"""File of a run folder with lm-eval's questions, one by one, before and after tuning."""
+
+
 class NotFinite(UserError):
     """A run met more non-finite losses or gradients than its budget allows."""
 
@@ -210,18 +214,21 @@ class Arm:
 
     def score(self, state: TrainState, step: int, when: str, shared: dict[Any, Any]) -> ScoreResult | None:
         """Answers to the test questions, scored; kept in generations.json. `shared`: results of other runs."""
-        if not self.inputs.questions:
-            return None
         key = measure.score_key(self.session, self.record.run.identity) if when == "before" else None
         result = None if key is None else shared.get(key)
         if result is None:
-            result = measure.score(self.session, state.measured)
+            result = measure.score_all(self.session, state.measured)
+        if result is None:
+            return None
         if key is not None:
             shared[key] = result
         self.record.tracker.log(score_row(step, result))
-        path = self.run_dir / "generations.json"
         if is_main():
+            path = self.run_dir / "generations.json"
             write_json(path, (read_as(path, Generations) if path.exists() else {}) | {when: result.answers})
+            if result.harness is not None:
+                path = self.run_dir / LM_EVAL
+                write_json(path, (read_object(path) if path.exists() else {}) | {when: result.harness.rows})
         return result
 
     def save(self, state: TrainState, watched: float | None) -> None:

@@ -9,6 +9,7 @@ from jaxtune.batch import Batch
 from jaxtune.chat import Tokenizer
 from jaxtune.config import LoraConfig, to_json
 from jaxtune.data.batches import StepBatches
+from jaxtune.evaluate.harness import task_files
 from jaxtune.plan import order
 from jaxtune.runs import manifest
 from jaxtune.storage.fingerprints import array_fingerprint, file_fingerprint
@@ -26,6 +27,8 @@ def identify(inputs: Inputs) -> dict[str, Any]:
         sources[label] = store.fingerprint
         # A file may change without changing a token.
         sources[f"{label}, its source"] = {**inputs.tasks, **inputs.held}[name].source(split).fingerprint
+    for path in task_files(inputs.config.eval.lm_eval):
+        sources[f"lm-eval task file {path.name}"] = file_fingerprint(path)
     for name in inputs.config.eval.retention:
         sources[f"retention text {name}"] = file_fingerprint(place(name))
     material = manifest.Material(

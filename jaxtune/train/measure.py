@@ -8,16 +8,21 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxtune.data.subset import Encoded, Subset, encode_again
-from jaxtune.evaluate.answers import Question, ScoreResult, generation_scores
+from jaxtune.evaluate.answers import Question, Respondent, ScoreResult, generation_scores, summed_up
+from jaxtune.evaluate.code_runs import run_programs
 from jaxtune.evaluate.decoding import Batching, SamplingConfig, generate
+from jaxtune.evaluate.harness import Model, evaluate_tasks
+from jaxtune.evaluate.likelihood import cut_left, likelihoods
 from jaxtune.evaluate.loss import LossResult, per_task_loss
+from jaxtune.parallel.job import answer_of_main
 from jaxtune.plan.planning import Plan
 from jaxtune.step.update import Params
 from jaxtune.storage.documents import plain
 from jaxtune.storage.fingerprints import json_fingerprint
+from jaxtune.tasks import Scoring
 from jaxtune.terminal.display import Phase
 from jaxtune.train.plans import make_validation_plan, seen_examples
-from jaxtune.train.resolution import TRAIN
+from jaxtune.train.resolution import TRAIN, Inputs
 from jaxtune.train.session import Session, compute_dtype
 
 
@@ -57,21 +62,74 @@ def loss_of(
 
 
 def score(session: Session, params: Params, asked: Sequence[Question] | None = None) -> ScoreResult:
-    """Greedy answers to the test questions, scored; `asked`: to these of them only."""
-    inputs, settings = session.inputs, session.config.eval
-    asked = inputs.questions if asked is None else asked
+    """Answers to the test questions, scored; `asked`: to these of them only, by exact match alone."""
+    inputs, scorings = session.inputs, scoring_of(session.inputs)
+    return generation_scores(
+        respondent(session, params), inputs.questions if asked is None else asked, inputs.tokenizer,
+        scorings if asked is None else dict.fromkeys(scorings, Scoring()),
+        stop_ids=inputs.stop_ids, held_out=inputs.held,
+    )  # fmt: skip
 
+
+def score_all(session: Session, params: Params) -> ScoreResult | None:
+    """Answers to the test questions, scored, and the tasks of lm-eval; None where the run has neither."""
+    inputs, settings = session.inputs, session.config.eval.lm_eval
+    if not inputs.questions and not settings.tasks:
+        return None
+    result = score(session, params) if inputs.questions else summed_up({}, (), {})
+    if not settings.tasks:
+        return result
+    with Phase("lm-eval"):
+        return dataclasses.replace(result, harness=evaluate_tasks(harness_model(session, params), settings))
+
+
+def harness_model(session: Session, params: Params) -> Model:
+    """The model of some parameters as lm-eval asks it."""
+    inputs, full = session.inputs, session.full_params(params)
+    batching = batching_of(session)
+    return Model(
+        tokenizer=inputs.tokenizer, template=inputs.template, max_length=inputs.model.max_seq_len,
+        stop_ids=inputs.stop_ids,
+        score=lambda pairs: likelihoods(full, inputs.model, pairs, batching=batching),
+        generate=lambda prompts, sampling: generate(
+            session.program.graphdef, full, inputs.model, prompts,
+            stop_ids=sorted(inputs.stop_ids), sampling=sampling, batching=batching,
+        ),
+    )  # fmt: skip
+
+
+def batching_of(session: Session) -> Batching:
+    """Rows, number format and devices of generation and likelihoods."""
     dtype = jnp.dtype(compute_dtype(session.config, session.mesh))
+    return Batching(rows=session.config.eval.generate_rows, mesh=session.mesh, dtype=dtype)
 
-    def answer(prompts: list[list[int]]) -> list[list[int]]:
+
+def respondent(session: Session, params: Params) -> Respondent:
+    """The model of some parameters, as far as scores need it."""
+    inputs, settings, full = session.inputs, session.config.eval, session.full_params(params)
+    batching = batching_of(session)
+
+    def sampled(prompts: list[list[int]], temperature: float) -> list[list[int]]:
+        sampling = SamplingConfig(
+            max_new_tokens=settings.max_new_tokens, temperature=temperature, seed=session.config.seed
+        )
         return generate(
-            session.program.graphdef, session.full_params(params), inputs.model, prompts,
-            stop_ids=sorted(inputs.stop_ids), sampling=SamplingConfig(max_new_tokens=settings.max_new_tokens),
-            batching=Batching(rows=settings.generate_rows, mesh=session.mesh, dtype=dtype),
+            session.program.graphdef, full, inputs.model, prompts,
+            stop_ids=sorted(inputs.stop_ids), sampling=sampling, batching=batching,
         )  # fmt: skip
 
-    metric_of = {task.name: task.metric for task in (*inputs.tasks.values(), *inputs.held.values())}
-    return generation_scores(answer, asked, inputs.tokenizer, metric_of, stop_ids=inputs.stop_ids, held_out=inputs.held)
+    return Respondent(
+        answer=lambda prompts: sampled(prompts, 0.0), sample=sampled,
+        likelihoods=lambda pairs: likelihoods(
+            full, inputs.model, [cut_left(pair, inputs.model) for pair in pairs], batching=batching
+        ),
+        run=lambda programs: answer_of_main(lambda: run_programs(programs, settings.code)),
+    )  # fmt: skip
+
+
+def scoring_of(inputs: Inputs) -> dict[str, Scoring]:
+    """Scoring of every task of a run, by name."""
+    return {task.name: task.scoring for task in (*inputs.tasks.values(), *inputs.held.values())}
 
 
 def score_key(session: Session, identity: Mapping[str, Any]) -> str:
@@ -80,8 +138,7 @@ def score_key(session: Session, identity: Mapping[str, Any]) -> str:
     The weights count by their files, so that no array has to leave its devices.
     """
     inputs, config = session.inputs, session.config
-    asked = [[q.task, q.id, q.prompt, q.reference] for q in inputs.questions]
-    metric_of = {task.name: task.metric for task in (*inputs.tasks.values(), *inputs.held.values())}
+    asked = [[q.task, q.id, q.prompt, q.reference, q.expected] for q in inputs.questions]
     return json_fingerprint(
         plain(
             {
@@ -91,10 +148,13 @@ def score_key(session: Session, identity: Mapping[str, Any]) -> str:
                 "adapters": config.lora,
                 "tokenizer": identity["tokenizer"],
                 "questions": asked,
-                "metrics": metric_of,
+                "metrics": scoring_of(inputs),
                 "stop_ids": inputs.stop_ids,
                 "rows": config.eval.generate_rows,
                 "max_new_tokens": config.eval.max_new_tokens,
+                "code": config.eval.code,
+                "lm_eval": config.eval.lm_eval,
+                "seed": config.seed if any(task.samples > 1 for task in scoring_of(inputs).values()) else None,
                 "mesh": config.mesh,
             }
         )

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxtune import chat
@@ -16,6 +16,8 @@ from jaxtune.data.subset import Encoded, Subset
 from jaxtune.errors import UserError
 from jaxtune.evaluate.answers import Question
 from jaxtune.evaluate.asked import ask
+from jaxtune.evaluate.code_runs import check_containment
+from jaxtune.evaluate.harness import check_tasks
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
 from jaxtune.hf.text_files import end_tokens, read_generation
@@ -25,7 +27,7 @@ from jaxtune.step.room import Room
 from jaxtune.storage.userfiles import locate, places
 from jaxtune.tasks import ProblemLog, Task, hold_out
 from jaxtune.tasks.sources.compressed import default_cache
-from jaxtune.tasks.splits import TRAIN, VALIDATION
+from jaxtune.tasks.splits import TEST, TRAIN, VALIDATION
 from jaxtune.train import plans
 from jaxtune.train.texts import read_texts
 
@@ -183,6 +185,8 @@ def prepare(config: ExperimentConfig) -> Prepared:
     if not parted.kept:
         raise UserError(f"held_out={list(config.held_out)} leaves no task to train on")
     check_watched(config, parted.kept)
+    check_tasks(config.eval.lm_eval)
+    check_code(config, [*parted.kept.values(), *parted.held.values()])
     encoding = Encoding(
         template=template, tokenizer=words, max_length=config.data.seq_len, mask_policy=config.data.mask_policy,
         length_policy=config.data.length_policy, prompt_loss_weight=config.data.prompt_loss_weight,
@@ -212,6 +216,19 @@ def check_watched(config: ExperimentConfig, kept: Mapping[str, Task]) -> None:
             f"early_stopping.patience={stopping.patience} needs a validation loss to watch, and no trained task has a "
             "validation split; give one a split named 'validation', or leave patience out"
         )
+
+
+def check_code(config: ExperimentConfig, tasks: Iterable[Task]) -> None:
+    """Raises UserError when answers would have to be run, and that is not allowed or cannot be contained here."""
+    tried = [task.name for task in tasks if task.scoring.tries and TEST in task.splits]
+    if not config.eval.generate or not tried:
+        return
+    if not config.eval.code.run:
+        raise UserError(
+            f"task {tried[0]}: the metric pass_at_k runs programs that the model wrote; allow it with "
+            "--eval.code.run (they can read files, but not write any or reach a network), or choose another metric"
+        )
+    check_containment(config.eval.code)
 
 
 def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: bool = True) -> Inputs:

@@ -19,7 +19,7 @@ FREE = frozenset(
         *("name", "mirrors", "mirror_group", "mirror_tags", "on_validation", "eval.answers", "eval.print_answers"),
         *("health.peak_flops", "health.spike_factor", "health.profile_steps"),
         # folders: what lies in them is compared by its content
-        *("model.path", "model.tokenizer", "model.template", "lora.start"),
+        *("model.path", "model.tokenizer", "model.template", "lora.start", "eval.lm_eval.include"),
         *("data.cache_dir", "checkpoint.directory", "compilation_cache"),
         # how the work is done; no number depends on it beyond the rounding of sums
         *("data.workers", "data.prefetch", "data.processes", "eval.rows", "eval.generate_rows"),
@@ -48,7 +48,8 @@ PINNED = frozenset(
         *("loss.normalization", "loss.fixed_denominator", "loss.z_loss", "loss.label_smoothing", "loss.chunk"),
         *("lora", "lora.targets", "lora.rank", "lora.alpha", "lora.scaling", "lora.variant", "lora.base"),
         *("eval.every", "eval.max_examples", "eval.generate", "eval.generate_examples", "eval.max_new_tokens"),
-        "eval.retention",
+        *("eval.retention", "eval.code.run", "eval.code.seconds", "eval.code.memory_mb"),
+        *("eval.lm_eval.tasks", "eval.lm_eval.shots", "eval.lm_eval.limit", "eval.lm_eval.chat"),
         *("early_stopping.patience", "early_stopping.min_change", "early_stopping.aggregate", "early_stopping.task"),
         "early_stopping.forget_weight",
     }

@@ -87,7 +87,13 @@ def seen_of(result: LossResult | None) -> Row:
 
 def scores_of(result: ScoreResult | None) -> Row:
     """Scores of generated answers as JSON; nothing where none were measured."""
-    return {} if result is None else {"task_score": result.task_score, "macro_exact_match": result.macro_exact_match}
+    if result is None:
+        return {}
+    harness = {} if result.harness is None else {"lm_eval": result.harness.scores}
+    return {
+        "task_score": result.task_score, "task_interval": result.task_interval,
+        "macro_exact_match": result.macro_exact_match, **harness,
+    }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

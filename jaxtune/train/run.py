@@ -32,6 +32,7 @@ from jaxtune.train.loop import Ensemble, Stopwatch
 from jaxtune.train.loop import run as train_arms
 from jaxtune.train.planned import Planned, plan_run
 from jaxtune.train.resolution import cache_folder, resolve
+from jaxtune.train.rows import scores_of
 from jaxtune.train.session import Session, open_session, open_sessions
 
 
@@ -178,12 +179,12 @@ def evaluate_only(config: ExperimentConfig) -> dict[str, Any]:
     session = open_session(inputs, Programs())
     with jax.set_mesh(session.mesh):
         loss = measure.validation_loss(session, session.base.trainable)
-        score = measure.score(session, session.base.trainable) if inputs.questions else None
+        score = measure.score_all(session, session.base.trainable)
     numbers: dict[str, Any] = {"model": str(inputs.folder)}
     if loss is not None:
         numbers |= {"loss": loss.loss, "macro_loss": loss.macro_loss, "task_loss": dict(loss.task_loss)}
         numbers |= {"task_prompt_loss": dict(loss.prompt_loss)} if loss.prompt_loss else {}
         numbers |= {"task_accuracy": dict(loss.task_accuracy), "task_tokens": dict(loss.task_tokens)}
     if score is not None:
-        numbers |= {"task_score": dict(score.task_score), "macro_exact_match": score.macro_exact_match}
+        numbers |= scores_of(score)
     return numbers

@@ -50,7 +50,60 @@ def test_last_number_compares_values(prediction, reference, score):
     assert metrics.last_number(prediction, reference) == score
 
 
-@pytest.mark.parametrize(("metric", "reference"), [("last_number", "seven"), ("contains_any", " \n ")])
+@pytest.mark.parametrize(
+    ("prediction", "reference", "score"),
+    [
+        ("so it is 1/2", "0.5", 1),
+        ("5e-1", "1/2", 1),
+        (r"Hence \boxed{\frac{3}{4}} of 12", ".75", 1),
+        (r"\boxed{1} then \boxed{7}", "7", 1),
+        ("#### 1,234.50 $", "1234.5", 1),
+        ("50%", "50", 1),
+        ("0.3333333", "1/3", 1),
+        ("0.333", "1/3", 0),
+        ("\N{MINUS SIGN}3", "-3", 1),
+        ("7/0", "7", 0),
+        ("no idea", "5", 0),
+        ("1e999", "5", 0),
+    ],
+)
+def test_a_numeric_answer_is_compared_in_value(prediction, reference, score):
+    assert metrics.numeric_answer(prediction, reference) == score
+
+
+SQUAD_CASES = [
+    ("The Eiffel-Tower!", "eiffeltower", 1, 1.0),
+    ("a an the", "", 1, 1.0),
+    ("", "Paris", 0, 0.0),
+    ("in the year 1912", "1912", 0, 0.5),
+    ("to be to be", "to be", 0, 2 / 3),
+    ("Then an answer", "Then answer", 1, 1.0),
+    ("Zürich (CH)", "zürich ch", 1, 1.0),
+]
+
+
+@pytest.mark.parametrize(("prediction", "reference", "exact", "f1"), SQUAD_CASES)
+def test_squad_scores_follow_the_official_normalisation(prediction, reference, exact, f1):
+    assert metrics.squad_em(prediction, reference) == exact
+    assert metrics.squad_f1(prediction, reference) == pytest.approx(f1)
+
+
+def test_rouge_n_counts_words_and_pairs_of_them():
+    """4 of 5 words against 5, and 2 of 4 pairs, by hand."""
+    ours, theirs = "the cat sat on mats", "The cat lay on mats!"
+    assert metrics.rouge_1(ours, theirs) == pytest.approx(4 / 5)
+    assert metrics.rouge_2(ours, theirs) == pytest.approx(2 / 4)
+    assert metrics.rouge_2("cat", "dog") == 0 and metrics.rouge_1("", "dog") == 0
+
+
+def test_the_best_reference_counts():
+    assert metrics.score("squad_f1", "the city of Rome", ["Rome", "city of Rome"]) == 1
+    assert metrics.score("squad_f1", "city", ["Rome", "city of Rome"]) == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize(
+    ("metric", "reference"), [("last_number", "seven"), ("numeric_answer", "seven"), ("contains_any", " \n ")]
+)
 def test_a_reference_that_a_metric_cannot_use_is_refused(metric, reference):
     with pytest.raises(UserError, match=metric):
         metrics.METRICS[metric]("7", reference)
