@@ -27,7 +27,7 @@ def main() -> int:
     options = parser.parse_args()
     log = shared.Log(options.log, options.most)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = (options.folder or pathlib.Path(temporary)).resolve()
+        log.folder = folder = (options.folder or pathlib.Path(temporary)).resolve()
         for area in options.areas:
             if area != "table":
                 importlib.import_module(area).campaign(folder / area, log, options.seed)

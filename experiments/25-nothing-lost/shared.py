@@ -75,6 +75,9 @@ class Said:
 class Log:
     """The cases that were tried, one JSON line each; a campaign that is started again goes on behind the last one."""
 
+    folder: pathlib.Path | None = None
+    """Where the campaign works; its path is left out of what is written down."""
+
     def __init__(self, path: pathlib.Path, most: int):
         self.path, self.left = path, most
         lines = path.read_text().splitlines() if path.exists() else []
@@ -86,6 +89,7 @@ class Log:
 
     def add(self, area: str, case: str, kind: str, right: bool, said: str, *, tried: int = 1) -> None:
         """Write one case down. `tried`: how many attacks it consists of."""
+        said = said.replace(f"{self.folder}/", "") if self.folder is not None else said
         line = {"area": area, "case": case, "kind": kind, "tried": tried, "right": right, "said": said}
         self.cases[area, case] = line
         self.left -= tried
