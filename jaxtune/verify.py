@@ -254,7 +254,7 @@ def check_checkpoints(run_dir: pathlib.Path, config: ExperimentConfig) -> Check:
 def check_files(run_dir: pathlib.Path) -> Check:
     """Every file of a run that has ended against the seal that was put on it."""
     if not (run_dir / seal.SEAL).exists():
-        ended = (run_dir / "summary.json").exists()
+        ended = seal.has_ended(run_dir)
         text = "seal.json is missing, though the run has ended" if ended else "the run has not ended; no file is bound"
         return Check(name="files", ok=not ended, lines=(text,))
     try:

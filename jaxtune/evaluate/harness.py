@@ -17,7 +17,7 @@ from jaxtune.errors import Range, UserError, check_fields, did_you_mean
 from jaxtune.evaluate.decoding import SamplingConfig
 from jaxtune.evaluate.likelihood import Scorer
 from jaxtune.storage.documents import Json
-from jaxtune.storage.userfiles import locate, places
+from jaxtune.storage.userfiles import locate, looked_for
 
 BOOTSTRAP = 1000
 """Resamples of lm-eval for the errors of metrics that are no means, such as BLEU."""
@@ -213,7 +213,7 @@ def manager_of(settings: LmEvalConfig) -> Any:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     folder = None if settings.include is None else locate(settings.include)
     if folder is not None and not folder.is_dir():
-        raise UserError(f"eval.lm_eval.include: no folder {settings.include}{places(str(settings.include))}")
+        raise UserError(f"eval.lm_eval.include: no folder {settings.include}{looked_for(str(settings.include))}")
     if folder is not None:
         own = TaskManager(include_path=str(folder), include_defaults=False)
         if set(settings.tasks) <= set(own.all_tasks):

@@ -27,7 +27,7 @@ from jaxtune.hf.wrapped import is_wrapped, text_fields, text_tensors
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
 from jaxtune.storage.documents import made_folder, read_object, write_json
-from jaxtune.storage.userfiles import locate, places
+from jaxtune.storage.userfiles import locate, looked_for
 
 ShardingRule = Callable[[str], jax.sharding.Sharding]
 """Dotted parameter path, for instance layers.attn.q.kernel -> where the array lives."""
@@ -45,7 +45,7 @@ def resolve(source: str | Path) -> Path:
         return folder
     if folder.exists() or not _is_hub_name(str(source)):
         raise UserError(
-            f"{source}: not a folder{places(source)}. Give the folder of a Hugging Face checkpoint, or a name "
+            f"{source}: not a folder{looked_for(source)}. Give the folder of a Hugging Face checkpoint, or a name "
             "owner/model."
         )
     try:
@@ -53,7 +53,7 @@ def resolve(source: str | Path) -> Path:
         from huggingface_hub import errors
     except ImportError as error:
         raise UserError(
-            f"{source}: no such folder{places(source)}, and huggingface_hub is not installed to download it. "
+            f"{source}: no such folder{looked_for(source)}, and huggingface_hub is not installed to download it. "
             "Install the extra with `pip install jaxtune[hub]`, or give a folder."
         ) from error
     failures = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, OSError)
@@ -62,7 +62,7 @@ def resolve(source: str | Path) -> Path:
     except failures as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].removeprefix("Got: ")
         raise UserError(
-            f"{source}: no such folder{places(source)}, and the Hub could not provide it: {reason}"
+            f"{source}: no such folder{looked_for(source)}, and the Hub could not provide it: {reason}"
         ) from error
 
 

@@ -41,17 +41,21 @@ def write_report(run_dir: Path | str) -> Path:
     """Write `report.html` into the run folder; returns its path."""
     run = read_run(run_dir)
     path = run.path / REPORT
-    changed = changed_files(run.path)
+    changed = changed_files(run.path, at_end=True)
     replace_file(path, render(run, changed).encode())
     if (run.path / seal.SEAL).exists() and not any(line.startswith(seal.SEAL) for line in changed):
         seal.rebind(run.path, REPORT)
     return path
 
 
-def changed_files(run_dir: Path) -> list[str]:
-    """Files that are drawn from and are not as they were at the end of the run; empty for one that has not ended."""
+def changed_files(run_dir: Path, *, at_end: bool = False) -> list[str]:
+    """Files that are drawn from and are not as they were at the end of the run; empty for one that has not ended.
+
+    `at_end`: the run may be about to get its seal, and one without is no fault.
+    """
     if not (run_dir / seal.SEAL).exists():
-        return []
+        lost = seal.has_ended(run_dir) and not at_end
+        return [f"{seal.SEAL}: missing, so that no file can be compared with what the run wrote"] if lost else []
     try:
         found = seal.differences(run_dir, leave_out=(REPORT,), skip=(f"{seal.MODEL}/", f"{seal.CHECKPOINTS}/"))
     except UserError as error:

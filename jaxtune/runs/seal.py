@@ -60,6 +60,11 @@ def break_seal(run_dir: pathlib.Path) -> None:
     (run_dir / SEAL).unlink(missing_ok=True)
 
 
+def has_ended(run_dir: pathlib.Path) -> bool:
+    """Whether a run has come to its end, and its files should therefore be bound."""
+    return (run_dir / SEAL).exists() or (run_dir / "summary.json").exists()
+
+
 def rebind(run_dir: pathlib.Path, name: str) -> None:
     """Bind a file again that was made anew from the others, as the report; does nothing for a run without a seal.
 
@@ -97,13 +102,18 @@ def differences(
 
 
 def check_model(model: pathlib.Path) -> None:
-    """Refuse the exported model of a run whose files are not those that the run wrote.
+    """Refuse the exported model of a run that has ended where its files are not, or may not be, those the run wrote.
 
-    Does nothing for a folder that is no sealed run's: nothing says what it should hold.
+    Does nothing for a folder that is no such run's: nothing says what it should hold.
     """
     run_dir = model.parent
-    if model.name != MODEL or not (run_dir / SEAL).exists():
+    if model.name != MODEL or not has_ended(run_dir):
         return
+    if not (run_dir / SEAL).exists():
+        raise UserError(
+            f"{run_dir} has lost its {SEAL}, so that nothing tells whether {MODEL}/ is what the run wrote. Put back a "
+            "whole copy of the folder, or export the model again from a checkpoint with jaxtune export-hf."
+        )
     found = differences(run_dir, below=f"{MODEL}/").problems
     if found:
         listed = "".join(f"\n  - {line}" for line in found[:10])

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib.util
+import itertools
 import linecache
 import os
 import re
@@ -22,6 +23,8 @@ _started_in: list[Path] = []
 _LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "purelib", "platlib"))
 _LINE = 120
 """Most characters of a line of source in a message."""
+_MOST_NAMES = 10_000
+"""Most names of a folder among which the nearest to a missing one is looked for."""
 _PACKAGE = os.path.realpath(Path(__file__).parent.parent) + os.sep
 
 
@@ -106,7 +109,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
     if asked.is_absolute():
         return asked
     folders = [*_folders[:1], Path(), *_started_in]
-    return next((folder / asked for folder in folders if (folder / asked).exists()), asked)
+    return next((folder / asked for folder in folders if os.path.exists(folder / asked)), asked)
 
 
 def started_in(*folders: Path | None) -> None:
@@ -114,12 +117,29 @@ def started_in(*folders: Path | None) -> None:
     _started_in[:] = [folder for folder in folders if folder is not None]
 
 
-def places(path: str | os.PathLike[str]) -> str:
-    """Folders in which `locate` looks for a relative path, for a message that it is in none of them."""
+def looked_for(path: str | os.PathLike[str]) -> str:
+    """For a message that a path does not exist: the folders in which `locate` looks, and the nearest path there."""
     asked = Path(path).expanduser()
+    folders = [Path()] if asked.is_absolute() else [*_folders[:1], Path(), *_started_in]
+    near = next(filter(None, (_nearest_path(folder / asked) for folder in folders)), None)
+    meant = f"; did you mean {near}?" if near else ""
     if asked.is_absolute() or not _folders or _folders[0] == Path.cwd():
-        return ""
-    return f" (looked in {_folders[0]}, beside the config, and in the working folder {Path.cwd()})"
+        return meant
+    return f" (looked in {_folders[0]}, beside the config, and in the working folder {Path.cwd()}){meant}"
+
+
+def _nearest_path(path: Path) -> Path | None:
+    """The path that differs from one that does not exist in the first name that is not there."""
+    parent = next((folder for folder in path.parents if os.path.isdir(folder)), None)
+    if parent is None:
+        return None
+    first, *rest = path.relative_to(parent).parts
+    try:
+        names = [entry.name for entry in itertools.islice(os.scandir(parent), _MOST_NAMES)]
+    except OSError:  # a folder that may not be listed has no name to offer
+        return None
+    near = [parent.joinpath(name, *rest) for name in difflib.get_close_matches(first, names, n=3)]
+    return next((candidate for candidate in near if os.path.exists(candidate)), None)
 
 
 def sources(path: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from jaxtune.hf.text_files import end_tokens, read_generation
 from jaxtune.model.settings import ModelConfig
 from jaxtune.plan.planning import Plan
 from jaxtune.step.room import Room
-from jaxtune.storage.userfiles import locate, places
+from jaxtune.storage.userfiles import locate, looked_for
 from jaxtune.tasks import ProblemLog, Task, hold_out
 from jaxtune.tasks.sources.compressed import default_cache
 from jaxtune.tasks.splits import TEST, TRAIN, VALIDATION
@@ -283,7 +283,8 @@ def _find_template(named: str | None, folder: pathlib.Path) -> ChatTemplate:
     if locate(named).exists():
         return load_template(locate(named))
     raise UserError(
-        f"model.template {named!r} is neither a file{places(named)} nor a built-in template ({', '.join(TEMPLATES)})"
+        f"model.template {named!r} is neither a file{looked_for(named)} nor a built-in template "
+        f"({', '.join(TEMPLATES)})"
     )
 
 

@@ -12,7 +12,7 @@ from jaxtune.chat import Tokenizer
 from jaxtune.data.store import TaskTokens
 from jaxtune.data.subset import Encoded
 from jaxtune.errors import UserError
-from jaxtune.storage.userfiles import locate, places
+from jaxtune.storage.userfiles import locate, looked_for
 from jaxtune.tasks.sources.open import from_file
 
 BUILTIN = {"builtin": "documents.jsonl", "builtin-completions": "completions.jsonl"}
@@ -52,7 +52,8 @@ def place(name: str) -> pathlib.Path:
     path = locate(name)
     if not path.is_file():
         raise UserError(
-            f"eval.retention: no file {name}{places(name)}; give JSONL files of documents, or {' or '.join(BUILTIN)}"
+            f"eval.retention: no file {name}{looked_for(name)}; give JSONL files of documents, "
+            f"or {' or '.join(BUILTIN)}"
         )
     return path
 

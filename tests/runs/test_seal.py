@@ -115,6 +115,18 @@ def test_the_command_says_when_a_report_draws_what_was_edited(run_dir, capsys):
     assert "not as it was when the run ended: metrics.jsonl: " in capsys.readouterr().err
 
 
+def test_a_run_that_lost_its_seal_is_not_taken_for_one_without(run_dir, capsys):
+    (run_dir / seal.SEAL).unlink()
+    assert verify.check_files(run_dir).lines == ("seal.json is missing, though the run has ended",)
+    assert cli.main(["report", str(run_dir)]) == 0
+    assert "not as it was when the run ended: seal.json: missing" in capsys.readouterr().err
+    for path in (run_dir, run_dir / "model"):
+        with pytest.raises(UserError, match="has lost its seal.json"):
+            runfolder.resolve_model_folder(path)
+    (run_dir / "summary.json").unlink()
+    assert runfolder.resolve_model_folder(run_dir) == run_dir / "model"
+
+
 def test_other_tools_and_notes_are_no_damage(run_dir):
     (run_dir / "tensorboard").mkdir()
     for name in ("tensorboard/events", "mlflow.db", "wandb_run_id", ".writer"):

@@ -135,3 +135,22 @@ def test_a_run_folder_keeps_the_sources_and_where_it_was_started(tmp_path, monke
     assert runfolder.read_working_folder(run_dir) == tmp_path
     with pytest.raises(UserError, match="returned module"):
         config.of_run(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("bsae", "base"),
+        ("base/train.jsn", "base/train.jsonl"),
+        ("bsae/train.jsonl", "base/train.jsonl"),
+        ("bsae/train.jsn", None),
+        ("nothing/like/it", None),
+        ("x" * 300, None),
+        ("base\0", "base"),
+    ],
+)
+def test_a_path_that_does_not_exist_comes_with_the_nearest_that_does(tmp_path, asked, meant):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "train.jsonl").write_text("")
+    said = userfiles.looked_for(tmp_path / asked)
+    assert said == ("" if meant is None else f"; did you mean {tmp_path / meant}?")

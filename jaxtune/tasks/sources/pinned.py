@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxtune.errors import UserError
 from jaxtune.storage.fingerprints import file_fingerprint
-from jaxtune.storage.userfiles import places
+from jaxtune.storage.userfiles import looked_for
 from jaxtune.tasks.problems import Problem, RecordError
 
 
@@ -47,7 +47,7 @@ class PinnedFile:
         self.path = path
         self.name = shown_as
         if why := unreadable(path):
-            looked = places(shown_as) if why.startswith("no such file") else ""
+            looked = looked_for(shown_as) if why.startswith("no such file") else ""
             raise RecordError([Problem(rule="unreadable-file", message=why + looked, file=shown_as)])
         self._state = self._stat()
         self._sha256: str | None = None
