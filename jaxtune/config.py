@@ -359,7 +359,8 @@ def _with_alternatives(config: ExperimentConfig, arguments: Sequence[str]) -> Ex
     given = {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
     lengths = [name for name in ("examples", "epochs", "steps", "tokens") if f"duration.{name}" in given]
     if lengths and getattr(config.duration, lengths[0]) is None:
-        config = dataclasses.replace(config, duration=Budget(**{lengths[0]: 1}))
+        length: dict[str, Any] = {lengths[0]: 1}
+        config = dataclasses.replace(config, duration=Budget(**length))
     if "mixture.strategy" in given and "mixture.weights" not in given and config.mixture.weights is not None:
         mixture = dataclasses.replace(config.mixture, weights=None, strategy=Strategy.TEMPERATURE)
         config = dataclasses.replace(config, mixture=mixture)

@@ -190,7 +190,8 @@ def check_rates(run_dir: pathlib.Path, recorded: Mapping[str, Any], total_steps:
     ends = [entry["after_step"] for entry in recorded.get("changes", [])]
     for low, high in itertools.pairwise(sorted({0, *ends, total_steps})):
         schedule = schedule_at(recorded, low + 1)
-        peak, rates = schedule.peak_lr, rate_table(schedule, total_steps)[low:high]
+        planned = min(resuming.option_at(recorded, "duration.steps", low + 1) or total_steps, total_steps)
+        peak, rates = schedule.peak_lr, rate_table(schedule, planned)[low:high]
         for step in range(low + 1, high + 1):
             logged = number(rows.get(step, {}).get("learning_rate", rates[step - low - 1]))
             if not math.isclose(logged, rates[step - low - 1], rel_tol=1e-5, abs_tol=1e-6 * peak):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Annotated
@@ -130,14 +131,27 @@ class Budget:
     """Optimizer steps."""
     tokens: Annotated[int, Range(1, 1e15)] | None = None
     """Tokens of the drawn examples, prompts included, padding not."""
+    lengthened: tuple[Annotated[int, Range(1, 1e9)], ...] = ()
+    """Steps that the run was planned with before it was lengthened; `--resume --duration.steps N` fills it in. The plan
+    begins with theirs, example by example, and goes on from there."""
 
     def __post_init__(self) -> None:
         check_fields(self, "duration")
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        given = {name: value for name in LENGTHS if (value := getattr(self, name)) is not None}
         if len(given) != 1:
             raise UserError(
                 f"give exactly one of examples, epochs, steps and tokens as the budget; got {given or 'none'}"
             )
+        ends = (*self.lengthened, self.steps or 0)
+        if self.lengthened and any(before >= after for before, after in itertools.pairwise(ends)):
+            raise UserError(
+                f"duration.lengthened holds the steps before, each fewer than the next and than duration.steps; got "
+                f"{list(self.lengthened)} and {self.steps}"
+            )
+
+
+LENGTHS = ("examples", "epochs", "steps", "tokens")
+"""Units of a budget."""
 
 
 def check_number(name: str, value: Number, *, infinite: bool = False, zero: bool = False) -> None:

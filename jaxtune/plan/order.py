@@ -7,7 +7,9 @@ platform and NumPy version.
 import abc
 import dataclasses
 import hashlib
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
@@ -145,18 +147,25 @@ class MixedOrder(Order):
         templates: Int[np.ndarray, " n"],
         seed: int,
         permuted_subset: bool = True,
+        earlier: Sequence[Int[np.ndarray, " n"]] = (),
     ):
+        """`earlier`: counts of the shorter orders that this one begins with, none smaller than the one before."""
+
         def keys(purpose: str) -> UInt64[np.ndarray, " n"]:
             return np.array([stream_key(seed, purpose, name) for name in names], np.uint64)
 
-        self._interleaving = Interleaving(counts, keys("interleave"))
-        self.total = self._interleaving.total
+        self._parts = []
+        for number, (before, after) in enumerate(itertools.pairwise([np.zeros_like(counts), *earlier, counts])):
+            purpose = f"interleave {number}" if number else "interleave"
+            self._parts.append((before, Interleaving(after - before, keys(purpose))))
+        self._ends = np.cumsum([0, *(part.total for _, part in self._parts)])
+        self.total = int(self._ends[-1])
         self._epoch_keys, self._subset_keys, self._template_keys = keys("epoch"), keys("subset"), keys("template")
         self._sizes, self._usable, self._templates = sizes, usable, templates
         self._subset = permuted_subset and bool((usable < sizes).any())
 
     def stretch(self, start: int, stop: int) -> Stretch:
-        task, use = self._interleaving.positions(start, stop)
+        task, use = self._positions(start, stop)
         usable = self._usable[task]
         epoch, slot = np.divmod(use, usable)
         example = permute(keyed(self._epoch_keys[task], epoch), usable, slot)
@@ -166,6 +175,17 @@ class MixedOrder(Order):
             example[some] = permute(key, self._sizes[task[some]], example[some])
         template = self._template(task, example, epoch)
         return Stretch(task=task, use=use, epoch=epoch, example=example, template=template)
+
+    def _positions(self, start: int, stop: int) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+        """Task index and use number at the positions `start` to `stop`, which may lie in several parts."""
+        found = []
+        for (before, part), first in zip(self._parts, self._ends[:-1].tolist(), strict=True):
+            low, high = max(start - first, 0), min(stop - first, part.total)
+            if low < high:
+                task, use = part.positions(low, high)
+                found.append((task, use + before[task]))
+        task, use = (np.concatenate(column) for column in zip(*found, strict=True))
+        return task, use
 
     def _template(
         self, task: Int[np.ndarray, " k"], example: Int[np.ndarray, " k"], epoch: Int[np.ndarray, " k"]

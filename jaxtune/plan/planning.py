@@ -5,22 +5,21 @@ is found by computing its own window again, so every step costs the same to reac
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
-import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import Allocation, OverCaps, allocate, resolve_budget
-from jaxtune.mixture.settings import Budget, MixtureConfig, Selection
+from jaxtune.mixture.allocation import Allocation
+from jaxtune.mixture.settings import Selection
 from jaxtune.plan.ledger import COLUMNS, Ledger
 from jaxtune.plan.lengths import LengthTable
 from jaxtune.plan.order import MixedOrder, Order, SequentialOrder, keyed, permute, stream_key
@@ -47,11 +46,15 @@ class Plan:
         seed: int | None,
         header: Mapping[str, Any],
         allocation: Allocation | None = None,
+        earlier: Sequence["Plan"] = (),
         progress: Callable[[int, int], None] | None = None,
     ):
+        """`earlier`: the shorter plans that this one begins with; their steps are its own."""
         table.check(layout.seq_len)
         self.tasks, self.layout, self.allocation = table.names, layout, allocation
-        self._order, self._lengths = order, table
+        self._order, self._lengths, self.earlier = order, table, {plan.hash: plan.num_steps for plan in earlier}
+        self._edges = _edges([*(plan.num_examples for plan in earlier), order.total], layout.window)
+        self._breaks = np.searchsorted(self._edges, [plan.num_examples for plan in earlier])
         self._row_key = None if seed is None else stream_key(seed, "rows", "")
         facts = {
             "version": _VERSION,
@@ -204,7 +207,7 @@ class Plan:
 
     def _survey(self, progress: Callable[[int, int], None] | None) -> None:
         """Walk all windows once: rows per window, tokens per row, ledgers."""
-        total = -(-self._order.total // self.layout.window)
+        total = len(self._edges) - 1
         zero = np.zeros(len(self.tasks), np.int64)
         ledger = Ledger(tasks=self.tasks, **dict.fromkeys(COLUMNS, zero))
         self._ledgers, numbers, tokens, loss_tokens = [], [0], [], []
@@ -212,24 +215,28 @@ class Plan:
             if start % (_CHUNK * _SNAPSHOT) == 0:
                 self._ledgers.append(ledger)
             for window in self._windows(start, min(start + _CHUNK, total)):
-                tokens.append(np.bincount(window.row, weights=window.length).astype(np.int32))
-                loss_tokens.append(np.bincount(window.row, weights=window.loss_length).astype(np.int32))
-                numbers.append(len(tokens[-1]))
+                rows = int(window.row[-1]) + 1
+                if len(numbers) in self._breaks:  # the last step of an earlier plan is padded as it was there
+                    rows += -(sum(numbers) + rows) % self.rows_per_step
+                by_row = functools.partial(np.bincount, window.row, minlength=rows)
+                tokens.append(by_row(weights=window.length).astype(np.int32))
+                loss_tokens.append(by_row(weights=window.loss_length).astype(np.int32))
+                numbers.append(rows)
                 ledger += self._count(window)
             if progress is not None:
-                progress(min((start + _CHUNK) * self.layout.window, self._order.total), self._order.total)
+                progress(int(self._edges[min(start + _CHUNK, total)]), self._order.total)
         self._ledgers.append(ledger)
         self._first_rows = np.cumsum(numbers)
         self._row_tokens, self._row_loss_tokens = np.concatenate(tokens), np.concatenate(loss_tokens)
 
     def _windows(self, start: int, stop: int) -> list[Window]:
         """Consecutive windows; the order and the lengths are looked up for all of them together."""
-        size = self.layout.window
-        stretch = self._order.stretch(start * size, min(stop * size, self._order.total))
+        edges = self._edges[start : stop + 1].tolist()
+        stretch = self._order.stretch(edges[0], edges[-1])
         lengths = self._lengths.look_up(stretch.task, stretch.example, stretch.template)
         out = []
-        for number in range(start, stop):
-            part = slice((number - start) * size, (number - start + 1) * size)
+        for number, (first, last) in enumerate(itertools.pairwise(edges), start=start):
+            part = slice(first - edges[0], last - edges[0])
             row = self._row_of(number, lengths[part, 0])
             order = np.argsort(row, kind="stable")
             row, (length, loss_length, response_length) = row[order], lengths[part][order].T
@@ -301,12 +308,14 @@ def make_plan(
     layout: RowLayout,
     *,
     seed: int,
+    earlier: Sequence[Plan] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Plan a training run.
 
-    `table` holds the lengths of every usable example of the allocation's tasks. `progress` is called with (positions
-    planned, positions in all).
+    `table` holds the lengths of every usable example of the allocation's tasks. `earlier` are plans of the same data
+    for fewer examples, shortest first, which the run begins with; at its end the tasks have the counts of `allocation`.
+    `progress` is called with (positions planned, positions in all).
     """
     if not allocation.counts:
         raise UserError("a plan needs a budget: give examples, epochs, steps or tokens")
@@ -324,9 +333,29 @@ def make_plan(
         templates=np.array([a.shape[1] for a in table.tokens]),
         seed=seed,
         permuted_subset=selection is Selection.PERMUTED,
+        earlier=_earlier_counts(earlier, counts),
     )
     header = {"order": "mixed", "counts": counts, "usable": usable, "selection": selection.value}
-    return Plan(order, table, layout, seed=seed, header=header, allocation=allocation, progress=progress)
+    header |= {"earlier": [plan.hash for plan in earlier]} if earlier else {}
+    return Plan(
+        order, table, layout, seed=seed, header=header, allocation=allocation, earlier=earlier, progress=progress
+    )
+
+
+def _earlier_counts(earlier: Sequence[Plan], counts: Mapping[str, int]) -> list[Int[np.ndarray, " n"]]:
+    """Counts by task of the earlier plans. Raises UserError where a task had more than it is to have."""
+    found = []
+    for plan in earlier:
+        assert plan.allocation is not None
+        had = plan.allocation.counts
+        over = [name for name in counts if had[name] > counts[name]]
+        if over:
+            raise UserError(
+                f"a run of {plan.num_steps} steps cannot be lengthened by so little: {over[0]} had {had[over[0]]} "
+                f"examples and would have {counts[over[0]]}"
+            )
+        found.append(np.array([had[name] for name in counts]))
+    return found
 
 
 def make_eval_plan(table: LengthTable, layout: RowLayout) -> Plan:
@@ -335,65 +364,10 @@ def make_eval_plan(table: LengthTable, layout: RowLayout) -> Plan:
     return Plan(order, table, layout, seed=None, header={"order": "sequential"})
 
 
-def plan_for_budget(
-    budget: Budget,
-    table: LengthTable,
-    mixture: MixtureConfig,
-    layout: RowLayout,
-    *,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> Plan:
-    """Resolve the budget, allocate and plan.
-
-    A budget in steps gives a plan of that many steps with the last one as full as a few tries make it; fewer only where
-    the caps of the mixture end the run before.
-    """
-    totals = table.unit_totals(mixture.unit)
-
-    def plan(examples: int) -> Plan:
-        allocation = allocate(table.sizes, mixture, examples, unit_totals=totals)
-        return make_plan(table, allocation, layout, seed=seed, progress=progress)
-
-    try:
-        return _planned(budget, table, mixture, layout, totals, plan)
-    except OverCaps as error:
-        name, asked = next(
-            (name, n) for name in ("steps", "tokens", "epochs", "examples") if (n := getattr(budget, name))
-        )
-        if name == "examples":
-            raise
-        fits = f"{error.share * asked:.3g}" if name == "epochs" else math.floor(error.share * asked)
-        raise UserError(f"duration.{name}={asked} is too long, about {fits} {name} fit: {error}") from error
-
-
-def _planned(
-    budget: Budget, table: LengthTable, mixture: MixtureConfig, layout: RowLayout,
-    totals: Mapping[str, int | Fraction] | None, plan: Callable[[int], Plan],
-) -> Plan:  # fmt: skip
-    """The plan of a budget, with `plan` for a number of examples."""
-    one_a_row, rows = layout.packing is PackPolicy.PADDED, layout.rows_per_step
-    examples = resolve_budget(
-        budget, table.sizes, mixture, mean_tokens=table.mean_tokens, tokens_per_step=rows * layout.seq_len,
-        examples_per_step=rows if one_a_row else None, unit_totals=totals,
-    )  # fmt: skip
-    if budget.steps is None or one_a_row:
-        return plan(examples)
-    return _fill_rows(plan, examples, budget.steps * layout.rows_per_step)
-
-
-def _fill_rows(plan: Callable[[int], Plan], examples: int, rows: int, tries: int = 4) -> Plan:
-    """The plan with the most rows up to `rows` among a few that close in on them."""
-    best, tried = None, plan(examples)
-    while True:
-        tries -= 1
-        if tried.num_rows <= rows and (best is None or tried.num_rows > best.num_rows):
-            best = tried
-        if best is not None and (tries < 1 or best.num_rows == rows or tried.num_examples < examples):
-            return best
-        per_row = tried.num_examples / tried.num_rows
-        examples = max(1, examples + math.floor((rows - tried.num_rows) * per_row) - (tried.num_rows > rows))
-        tried = plan(examples)
+def _edges(ends: Sequence[int], window: int) -> Int[np.ndarray, " edges"]:
+    """Positions at which windows begin, and the last one's end: windows of a plan end where an earlier plan ended."""
+    starts = [np.arange(first, last, window) for first, last in itertools.pairwise((0, *ends))]
+    return np.append(np.concatenate(starts), ends[-1])
 
 
 def _share(counts: Int[np.ndarray, " n"]) -> np.ndarray:

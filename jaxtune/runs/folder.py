@@ -163,9 +163,14 @@ WATCHED = ("data", "tokenizer", "template", "plan", "seeds", "base_model")
 
 
 def check_same(run_dir: pathlib.Path, identity: Mapping[str, Any]) -> None:
-    """Refuse to continue a run whose data, tokenizer, template, plan, seed or base model changed; says what did."""
+    """Refuse to continue a run whose data, tokenizer, template, plan, seed or base model changed; says what did.
+
+    A plan that begins with the recorded one is that of a run with more steps, and no refusal.
+    """
     recorded = documents.read_manifest(run_dir)
-    keep = lambda whole: {key: whole.get(key) for key in WATCHED}
+    longer = recorded["plan"]["hash"] in identity["plan"].get("earlier", {})
+    watched = [name for name in WATCHED if name != "plan" or not longer]
+    keep = lambda whole: {key: whole.get(key) for key in watched}
     differences = manifest.compare_manifests(keep(recorded), keep(identity))
     if differences:
         config = manifest.compare_manifests({"config": recorded["config"]}, {"config": identity["config"]})

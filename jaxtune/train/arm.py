@@ -32,6 +32,7 @@ from jaxtune.terminal.display import Phase
 from jaxtune.terminal.progress import RunProgress, TrainProgress
 from jaxtune.train import measure, resuming, retention
 from jaxtune.train.decisions import Counters, Decision, Health, Status, decide, ended, judge, rules
+from jaxtune.train.documents import mixture_json
 from jaxtune.train.export import export_model
 from jaxtune.train.lanes import Lane
 from jaxtune.train.planned import MODEL, Planned
@@ -300,6 +301,8 @@ def open_arm(
         done = int(state.step)
         if is_main():
             resuming.record(run.run_dir, run.identity, run.changes, done, dict(run.command))
+            if run.changes:
+                write_json(run.run_dir / "mixture.json", mixture_json(run.inputs))
     tracker, rows = open_tracker(run, done if run.resume else None, validated=not counters.unvalidated)
     stack.callback(tracker.close)
     record = Record(run=run, checkpoints=checkpoints, tracker=tracker, rows=rows, trained_with=trained_with)
@@ -326,7 +329,7 @@ def restore(checkpoints: Checkpoints | MainCheckpoints, state: TrainState, run: 
         raise UserError(f"no checkpoint to resume from in {checkpoints.directory}; start again with --overwrite")
     restored = checkpoints.restore(step, abstract(state))
     extra, planned = checkpoints.extra(step), run.inputs.plan.hash
-    if extra["plan_hash"] != planned:
+    if extra["plan_hash"] != planned and step > run.inputs.plan.earlier.get(extra["plan_hash"], -1):
         raise UserError(
             f"checkpoint {step} was made with plan {extra['plan_hash'][:12]}, this config gives "
             f"{planned[:12]}; resume with the config and data of the run, or start another run folder"

@@ -65,7 +65,8 @@ class Recorded:
     source: ModelSource
     lora: LoraConfig | None
     checkpoint: CheckpointConfig
-    plan_hash: str
+    plans: frozenset[str]
+    """Hashes of its plan, and of those that it had before it was lengthened."""
     folder: pathlib.Path
     """The base model's folder."""
     model: ModelConfig
@@ -100,7 +101,8 @@ def recorded_model(run_dir: pathlib.Path, place: pathlib.Path | str) -> Recorded
         check_base(run_dir, manifest, lora, folder, tokenizer, template)
     return Recorded(
         source=source, lora=lora, checkpoint=part(run_dir, CheckpointConfig, options["checkpoint"]),
-        plan_hash=manifest["plan"]["hash"], folder=folder, model=hf.load_config(folder),
+        plans=frozenset((manifest["plan"]["hash"], *manifest["plan"].get("earlier", {}))),
+        folder=folder, model=hf.load_config(folder),
         tokenizer=tokenizer, template=template, generation=read_generation(folder),
     )  # fmt: skip
 
@@ -243,7 +245,7 @@ def saved_params(run: Recorded, run_dir: pathlib.Path, step: str, shapes: Params
             number = checkpoints.latest()  # nothing was validated, so no step is better than the last
         if number is None:
             raise UserError(f"{run_dir} holds no checkpoint")
-        if checkpoints.extra(number)["plan_hash"] != run.plan_hash:
+        if checkpoints.extra(number)["plan_hash"] not in run.plans:
             raise UserError(f"checkpoint {number} in {checkpoints.directory} is of another run than {run_dir}")
         with Phase(f"reading checkpoint {number}"):
             return checkpoints.restore_params(number, shapes)

@@ -11,6 +11,7 @@ from jaxtune.config import LoraConfig, to_json
 from jaxtune.data.batches import StepBatches
 from jaxtune.evaluate.harness import task_files
 from jaxtune.plan import order
+from jaxtune.plan.planning import Plan
 from jaxtune.runs import manifest
 from jaxtune.storage.fingerprints import array_fingerprint, file_fingerprint
 from jaxtune.train.resolution import TRAIN, VALIDATION, Inputs
@@ -35,7 +36,7 @@ def identify(inputs: Inputs) -> dict[str, Any]:
         data=sources,
         tokenizer=tokenizer_files(inputs.tokenizer),
         template=inputs.template.fingerprint,
-        plan={"hash": inputs.plan.hash, "steps": inputs.plan.num_steps, "examples": inputs.plan.num_examples},
+        plan=plan_facts(inputs.plan),
         config=to_json(inputs.config),
         seeds={"run": inputs.config.seed},
         base_model={**base_files(inputs.folder), **adapter_files(inputs.config.lora)},
@@ -43,6 +44,12 @@ def identify(inputs: Inputs) -> dict[str, Any]:
         batches={str(step): batch_fingerprint(inputs, step) for step in pinned_steps(inputs)},
     )
     return manifest.build_manifest(material)
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """Hash and size of a plan, and by hash the steps of those that it begins with."""
+    facts = {"hash": plan.hash, "steps": plan.num_steps, "examples": plan.num_examples}
+    return facts | ({"earlier": dict(plan.earlier)} if plan.earlier else {})
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:

@@ -22,7 +22,7 @@ from jaxtune.step.room import Room
 from jaxtune.step.trials import StackMode
 from jaxtune.storage.documents import Json
 from jaxtune.terminal.display import Phase
-from jaxtune.train import resuming
+from jaxtune.train import lengthening, resuming
 from jaxtune.train.documents import mixture_json, samples
 from jaxtune.train.identity import identify
 from jaxtune.train.resolution import Inputs, resolve
@@ -104,6 +104,18 @@ def _say_unwatched(names: tuple[str, ...]) -> None:
     say(text, file=sys.stderr, flush=True)
 
 
+def checked(
+    run_dir: pathlib.Path, config: ExperimentConfig, identity: Json, *, resume_step: int | None, accept: bool
+) -> list[resuming.Change]:
+    """Options of a resumed run that are not those it was started with. Raises UserError where they may not change."""
+    changes = resuming.differences(run_dir, identity)
+    allowed: list[resuming.Change] = []
+    if config.duration.lengthened:
+        done = lengthening.steps_done(config.checkpoint, run_dir, resume_step, config.duration.lengthened[-1])
+        allowed = lengthening.accepted(run_dir, config, changes, done, accept=accept)
+    return resuming.check(run_dir, identity, accept=accept, allowed=allowed)
+
+
 def plan_run(
     config: ExperimentConfig, run_dir: pathlib.Path | RemoteFolder, *, command: Mapping[str, Any] | None = None,
     resume: bool = False, resume_step: int | None = None, overwrite: bool = False, accept_change: bool = False,
@@ -134,6 +146,10 @@ def _plan_run(
         answer_of_main(lambda: runfolder.check(run_dir, resume=resume, overwrite=overwrite))
     check_packages(config.mirrors)
     all_devices()  # refuses a platform that is not here
+    longer: list[Any] = []
+    if resume and inputs is None:
+        longer = answer_of_main(lambda: lengthening.lengthened(run_dir, config))
+    config, command = lengthening.with_history(config, longer), lengthening.command_of(command, longer)
     inputs = inputs or resolve(config)
     if resume:
         room = answer_of_main(lambda: (found := read_room(run_dir)) and found.to_json())
@@ -143,7 +159,10 @@ def _plan_run(
     identity = identify(inputs)
     changes: list[resuming.Change] = []
     if resume:
-        as_json = lambda: [dataclasses.asdict(c) for c in resuming.check(run_dir, identity, accept=accept_change)]
+        as_json = lambda: [
+            dataclasses.asdict(change)
+            for change in checked(run_dir, config, identity, resume_step=resume_step, accept=accept_change)
+        ]
         with named():
             changes = [resuming.Change(**change) for change in answer_of_main(as_json)]
     else:

@@ -11,8 +11,9 @@ from jaxtune.data.store import TaskTokens
 from jaxtune.data.subset import Encoded, Subset, length_table
 from jaxtune.mixture.settings import MixtureConfig
 from jaxtune.plan import order
+from jaxtune.plan.budgets import plan_for_budget
 from jaxtune.plan.packing import RowLayout
-from jaxtune.plan.planning import Plan, make_eval_plan, plan_for_budget
+from jaxtune.plan.planning import Plan, make_eval_plan
 from jaxtune.tasks import Task
 
 

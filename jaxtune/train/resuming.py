@@ -33,6 +33,7 @@ FREE = frozenset(
 PINNED = frozenset(
     {
         *("tasks", "held_out", "seed", "duration.examples", "duration.epochs", "duration.steps", "duration.tokens"),
+        "duration.lengthened",
         *("mixture.strategy", "mixture.temperature", "mixture.rate_max", "mixture.scale", "mixture.max_examples"),
         *("mixture.selection", "mixture.max_repeats", "mixture.weights", "mixture.groups", "mixture.on_cap"),
         *("mixture.allow_underfill", "mixture.unit"),
@@ -75,16 +76,24 @@ class Change:
         return f"{self.name}: was {json.dumps(self.then)}, is {json.dumps(self.now)}"
 
 
-def check(run_dir: pathlib.Path, identity: Json, *, accept: bool = False) -> list[Change]:
-    """Pinned options that differ from those of the run; UserError where there are some and they are not accepted.
+def differences(run_dir: pathlib.Path, identity: Json) -> list[Change]:
+    """Pinned options that differ from those of the run.
 
-    Data, tokenizer, template, plan, seed and base model must be the same in any case.
+    UserError where data, tokenizer, template, seed, base model or plan differ; a plan that begins with the run's own is
+    that of a longer run.
     """
     runfolder.check_same(run_dir, identity)
-    recorded = documents.read_manifest(run_dir)
-    changes = changed(recorded["config"], identity["config"])
-    if changes and not accept:
-        listed = "".join(f"\n  - {change}" for change in changes)
+    return changed(documents.read_manifest(run_dir)["config"], identity["config"])
+
+
+def check(
+    run_dir: pathlib.Path, identity: Json, *, accept: bool = False, allowed: Sequence[Change] = ()
+) -> list[Change]:
+    """Pinned options that differ from those of the run; UserError where some are neither accepted nor `allowed`."""
+    changes = differences(run_dir, identity)
+    refused = [change for change in changes if change not in allowed]
+    if refused and not accept:
+        listed = "".join(f"\n  - {change}" for change in refused)
         raise UserError(
             f"{run_dir} cannot be resumed as it is, because options that change its numbers are not those it was "
             f"started with:{listed}\n"
@@ -118,7 +127,7 @@ def record(run_dir: pathlib.Path, identity: Json, changes: Sequence[Change], ste
         )
         write_json(run_dir / runfolder.MARK, identity["config"])
         write_json(run_dir / "command.json", dict(command or {"config": None, "overrides": []}))
-        recorded["config"] = identity["config"]
+        recorded |= {name: identity[name] for name in ("config", "plan", "batches") if name in identity}
     write_sealed(path, {**recorded, "changes": earlier})
 
 

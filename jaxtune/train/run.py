@@ -77,7 +77,8 @@ def train(
             config, remote or folder, command=command, resume=resume, resume_step=resume_step,
             overwrite=overwrite, accept_change=accept_change,
         )  # fmt: skip
-        if resume and resume_step is None and answer_of_main(lambda: is_finished(run.run_dir)):
+        longer = any(change.name == "duration.steps" for change in run.changes)
+        if resume and resume_step is None and not longer and answer_of_main(lambda: is_finished(run.run_dir)):
             return finished_before(run.run_dir, run.remote and run.remote.url)
         if is_main():
             say(documents.size_in_words(run.inputs), file=sys.stderr, flush=True)

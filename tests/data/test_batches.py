@@ -15,9 +15,10 @@ from jaxtune.data.jobs import tokenize
 from jaxtune.data.subset import length_table
 from jaxtune.errors import UserError
 from jaxtune.mixture.settings import Budget, MixtureConfig, Strategy
+from jaxtune.plan.budgets import plan_for_budget
 from jaxtune.plan.ledger import Ledger
 from jaxtune.plan.packing import PackPolicy, RowLayout
-from jaxtune.plan.planning import make_eval_plan, plan_for_budget
+from jaxtune.plan.planning import make_eval_plan
 from jaxtune.tasks import Task, Template, from_list
 
 SEQ_LEN, ROWS = 128, 8

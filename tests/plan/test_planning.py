@@ -10,11 +10,12 @@ from jaxtune.batch import Example, assemble, count_batch
 from jaxtune.errors import UserError
 from jaxtune.mixture.allocation import allocate
 from jaxtune.mixture.settings import Budget, MixingUnit, MixtureConfig, OnCap, Selection, Strategy
+from jaxtune.plan.budgets import plan_for_budget
 from jaxtune.plan.ledger import Ledger
 from jaxtune.plan.lengths import LengthTable
 from jaxtune.plan.order import permutation
 from jaxtune.plan.packing import PackPolicy, RowLayout
-from jaxtune.plan.planning import make_eval_plan, make_plan, plan_for_budget
+from jaxtune.plan.planning import make_eval_plan, make_plan
 
 SIZES = {"qa": 900, "math": 60, "code": 240}
 TEMPLATES = {"qa": 1, "math": 3, "code": 2}
@@ -392,3 +393,48 @@ def test_lengths_of_another_data_set_are_refused():
 def test_placements_are_plain_data():
     p = small_plan().row(0)[0]
     assert dataclasses.asdict(p).keys() >= {"task", "example", "template", "epoch", "use", "offset", "length"}
+
+
+# Lengthened runs
+
+
+@pytest.mark.parametrize("options", [{}, {"packing": PackPolicy.PADDED}, {"window": 100}])
+def test_a_lengthened_plan_begins_with_the_shorter_ones_row_by_row_and_ends_with_the_counts_of_its_length(options):
+    rows = layout(16, **options)
+    config = MixtureConfig(temperature=2)
+    make = lambda **budget: plan_for_budget(Budget(**budget), TABLE, config, rows, seed=0)
+    short, middle, long = make(steps=7), make(steps=20, lengthened=(7,)), make(steps=33, lengthened=(7, 20))
+    assert (short.num_steps, middle.num_steps, long.num_steps) == (7, 20, 33)
+    for step in range(33):
+        before = [plan for plan in (short, middle) if step < plan.num_steps]
+        assert all(plan.rows(step) == long.rows(step) for plan in before), step
+    assert long.earlier == {short.hash: 7, middle.hash: 20}
+    assert len({short.hash, middle.hash, long.hash, make(steps=33).hash}) == 4
+    assert long.allocation is not None and counts(long) == dict(long.allocation.counts) == long_counts(long)
+    uses = {task: sorted(p.use for p in placements(long) if p.task == task) for task in SIZES}
+    assert all(use == list(range(len(use))) for use in uses.values())  # no example is skipped or given twice
+    assert (long.ledger(7).examples == short.ledger().examples).all()
+    assert (long.ledger(20).tokens == middle.ledger().tokens).all()
+    assert long.max_tokens(4) >= short.max_tokens(4)
+    again = pickle.loads(pickle.dumps(long))
+    assert again.rows(6) == short.rows(6) and again.rows(32) == long.rows(32)
+
+
+def long_counts(plan):
+    """Counts of an allocation of as many examples, without any history."""
+    return dict(allocate(SIZES, MixtureConfig(temperature=2), plan.num_examples).counts)
+
+
+def test_a_plan_cannot_be_lengthened_by_so_little_that_a_task_would_lose_examples():
+    earlier = [small_plan(2000, config=MixtureConfig(temperature=1))]
+    allocation = allocate(SIZES, MixtureConfig(temperature=math.inf), 2010)
+    with pytest.raises(UserError, match="a run of .* steps cannot be lengthened by so little: qa had 1500 examples"):
+        make_plan(TABLE, allocation, layout(window=256), seed=3, earlier=earlier)
+
+
+@pytest.mark.parametrize("budget", [{"steps": 5, "lengthened": (5,)}, {"steps": 9, "lengthened": (5, 3)}])
+def test_a_budget_is_lengthened_only_to_more_steps(budget):
+    with pytest.raises(UserError, match=r"duration.lengthened holds the steps before, each fewer than the next"):
+        Budget(**budget)
+    with pytest.raises(UserError, match="duration.lengthened"):
+        Budget(epochs=2, lengthened=(5,))
