@@ -155,15 +155,22 @@ def test_paired_bars_are_as_long_as_the_shares_they_show():
     assert [width / widths[0] for width in widths] == pytest.approx([1.0, 0.75, 0.25, 0.5], abs=1e-3)
 
 
+def found(pattern, drawn) -> re.Match[str]:
+    """The first match; there must be one."""
+    match = re.search(pattern, drawn)
+    assert match, pattern
+    return match
+
+
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_names_stand_above_the_bars_where_there_is_no_room_beside_them(width):
     bars = [PairedBar(name="summarization", first=0.8, second=0.6, colour="--c:red", note="1.30 epochs")]
     drawn = paired_bars(bars, width=width)
     name, note = (
-        re.search(rf'x="([\d.]+)" y="([\d.]+)"[^>]*>{words}<', drawn) for words in ("summarization", "1.30 epochs")
+        found(rf'x="([\d.]+)" y="([\d.]+)"[^>]*>{words}<', drawn) for words in ("summarization", "1.30 epochs")
     )
-    left, top = re.search(r'<rect x="([\d.]+)" y="([\d.]+)"', drawn).groups()
-    length = float(re.search(r'class="bar"[^>]*width="([\d.]+)"', drawn)[1])
+    left, top = found(r'<rect x="([\d.]+)" y="([\d.]+)"', drawn).groups()
+    length = float(found(r'class="bar"[^>]*width="([\d.]+)"', drawn)[1])
     if width == NARROW:
         assert float(name[2]) < float(top) and float(left) == 0 and name[2] == note[2]
     else:
@@ -175,10 +182,10 @@ def test_names_stand_above_the_bars_where_there_is_no_room_beside_them(width):
 def test_whiskers_use_most_of_the_width(width):
     rows = [Whisker(name="temperature=4_seed=1", mean=1.0, low=0.0, high=2.0, note="+1.0 points, 600 questions")]
     drawn = whiskers(rows, width=width, form=str, x_label="points")
-    start, stop = map(float, re.search(r'class="whisker" x1="([\d.]+)" x2="([\d.]+)"', drawn).groups())
+    start, stop = map(float, found(r'class="whisker" x1="([\d.]+)" x2="([\d.]+)"', drawn).groups())
     assert stop - start > 0.5 * width
     numbers = {float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="middle">', drawn)}
-    axis = float(re.search(r'y="([\d.]+)" text-anchor="end">points<', drawn)[1])
+    axis = float(found(r'y="([\d.]+)" text-anchor="end">points<', drawn)[1])
     assert len(numbers) == 1 and (axis - numbers.pop() > 10) == (width == NARROW)
 
 
