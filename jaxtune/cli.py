@@ -206,7 +206,7 @@ def add_mix(rows: Subparsers) -> None:
 def add_validate(rows: Subparsers) -> None:
     text = "Every problem of data files or of a config, in one report."
     parser = command(rows, "validate", commands.run_validate, text, overrides=True)
-    parser.add_argument("paths", nargs="+", help="data files, or one config")
+    parser.add_argument("paths", nargs="+", help="data files or folders of them, here or at URLs; or one config")
     parser.add_argument("--limit", type=whole(), default=20, help="problems shown; all are counted")
     add_json(parser)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jaxtune
-from jaxtune.errors import UserError, did_you_mean, say
+from jaxtune.errors import UserError, say
 from jaxtune.mixture.allocation import allocate
 from jaxtune.mixture.settings import MixtureConfig, OnCap, Strategy
 from jaxtune.terminal.display import Phase
@@ -172,7 +172,7 @@ def run_validate(arguments: argparse.Namespace) -> int:
     else:
         if arguments.rest:
             raise UserError(f"unknown argument {arguments.rest[0]!r} of jaxtune validate; see jaxtune validate --help")
-        refuse_missing(arguments.paths)
+        validate.refuse_missing(arguments.paths)
         with Phase("checking records"):
             report = validate.validate_files(arguments.paths)
     if arguments.json:
@@ -180,15 +180,6 @@ def run_validate(arguments: argparse.Namespace) -> int:
     else:
         validate.print_report(report, limit=arguments.limit)
     return 1 if report.num_errors else 0
-
-
-def refuse_missing(paths: Sequence[str]) -> None:
-    """Raise UserError where none of the files is there; a missing one among others is a problem in their report."""
-    if any(pathlib.Path(path).exists() for path in paths):
-        return
-    first = pathlib.Path(paths[0])
-    beside = os.listdir(first.parent) if first.parent.is_dir() else []
-    raise UserError(f"no file at {', '.join(paths)}{did_you_mean(first.name, beside)}")
 
 
 def run_preview(arguments: argparse.Namespace) -> None:

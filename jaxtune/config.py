@@ -127,7 +127,7 @@ class DataConfig:
     prefetch: Annotated[int, Range(1, 4096)] = 2
     """Batches made ahead of the device."""
     cache_dir: str | None = None
-    """Folder of tokenised data and of decompressed .gz and .zst files; by default `$JAXTUNE_CACHE`, else
+    """Folder of tokenised data, of decompressed files and of copies of data at URLs; by default `$JAXTUNE_CACHE`, else
     `.cache/jaxtune` in the working folder."""
     processes: Annotated[int, Range(1, 1024)] = 1
     """Processes that tokenise."""

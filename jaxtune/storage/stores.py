@@ -4,6 +4,7 @@ import os
 import pathlib
 import posixpath
 import re
+import secrets
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +31,32 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def scheme_of(url: str) -> str:
+    """The scheme of a URL in small letters; `file` for a path."""
+    found = _URL.match(url)
+    return found[1].lower() if found else "file"
+
+
+def refuse_unserved(url: str | None, holds: str) -> None:
+    """Raise UserError where no installed package reaches a URL's scheme; `holds` is what could not be read from there.
+
+    Asks no store for anything, so it needs neither credentials nor a network. Paths, and None, pass.
+    """
+    if url is None or not is_url(url):
+        return
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(scheme_of(url))
+    except (ImportError, ValueError) as error:  # ValueError: no such scheme
+        raise UserError(f"{holds} cannot be read from {url}: {error}{_remedy(url, error)}") from error
+
+
+def _remedy(url: str, error: Exception) -> str:
+    package = PACKAGES.get(scheme_of(url))
+    return f"; pip install {package}" if package and isinstance(error, ImportError) else ""
+
+
 class Store:
     """A folder of an object store. Every method raises `StoreError` where the store cannot be reached or refuses."""
 
@@ -37,22 +64,18 @@ class Store:
         """`holds` is what an error says cannot be kept there. Raises UserError where no package reaches the scheme."""
         import fsspec
 
-        found = _URL.match(url)
-        scheme = found[1].lower() if found else "file"
-        self._is_disk = scheme in ("file", "local")
+        self._is_disk = scheme_of(url) in ("file", "local")
         local = {"auto_mkdir": True} if self._is_disk else {}  # other stores have no folders to be made
         try:
             # Others write there too, so nothing may be answered from a listing of before.
             self._store, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False, **local)
         except (ImportError, ValueError) as error:  # ValueError: no such scheme
-            package = PACKAGES.get(scheme)
-            remedy = f"; pip install {package}" if package and isinstance(error, ImportError) else ""
-            raise UserError(f"{holds} cannot be kept at {url}: {error}{remedy}") from error
+            raise UserError(f"{holds} cannot be kept at {url}: {error}{_remedy(url, error)}") from error
         self.url, self._holds = url, holds
 
     def check(self) -> None:
         """Raise `StoreError` unless files can be written, read and removed below the URL."""
-        probe = self.path(".jaxtune-probe")
+        probe = self.path(f".jaxtune-probe-{secrets.token_hex(8)}")  # several hosts may ask at once
         try:
             self.ask("pipe_file", probe, b"jaxtune")
             self.ask("cat_file", probe)
@@ -102,6 +125,19 @@ class Store:
                     shutil.copyfileobj(source, target, 1 << 20)
         except OSError as error:
             raise StoreError(f"{type(error).__name__}: {error}") from error
+
+    def version(self, name: str) -> str | None:
+        """Version of an object as the store tells it (size, date, tag); empty for a folder, None for nothing there.
+
+        (Most libraries' `exists` answers no where the credentials are wrong, too.)
+        """
+        try:
+            facts = self.ask("info", self.path(name))
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        return "" if facts.get("type") == "directory" else _version(facts)
 
     def names(self) -> dict[str, str]:
         """Names of all objects below the URL, each with what the store says of its version (size, date, tag)."""

@@ -13,8 +13,8 @@ def local_path(text: str) -> pathlib.Path:
     """The parser of every path on the command line. A URL is refused: as a path it would name a local folder `gs:`."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is a URL; a local path is needed here. Run folders alone may lie in a bucket, as "
-            "--run-dir gs://bucket/runs/x of jaxtune train"
+            f"{text!r} is a URL; a local path is needed here. A run folder may lie in a bucket "
+            "(--run-dir gs://bucket/runs/x of jaxtune train), and data files that a config names"
         )
     return pathlib.Path(text)
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, did_you_mean
+from jaxtune.storage.stores import Store, is_url
 from jaxtune.tasks import shapes
 from jaxtune.tasks.problems import Problem, RecordError
 from jaxtune.tasks.shapes import Shape
@@ -36,9 +37,11 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".array_record")
 
 
 def validate_files(paths: Sequence[str | Path]) -> Report:
-    """Reads data files (or folders of them). Files are compared with each other; a file whose name says validation,
-    test, dev or eval is a split of its own."""
-    tasks = [_file_task(file) for path in paths for file in _expand(Path(path))]
+    """Reads data files or folders of them, here or at URLs.
+
+    Files are compared with each other; a file whose name says validation, test, dev or eval is a split of its own.
+    """
+    tasks = [_file_task(file) for path in paths for file in _expand(path)]
     return validate_tasks(tasks)
 
 
@@ -57,8 +60,20 @@ def validate_tasks(tasks: Iterable[Task], *, controls: Sequence[str] = MARKERS) 
     return run.report
 
 
-def _expand(path: Path) -> list[tuple[Path, str | None]]:
-    """Data files at a path, each with the split of a saved data set."""
+def refuse_missing(paths: Sequence[str]) -> None:
+    """Raise UserError where none of the files is there; a missing one among others is a problem in their report."""
+    if any(is_url(path) or Path(path).exists() for path in paths):
+        return
+    first = Path(paths[0])
+    beside = os.listdir(first.parent) if first.parent.is_dir() else []
+    raise UserError(f"no file at {', '.join(paths)}{did_you_mean(first.name, beside)}")
+
+
+def _expand(given: str | Path) -> list[tuple[str | Path, str | None]]:
+    """Data files at a path or a URL, each with the split of a saved data set."""
+    if is_url(str(given)):
+        return [(url, None) for url in _urls_below(str(given))]
+    path = Path(given)
     if not os.path.isdir(path):
         return [(path, None)]
     splits = [folder.parent.name for folder in sorted(path.glob("*/state.json"))]
@@ -72,11 +87,21 @@ def _expand(path: Path) -> list[tuple[Path, str | None]]:
     return [(file, None) for file in found]
 
 
-def _file_task(file: tuple[Path, str | None]) -> Task:
+def _urls_below(url: str) -> list[str]:
+    """A URL itself, where its name is a data file's; else those of the data files below it."""
+    if url.endswith(SUFFIXES):
+        return [url]
+    found = sorted(name for name in Store(url.rstrip("/"), "data").names() if name.endswith(SUFFIXES))
+    if not found:
+        raise UserError(f"{url} holds no data files; data files end in {', '.join(SUFFIXES)}")
+    return [f"{url.rstrip('/')}/{name}" for name in found]
+
+
+def _file_task(file: tuple[str | Path, str | None]) -> Task:
     path, split = file
     source = from_file(path) if split is None else from_hf_folder(path, split=split)
     name = "".join(c if c.isalnum() or c in "_.-/" else "_" for c in str(path).lstrip("/")) or "file"
-    return Task(name=name, splits={split or split_named(path.name): source})
+    return Task(name=name, splits={split or split_named(Path(path).name): source})
 
 
 def split_named(name: str) -> str:

@@ -288,6 +288,20 @@ def test_of_two_that_come_at_once_one_writes(store, url, monkeypatch):
     assert (len(ends), len(told)) == (1, 3)
 
 
+def test_hosts_that_try_a_store_at_the_same_time_do_not_disturb_each_other(store, url, monkeypatch):
+    ask = Store.ask
+
+    def another_in_between(self, method, *arguments, **settings):
+        result = ask(self, method, *arguments, **settings)
+        if method == "pipe_file" and self is store:
+            Store(url).check()
+        return result
+
+    monkeypatch.setattr(Store, "ask", another_in_between)
+    store.check()
+    assert names(store) == set()
+
+
 def test_a_store_that_fails_is_told_as_such(tmp_path, monkeypatch):
     store = Store(f"memory://{tmp_path}/x")
 

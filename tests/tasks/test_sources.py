@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from jaxtune.chat import Conversation
 from jaxtune.errors import UserError
+from jaxtune.storage.stores import Store
 from jaxtune.tasks import (
     RecordError,
     RecordSource,
@@ -112,7 +113,38 @@ def make_list(folder: Path) -> RecordSource:
     return from_list(RECORDS)
 
 
+def in_a_store(make, folder: Path) -> RecordSource:
+    """The source of a file that another maker wrote, at a URL and no longer on the disk."""
+    [file] = make(folder).origins
+    url = f"memory://{file}"
+    Store(url.rpartition("/")[0]).write(Path(file).name, Path(file).read_bytes())
+    Path(file).unlink()
+    return from_file(url)
+
+
+def make_jsonl_url(folder: Path) -> RecordSource:
+    return in_a_store(make_jsonl, folder)
+
+
+def make_gzip_url(folder: Path) -> RecordSource:
+    return in_a_store(make_gzip, folder)
+
+
+def make_zstd_url(folder: Path) -> RecordSource:
+    return in_a_store(make_zstd, folder)
+
+
+def make_parquet_url(folder: Path) -> RecordSource:
+    return in_a_store(make_parquet, folder)
+
+
+def make_array_record_url(folder: Path) -> RecordSource:
+    return in_a_store(make_array_record, folder)
+
+
+URL_MAKERS = [make_jsonl_url, make_gzip_url, make_zstd_url, make_parquet_url, make_array_record_url]
 MAKERS = [make_jsonl, make_gzip, make_zstd, make_shards, make_parquet, make_array_record, make_hf_folder, make_list]
+MAKERS += URL_MAKERS
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -456,3 +488,40 @@ def test_the_format_is_told_by_the_name(tmp_path):
         assert list(from_file(origin)) == RECORDS
     write_hf_folder(tmp_path / "folder", RECORDS)
     assert list(from_file(tmp_path / "folder")) == RECORDS
+
+
+@pytest.mark.parametrize("make", URL_MAKERS)
+def test_a_file_at_a_url_has_the_fingerprint_of_the_file(make, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    local = {one.__name__: one for one in MAKERS}[make.__name__.removesuffix("_url")](tmp_path / "here")
+    there = make(tmp_path / "there")
+    assert there.fingerprint == local.fingerprint and there.where(3).startswith("memory:///")
+    assert there.origins == {there.name}, "known without asking the store"
+
+
+def test_copies_of_files_at_urls_lie_in_the_folder_that_they_are_given(tmp_path, capfd):
+    source = make_gzip_url(tmp_path).cached_in(tmp_path / "elsewhere")
+    assert source[3] == RECORDS[3] and not (tmp_path / "cache").exists()
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"fetched", "decompressed"}
+    assert from_file(source.name).cached_in(tmp_path / "elsewhere")[3] == RECORDS[3]
+    assert capfd.readouterr().err.count("fetching memory://") == 1
+
+
+def test_a_file_that_is_not_at_its_url_and_a_url_that_nothing_reaches_are_refused(tmp_path):
+    source = from_jsonl("memory://bucket/none.jsonl")  # opened when it is read
+    with pytest.raises(RecordError, match=r"memory://bucket/none.jsonl.*unreadable-file.*no such object") as caught:
+        len(source)
+    assert "the credentials must allow reading it" in str(caught.value)
+    with pytest.raises(UserError, match="data cannot be read from nosuch://bucket/a.parquet"):
+        from_parquet("nosuch://bucket/a.parquet")
+    with pytest.raises(UserError, match="read from a disk only.*from_parquet"):
+        from_hf_folder("memory://bucket/saved")
+    with pytest.raises(UserError, match="read from a disk only.*from_array_record"):
+        from_tfds("my_chat", split="train", data_dir="memory://bucket/tfds")
+
+
+def test_damage_in_a_file_at_a_url_is_told_with_the_url(tmp_path):
+    Store(f"memory://{tmp_path}").write("a.jsonl.gz", gzip.compress(b"x" * 1000)[:-9])
+    with pytest.raises(RecordError, match=f"memory://{tmp_path}/a.jsonl.gz.*damaged-file"):
+        len(from_jsonl(f"memory://{tmp_path}/a.jsonl.gz"))

@@ -18,6 +18,8 @@ from jaxtune.chat import TEMPLATES
 from jaxtune.chat.tokenizer import ByteTokenizer
 from jaxtune.data.encoding import Encoding
 from jaxtune.data.fit import LengthPolicy
+from jaxtune.errors import UserError
+from jaxtune.storage.stores import Store
 from jaxtune.tasks import Problem, Task, Template, from_jsonl, from_list, invert, marks
 from jaxtune.tasks.problems import RULES, Severity
 from jaxtune.tasks.shapes import Shape
@@ -414,3 +416,19 @@ def test_the_shared_bad_inputs_are_found_where_their_manifest_says():
 def test_the_search_for_control_strings_finds_what_in_finds(text, strings):
     found = Needles(strings).found_in(text.encode())
     assert sorted(found) == sorted({string for string in strings if string and string in text})
+
+
+def test_files_and_folders_at_urls_are_validated_with_their_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXTUNE_CACHE", str(tmp_path / "cache"))
+    store = Store(f"memory://{tmp_path}/data")
+    good, bad = (json.dumps(one).encode() + b"\n" for one in (chat(0), {"messages": []}))
+    store.write("a.jsonl", good + bad)
+    store.write("more/dev.jsonl", good)
+    store.write("notes.md", b"# not data")
+    report = validate.validate_files([store.url])
+    assert {file.file for file in report.files} == {f"{store.url}/a.jsonl", f"{store.url}/more/dev.jsonl"}
+    assert [(p.file, p.line) for p in report.problems if p.severity is Severity.ERROR] == [(f"{store.url}/a.jsonl", 2)]
+    missing = validate.validate_files([f"{store.url}/none.jsonl"])
+    assert [problem.rule for problem in missing.problems] == ["unreadable-file"]
+    with pytest.raises(UserError, match="holds no data files; data files end in .jsonl"):
+        validate.validate_files([f"memory://{tmp_path}/none"])

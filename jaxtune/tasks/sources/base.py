@@ -1,6 +1,7 @@
 """The interface of every source of records, and the base of those that read files."""
 
 import abc
+import copy
 import functools
 import hashlib
 import os
@@ -8,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex
 
+from jaxtune.storage.fetching import fetched_file
+from jaxtune.storage.stores import StoreError, default_cache, is_url, refuse_unserved
 from jaxtune.storage.userfiles import locate
 from jaxtune.tasks.problems import Problem, RecordError
 from jaxtune.tasks.sources.pinned import PinnedFile
@@ -99,11 +102,33 @@ class PinnedSource(RecordSource):
 
 
 class FileSource(PinnedSource):
-    """Records of one file."""
+    """Records of one file, on this disk or at a URL such as gs://bucket/chats.jsonl, of which the cache has a copy."""
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = locate(path)
+    from_cache: ClassVar[tuple[str, ...]] = ("path", "pins")
+    """Attributes computed at first use that depend on the cache folder."""
+
+    def __init__(self, path: str | os.PathLike[str], cache: Path | None = None):
+        """`cache`: folder of copies; None takes `default_cache()` when it is needed.
+
+        Raises UserError for a URL whose scheme no installed package reaches.
+        """
         self.name = str(path)
+        self.cache = cache
+        self._url = self.name if is_url(self.name) else None
+        if self._url is None:
+            self._local = locate(path)
+        else:
+            refuse_unserved(self._url, "data")
+
+    @functools.cached_property
+    def path(self) -> Path:
+        """The file on this disk; raises `RecordError` where it is at a URL and cannot be fetched."""
+        if self._url is None:
+            return self._local
+        try:
+            return fetched_file(self._url, self.cache or default_cache())
+        except StoreError as error:
+            raise RecordError([Problem(rule="unreadable-file", message=str(error), file=self._url)]) from error
 
     @functools.cached_property
     def pins(self) -> Sequence[PinnedFile]:
@@ -111,4 +136,14 @@ class FileSource(PinnedSource):
 
     @property
     def origins(self) -> frozenset[str]:
-        return frozenset((os.path.realpath(self.path),))  # known before there is a file
+        return frozenset((self._url or os.path.realpath(self._local),))  # known before there is a file
+
+    def cached_in(self, folder: Path) -> RecordSource:
+        return self if self._url is None else self._with_cache(folder)
+
+    def _with_cache(self, folder: Path) -> RecordSource:
+        other = copy.copy(self)
+        for name in self.from_cache:
+            vars(other).pop(name, None)
+        other.cache = folder
+        return other

@@ -78,11 +78,13 @@ FORMATS: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {".gz": gunzip, ".zs
 class CompressedJsonlSource(FileSource):
     """Random access to .jsonl.gz or .jsonl.zst through a decompressed copy in the cache folder."""
 
+    from_cache = (*FileSource.from_cache, "_plain")
+
     def __init__(self, path: str | os.PathLike[str], cache: Path | None = None):
         """`cache`: folder of the copy; None takes `default_cache()` when it is needed."""
-        super().__init__(path)
-        self.cache = cache
-        if self.path.suffix not in FORMATS:
+        super().__init__(path, cache)
+        self._kind = Path(path).suffix
+        if self._kind not in FORMATS:
             raise UserError(f"{path}: compressed JSON lines end in {' or '.join(FORMATS)}")
 
     @functools.cached_property
@@ -99,7 +101,7 @@ class CompressedJsonlSource(FileSource):
         return self._plain.path
 
     def cached_in(self, folder: Path) -> RecordSource:
-        return CompressedJsonlSource(self.path, folder)
+        return self._with_cache(folder)
 
     def _decompressed(self) -> Path:
         """The copy; made where it is missing, or no longer what its name says."""
@@ -136,7 +138,7 @@ class CompressedJsonlSource(FileSource):
         """Decompressed blocks as long as their sum stays in proportion to the file, and the disk has room."""
         most = max(FREE_RATIO, MAX_RATIO * self.pins[0].size)
         total = checked = 0
-        for block in blocks(packed, self.path):
+        for block in blocks(packed, self._kind, self.name):
             total += len(block)
             if total > most:
                 message = f"its {self.pins[0].size:,} bytes unfold to more than {most:,}, which no text of chats does"
@@ -166,12 +168,12 @@ class CompressedJsonlSource(FileSource):
         return self._plain.line(i)
 
 
-def blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Blocks of an open file; raises `RecordError` when it is damaged or not of the format its name says."""
+def blocks(file: BinaryIO, kind: str, name: str) -> Iterator[bytes]:
+    """Blocks of an open file; raises `RecordError` when it is damaged or not of the format of its suffix `kind`."""
     import zstandard
 
     try:
-        yield from FORMATS[path.suffix](file)
+        yield from FORMATS[kind](file)
     except (zlib.error, zstandard.ZstdError, EOFError) as error:
-        message = f"{path.suffix[1:]} decompression fails: {error}"
-        raise RecordError([Problem(rule="damaged-file", message=message, file=str(path))]) from error
+        message = f"{kind[1:]} decompression fails: {error}"
+        raise RecordError([Problem(rule="damaged-file", message=message, file=name)]) from error
