@@ -78,6 +78,7 @@ CONTROLS = (
 OF_A_LINE = (
     third("invalid-json", "{'id': 'x', 'messages': []}"),
     third("nan-literal", '{"id":"x","weight":NaN,"messages":[]}'),
+    third("large-integer", '{"id":"x","n":123456789012345678901234,"messages":[]}'),
     third("lone-surrogate", '{"id":"x","messages":[{"role":"user","content":"a \\ud83d"}]}'),
     third("duplicate-key", '{"id":"x","messages":[{"role":"user","content":"a","content":"b"}]}'),
     third("not-an-object", '["a", "b"]'),

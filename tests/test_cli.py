@@ -318,7 +318,7 @@ def test_train_report_and_generate_in_a_row(capsys, place):
         } == set()
         with away(place / "run" / "seal.json"):
             code, _, err = run(capsys, "export-hf", run_dir, str(place / "out"), "--overwrite")
-    assert code == 1 and f"{place / 'base'}: not a folder" in err
+    assert code == 1 and f"{place / 'base'}: no such folder" in err
     code, out, err = run(capsys, "evaluate", "--run-dir", run_dir, "--json")
     assert code == 0 and json.loads(out)["model"] == f"{run_dir}/model", err
     code, _, err = run(capsys, "evaluate")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -111,8 +112,12 @@ def _with_arguments(call: Mapping[str, Any], change: Callable[[Any, str], Any]) 
     return {**call, "function": changed} if "function" in call else changed
 
 
-def _as_text(arguments: Any, _: str) -> str:
-    return json.dumps(arguments, ensure_ascii=False)
+def _as_text(arguments: Any, name: str) -> str:
+    """The arguments of a call as JSON text."""
+    try:
+        return json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"the arguments of the call of {name!r} cannot be written as JSON: {error}") from error
 
 
 def _as_object(arguments: Any, name: str) -> Any:
@@ -120,7 +125,7 @@ def _as_object(arguments: Any, name: str) -> Any:
     if not isinstance(arguments, str):
         return arguments
     try:
-        value = json.loads(arguments, parse_constant=_refuse_constant) if arguments.strip() else {}
+        value = _parse_strictly(arguments) if arguments.strip() else {}
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"the arguments of the call of {name!r} are text that is not valid JSON ({error}): {arguments[:80]!r}. "
@@ -133,5 +138,25 @@ def _as_object(arguments: Any, name: str) -> Any:
     return value
 
 
+def _parse_strictly(text: str) -> Any:
+    """A JSON value as a reader of records takes it; ValueError for a key twice, half a character, no finite number."""
+    value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_each_key_once)
+    json.dumps(value, ensure_ascii=False).encode()  # raises for half of a surrogate pair
+    return value
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"{digits} is larger than any number of 64 bits")
+    return number
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return found

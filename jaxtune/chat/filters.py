@@ -42,13 +42,15 @@ def to_text(value: Any) -> str:
 def to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """JSON without the HTML escapes of Jinja's own filter."""
+    """JSON without the HTML escapes of Jinja's own filter. Raises ValueError for NaN and Infinity, which it lacks."""
     guard_arguments("tojson", "", (indent,), {})
     if any(size_of(text) > 16 for text in separators or ()):
         raise stopped("separators of more than 16 characters are not allowed")
     width = len(indent) if isinstance(indent, str) else indent if isinstance(indent, int) else 0
     meter().spend(measure(value, width))
-    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, allow_nan=False
+    )
     source = source_of(value)
     return text if source is None else trace(text, source)
 

@@ -41,34 +41,47 @@ WEIGHT_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"
 def resolve(source: str | Path) -> Path:
     """The local folder of a model: itself, or where a Hub name such as `owner/model` was downloaded to."""
     folder = locate(source)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return folder
-    if folder.exists() or not _is_hub_name(str(source)):
+    if os.path.exists(folder):
+        raise UserError(f"{source}: a file, not a folder. Give the folder of a Hugging Face checkpoint.")
+    absent = f"{source}: no such folder{looked_for(source)}"
+    if not _is_hub_name(str(source)):
         raise UserError(
-            f"{source}: not a folder{looked_for(source)}. Give the folder of a Hugging Face checkpoint, or a name "
-            "owner/model."
+            f"{absent}. A model of the Hugging Face hub it cannot be either: those are called owner/model. Give the "
+            "folder of a checkpoint, or such a name."
         )
     try:
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
         raise UserError(
-            f"{source}: no such folder{looked_for(source)}, and huggingface_hub is not installed to download it. "
-            "Install the extra with `pip install jaxtune[hub]`, or give a folder."
+            f"{absent}; and to look for a model of that name on the Hugging Face hub, huggingface_hub is not "
+            "installed. Give a folder, or install the extra with `pip install jaxtune[hub]`."
         ) from error
     failures = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, OSError)
     try:
         return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=list(WEIGHT_FILES)))
     except failures as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].removeprefix("Got: ")
-        raise UserError(
-            f"{source}: no such folder{looked_for(source)}, and the Hub could not provide it: {reason}"
-        ) from error
+        raise UserError(f"{absent}; and as a name of the Hugging Face hub: {_why_not_there(error)}") from error
+
+
+def _why_not_there(error: Exception) -> str:
+    """The reason why the hub gave no model, in words; its own messages are about requests and snapshots."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "its owner lets in who has asked on its page; ask there, then run `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such model, or a private one (then run `hf auth login`)"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return "never downloaded to this machine, and the hub cannot be reached from here"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def hub_name(source: str | Path) -> str | None:
     """`owner/model` where the source is a name of the Hub, or a folder in the cache of downloads from there."""
-    if _is_hub_name(str(source)) and not Path(source).expanduser().exists():
+    if _is_hub_name(str(source)) and not os.path.exists(Path(source).expanduser()):
         return str(source)
     found = re.search(r"models--([^/]+)--([^/]+)/snapshots/[^/]+/?$", Path(source).expanduser().absolute().as_posix())
     return None if found is None else "/".join(found.groups())

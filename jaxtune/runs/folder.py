@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import os
 import pathlib
 import re
 import secrets
@@ -238,6 +239,11 @@ def look_where_started(run_dir: pathlib.Path) -> None:
 
 def resolve_model_folder(path: pathlib.Path) -> pathlib.Path:
     """A Hugging Face folder: the path itself, or the exported model of a run folder."""
+    if not os.path.isdir(path):
+        kind = (
+            "a file, not a folder" if os.path.exists(path) else f"no such folder{userfiles.looked_for(path.absolute())}"
+        )
+        raise UserError(f"{path}: {kind}. Give a run folder, or the folder of a Hugging Face checkpoint.")
     if (path / MARK).is_file() and (path / seal.MODEL / "config.json").is_file():
         path = path / seal.MODEL
     seal.check_model(path.resolve())

@@ -52,6 +52,7 @@ RULES: dict[str, Rule] = {
     "not-utf-8": _error("save the file as UTF-8"),
     "invalid-json": _error("write one JSON object per line, with double quotes (json.dumps, not str)"),
     "nan-literal": _error("JSON has no NaN or Infinity (RFC 8259): write a number or null, or leave the field out"),
+    "large-integer": _error("readers keep only the first digits of it: write it as a string"),
     "lone-surrogate": _error("half of a surrogate pair is not text: repair or remove the character"),
     "duplicate-key": _error("give each key once; readers differ in which value they keep"),
     "nested-too-deeply": _error("flatten the record, or write the deep part as a string"),

@@ -2,7 +2,7 @@
 
 import datetime
 import decimal
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,8 @@ def canonical(record: Mapping[str, Any]) -> bytes:
 def encoded(value: Any) -> bytes:
     """A value as bytes that decide it, keys in order; what JSON lacks (bytes, decimals) by type and Python spelling.
 
-    Raises `Unwritable` for what has no text: nesting without end, half a surrogate pair.
+    Raises `Unwritable` for what has no text, or another one in the next process: nesting without end, half a surrogate
+    pair, sets, and objects that Python shows by their address.
     """
     try:
         return orjson.dumps(value, default=_spelled, option=_OPTIONS)
@@ -72,4 +73,6 @@ _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_ST
 
 
 def _spelled(value: Any) -> str:
+    if isinstance(value, Set) or type(value).__repr__ is object.__repr__:
+        raise TypeError(f"a {type(value).__name__} is not written alike in every process")
     return f"{type(value).__name__} {value!r}"

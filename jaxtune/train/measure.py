@@ -149,6 +149,7 @@ def score_key(session: Session, identity: Mapping[str, Any]) -> str:
                 "tokenizer": identity["tokenizer"],
                 "questions": asked,
                 "metrics": scoring_of(inputs),
+                "held_out": sorted(inputs.held),
                 "stop_ids": inputs.stop_ids,
                 "rows": config.eval.generate_rows,
                 "max_new_tokens": config.eval.max_new_tokens,

@@ -1,7 +1,9 @@
 """The proof of supervision: its parts, and the rules on BOS, on calls, and on text that a tokenizer cannot spell."""
 
 import dataclasses
+import datetime
 import json
+import math
 
 import numpy as np
 import pytest
@@ -86,10 +88,22 @@ def test_arguments_render_alike_as_an_object_and_as_its_json_text(template, argu
     assert check(example, calling(arguments), template, TOKENIZER) == []
 
 
-@pytest.mark.parametrize("arguments", ["{'a': 1}", "[1]", "{", "[" * 9999, '{"a": NaN}', "3"])
+BAD_ARGUMENTS = ["{'a': 1}", "[1]", "{", "[" * 9999, '{"a": NaN}', "3", '{"a": 1e999}', '{"a": 1, "a": 2}']
+BAD_ARGUMENTS += ['{"a": "\\ud83d"}', f'{{"a": {"9" * 5000}}}', '{"a": [{"b": 1, "b": 1}]}']
+
+
+@pytest.mark.parametrize("arguments", BAD_ARGUMENTS)
 def test_arguments_that_are_no_json_object_are_named(arguments):
     with pytest.raises(UserError, match="'weather'.*Give an object"):
         render(calling(arguments), shape("channels"), TOKENIZER)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, datetime.date(2020, 1, 1)])
+@pytest.mark.parametrize("template", [shape("channels"), ChatTemplate(name="text", source=TEXT_ARGUMENTS)])
+def test_values_that_json_lacks_are_refused_in_either_form(template, value):
+    """Prevents the bare word NaN, which no reader of calls takes, as a trained answer."""
+    with pytest.raises(UserError, match="JSON"):
+        render(calling({"a": [value]}), template, TOKENIZER)
 
 
 def test_a_turn_with_calls_ends_with_its_own_token():

@@ -1,8 +1,10 @@
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
 import shutil
+import sys
 import tracemalloc
 
 import family_cases
@@ -423,19 +425,52 @@ def test_layer_types_by_layer_rope_and_null_soft_caps_of_gemma_are_read():
     assert read_config(gemma2 | {"final_logit_softcapping": 9}, "config.json").final_soft_cap == 9.0
 
 
-def test_a_name_that_is_no_folder_says_what_is_allowed(tmp_path):
-    with pytest.raises(UserError, match="not a folder. Give the folder"):
-        hf.resolve(tmp_path / "nothing" / "here")
+def raised(error):
+    raise error
 
 
-def test_a_hub_name_without_network_is_a_clear_error(tmp_path, monkeypatch):
+def without_response(kind, text):
+    """An error of a request, which none was made for."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, text)
+    return error
+
+
+def test_a_folder_that_is_not_there_is_told_apart_from_a_name_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # so that whoever asks it says so
+    for name in (str(tmp_path / "models" / "bsae"), "./models/bsae/", "models/bsae/deep", "model", "~/none"):
+        with pytest.raises(UserError, match="no such folder") as caught:
+            hf.resolve(name)
+        assert "cannot be either: those are called owner/model" in str(caught.value)
+        near = name == "model" or name.strip("/").endswith("bsae")
+        assert ("models" in str(caught.value).partition("did you mean ")[2]) == near, name
+    with pytest.raises(UserError, match="file: a file, not a folder"):
+        hf.resolve("file")
+    with pytest.raises(UserError, match=r"no such folder.*; did you mean models/base\?; and to look for .*pip install"):
+        hf.resolve("models/bsae")
+
+
+def test_why_the_hub_gave_no_model_is_said_in_words(tmp_path, monkeypatch):
     huggingface_hub = pytest.importorskip("huggingface_hub")
-
-    def offline(name, **_):
-        raise huggingface_hub.errors.LocalEntryNotFoundError("cannot reach the Hub")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(UserError, match="owner/model: no such folder, and the Hub could not provide it: cannot reach"):
-        hf.resolve("owner/model")
+    errors = importlib.import_module("huggingface_hub.errors")
+    said = {
+        errors.LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder"): "cannot be reached",
+        without_response(
+            errors.RepositoryNotFoundError, "404 Client Error. (Request ID: x)"
+        ): "no such model, or a pri",
+        without_response(errors.GatedRepoError, "403 Client Error."): "its owner lets in who has asked",
+        errors.HFValidationError("Repo id must use alphanumeric chars\nand more"): "must use alphanumeric chars",
+        OSError("No space left on device"): "No space left on device",
+    }
+    for error, words in said.items():
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, error=error, **_: raised(error))
+        with pytest.raises(
+            UserError, match=f"owner/model: no such folder.*; and as a name of .* hub: .*{words}"
+        ) as caught:
+            hf.resolve("owner/model")
+        assert "\n" not in str(caught.value) and "snapshot" not in str(caught.value)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
     assert hf.resolve("owner/model") == tmp_path

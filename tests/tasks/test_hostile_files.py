@@ -395,8 +395,9 @@ def test_two_columns_of_one_name_are_an_error(inner, tmp_path):
 
 
 def test_what_cannot_be_hashed_is_an_error_with_its_place():
-    with pytest.raises(Unwritable):
-        canonical({"a": "\ud83d"})
+    for value in ("\ud83d", {"a", "b"}, [frozenset()], {"b": object()}):
+        with pytest.raises(Unwritable):
+            canonical({"a": value})
     source = from_list([{"prompt": "a", "completion": "b"}, {"prompt": "\ud83d", "completion": "b"}])
     with pytest.raises(RecordError, match="list:2: unwritable"):
         _ = source.fingerprint

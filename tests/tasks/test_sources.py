@@ -3,6 +3,7 @@ import hashlib
 import json
 import pickle
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,24 @@ def test_a_bad_line_is_named_with_file_line_rule_and_remedy(tmp_path):
         source[2]
 
 
+@pytest.mark.parametrize(
+    ("number", "kept"),
+    [
+        *[(str(n), True) for n in (2**64 - 1, -(2**63), 10**18)],
+        *[(str(n), False) for n in (2**64, -(2**63) - 1, 10**30)],
+        *[(text, True) for text in ("1e30", "0.1234567890123456789", '"18446744073709551616"')],
+    ],
+)
+def test_an_integer_that_would_lose_digits_is_named(tmp_path, number, kept):
+    """The fast parser makes a float of it: 18446744073709551616 would train as 1.8446744073709552e+19."""
+    (tmp_path / "a.jsonl").write_text(f'{{"n": [{number}]}}\n')
+    if kept:
+        assert from_jsonl(tmp_path / "a.jsonl")[0] == {"n": [json.loads(number)]}
+    else:
+        with pytest.raises(RecordError, match=f"a.jsonl:1: large-integer: {number} does not fit into 64 bits"):
+            from_jsonl(tmp_path / "a.jsonl")[0]
+
+
 def test_a_file_that_was_cut_short_while_in_use_is_an_error_and_not_a_crash(tmp_path):
     path = jsonl(tmp_path / "a.jsonl")
     source = from_jsonl(path)
@@ -390,6 +409,20 @@ def test_the_hub_needs_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'jaxtune\[hub\]'"):
         len(from_hub("someone/chats", split="train"))
+
+
+def test_a_path_given_for_a_name_of_the_hub_is_told(tmp_path, monkeypatch):
+    def refuse(name, *_, **__):
+        raise ValueError(f"Couldn't find {name} on the Hub")
+
+    offline = types.SimpleNamespace(load_dataset=refuse, exceptions=types.SimpleNamespace(DatasetsError=RuntimeError))
+    monkeypatch.setitem(sys.modules, "datasets", offline)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chats.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"Couldn't find .*chats.jsonl is there: if that is meant, use from_file"):
+        len(from_hub("chats.jsonl", split="train"))
+    with pytest.raises(UserError, match=r"no file or folder is called chat.jsonl either.*; did you mean chats.jsonl\?"):
+        len(from_hub("chat.jsonl", split="train"))
 
 
 def test_several_files_keep_their_own_lines(tmp_path):

@@ -1,17 +1,19 @@
 """One yardstick: the validation loss of the same parameters does not depend on what a run trains with."""
 
+import collections
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
-from helpers import chat_record, tiny_config, tiny_model
+from helpers import chat_record, letters, tiny_config, tiny_model
 
-from jaxtune.config import DataConfig, LossConfig, MaskPolicy, Normalization
+from jaxtune.config import DataConfig, LossConfig, MaskPolicy, Normalization, override
 from jaxtune.data.subset import encode_again
 from jaxtune.step.programs import Programs
 from jaxtune.tasks import Task, from_list
 from jaxtune.train import measure
+from jaxtune.train.identity import identify
 from jaxtune.train.plans import seen_examples
 from jaxtune.train.resolution import TRAIN, resolve
 from jaxtune.train.session import open_session
@@ -67,6 +69,37 @@ def test_validation_and_seen_examples_weigh_alike_under_every_objective(place_of
         for example, record in zip(again.examples, records, strict=True):
             assert same(example, plain.train["turns"].example(there[record]))
         assert again.lengths.tolist() == seen.lengths.tolist()
+
+
+ASKED_ALIKE = (
+    *("--optim.peak-lr 1e-3", "--seed 3", "--duration.steps 2", "--data.prompt-loss-weight 1", "--batch.rows 8"),
+    *("--data.mask-policy completion", "--eval.every 2", "--loss.z-loss 1e-4", "--mixture.temperature 1"),
+)
+ASKED_OTHERWISE = (
+    *("--model.template qwen2.5", "--model.compute-dtype bfloat16", "--model.param-dtype bfloat16", "--lora.rank 2"),
+    *("--held-out large", "--held-out small", "--eval.max-new-tokens 5", "--eval.generate-examples 2"),
+    *("--eval.generate-rows 4", "--model.attention dot_product"),
+)
+
+
+def key_of(config, changes=""):
+    session = open_session(resolve(override(config, changes.split()), show_progress=False), Programs())
+    return measure.score_key(session, identify(session.inputs))
+
+
+def test_base_scores_are_taken_over_only_where_the_same_questions_get_the_same_answers(place_of):
+    """A sweep scores the base model once for all runs of equal key. Held-out tasks count: they are not in the mean."""
+    config = tiny_config(place_of)
+    asked = key_of(config)
+    assert {changes: key_of(config, changes) == asked for changes in ASKED_ALIKE} == dict.fromkeys(ASKED_ALIKE, True)
+    other = {changes: key_of(config, changes) for changes in ASKED_OTHERWISE}
+    renamed = [dataclasses.replace(task, metric="rouge_l") for task in config.tasks]
+    other["another metric"] = key_of(dataclasses.replace(config, tasks=tuple(renamed)))
+    other["other questions"] = key_of(dataclasses.replace(config, tasks=(letters("large", 40), letters("small", 11))))
+    by_key = collections.defaultdict(list)
+    for what, key in {"as it is": asked, **other}.items():
+        by_key[key].append(what)
+    assert not [alike for alike in by_key.values() if len(alike) > 1]
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """Hugging Face hub data sets, through the `datasets` package (extra `hub`)."""
 
 import functools
+import os
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 from jaxtune.errors import UserError
+from jaxtune.storage.userfiles import locate, looked_for
 from jaxtune.tasks.sources.base import PinnedSource
 from jaxtune.tasks.sources.columns import first_line, without_nulls
 from jaxtune.tasks.sources.pinned import PinnedFile
@@ -39,9 +41,15 @@ class HubSource(PinnedSource):
             return datasets.load_dataset(self.dataset, self.config, split=self.split, **self._arguments)
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             raise UserError(
-                f"{self.name} cannot be loaded: {first_line(error)}; check the name, the split, the network and your "
-                "login (huggingface-cli login), or save the data set with save_to_disk and use from_hf_folder"
+                f"{self.name} cannot be loaded: {first_line(error)}; {self._local()}; check the name, the split, the "
+                "network and your login (hf auth login), or save the data set with save_to_disk and use from_hf_folder"
             ) from error
+
+    def _local(self) -> str:
+        """Whether the name was meant for a path on this machine."""
+        if os.path.exists(locate(self.dataset)):
+            return f"{locate(self.dataset)} is there: if that is meant, use from_file"
+        return f"no file or folder is called {self.dataset} either{looked_for(self.dataset)}"
 
     @functools.cached_property
     def pins(self) -> list[PinnedFile]:

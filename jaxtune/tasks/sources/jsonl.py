@@ -61,11 +61,23 @@ def written_keys(raw: bytes) -> int | None:
 _LOOSE_KEY = re.compile(rb'"[ \t\r\n]+:')
 
 
+def may_lose_digits(raw: bytes) -> bool:
+    """Whether JSON text has so many digits in a row that they may be an integer beyond 64 bits, or are in a string."""
+    return _LONG in raw.translate(_AS_ZEROS)
+
+
+_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_LONG = b"0" * 19
+INTEGERS = range(-(2**63), 2**64)
+"""Integers that the fast parser keeps; it makes a float of any other."""
+
+
 def parse_line(raw: bytes) -> tuple[Any, list[Finding]]:
     """The value of one line, or what is wrong with it (then the value is None).
 
-    Strict as RFC 8259 and I-JSON are: no NaN, no lone surrogates, no key twice. The fast parser decides nearly every
-    line; a line that it refuses, or in which a key may stand twice, is read again by the slow one that can say why.
+    Strict as RFC 8259 and I-JSON are: no NaN, no lone surrogates, no key twice, no integer beyond 64 bits. The fast
+    parser decides nearly every line; a line that it refuses, or in which a key may stand twice or an integer may lose
+    digits, is read again by the slow one that can say why.
     """
     try:
         value = orjson.loads(raw)
@@ -74,7 +86,7 @@ def parse_line(raw: bytes) -> tuple[Any, list[Finding]]:
     keys, depth = keys_and_depth(value)
     if depth > MAX_DEPTH:
         return None, [TOO_DEEP]
-    if written_keys(raw) == keys:
+    if written_keys(raw) == keys and not may_lose_digits(raw):
         return value, []
     findings = _diagnose(raw)
     return (None, findings) if findings else (value, [])
@@ -99,14 +111,20 @@ def _diagnose(raw: bytes) -> list[Finding]:
         return [("not-utf-8", f"byte {error.object[error.start]:#04x} at column {error.start + 1} is not UTF-8")]
     repeated: list[str] = []
     constants: list[str] = []
+    large: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in items]
         repeated.extend(sorted({key for key in keys if keys.count(key) > 1}))
         return dict(items)
 
+    def whole(digits: str) -> int:
+        if (number := int(digits)) not in INTEGERS:
+            large.append(digits)
+        return number
+
     try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_constant=lambda name: constants.append(name))
+        value = json.loads(text, object_pairs_hook=pairs, parse_constant=constants.append, parse_int=whole)
     except json.JSONDecodeError as error:
         return [("invalid-json", f"{error.msg} at column {error.pos + 1}{_hint(text, error.pos)}")]
     except RecursionError:
@@ -115,6 +133,7 @@ def _diagnose(raw: bytes) -> list[Finding]:
         return [("invalid-json", str(error))]
     findings = [("duplicate-key", f"the key {key!r} stands twice in one object") for key in repeated]
     findings += [("nan-literal", f"{name} is not a JSON number") for name in dict.fromkeys(constants)]
+    findings += [("large-integer", f"{digits[:40]} does not fit into 64 bits") for digits in dict.fromkeys(large)]
     surrogate = _lone_surrogate(value)
     if surrogate:
         findings.append(("lone-surrogate", f"\\u{ord(surrogate):04x} is half of a surrogate pair"))
