@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.config import Budget, ExperimentConfig, OptimConfig
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, say
 from jaxtune.optim import Schedule, rate_table, warmup_steps
 from jaxtune.runs import documents
 from jaxtune.runs.checkpoints import Checkpoints
@@ -79,7 +79,7 @@ def accepted(
     optim = part(run_dir, OptimConfig, recorded["optim"])
     old, new = rate_table(optim, before), rate_table(config.optim, after)
     differ = np.flatnonzero(old[:done] != new[:done])
-    print(f"lengthening the run from {before:,} to {after:,} steps, of which {done:,} are done", file=sys.stderr)
+    say(f"lengthening the run from {before:,} to {after:,} steps, of which {done:,} are done", file=sys.stderr)
     if not differ.size:
         return own
     first = int(differ[0])
@@ -88,7 +88,7 @@ def accepted(
         f"a run of {after:,}; step {done + 1} would have {new[min(done, after - 1)]:.3g}, after {old[done - 1]:.3g}"
     )
     if accept:
-        print(f"the schedule begins anew from here: {told}", file=sys.stderr)
+        say(f"the schedule begins anew from here: {told}", file=sys.stderr)
         return own
     raise UserError(
         f"{run_dir} cannot be lengthened from {before:,} to {after:,} steps as it is: its schedule "
