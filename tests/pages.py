@@ -33,7 +33,7 @@ class Page(html.parser.HTMLParser):
         around = {name for outer in self.inside for name in outer}
         if tag == "table" and "scroll" not in around:
             self.loose.append(found)
-        if tag == "svg" and float(found["viewbox"].split()[2]) > READABLE and "at-wide" not in around:
+        if tag == "svg" and float((found["viewbox"] or "").split()[2]) > READABLE and "at-wide" not in around:
             self.loose.append(found)
         if tag not in VOID:
             self.open.append(tag)

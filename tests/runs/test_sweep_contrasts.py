@@ -19,7 +19,9 @@ BLANK = Run(
 
 def made(values, settings, seeds):
     """A sweep in memory whose validation losses are `values`, settings x seeds."""
-    outcome = lambda loss: Outcome(loss=float(loss), exact_match=math.nan, task_loss={}, task_exact_match={})
+    outcome = lambda loss: Outcome(
+        loss=float(loss), exact_match=math.nan, task_loss={}, task_exact_match={}, task_scores={}
+    )
     arms = [
         FinishedArm(name="", setting=settings[row], seed=seeds[column], run=BLANK, after=outcome(values[row, column]))
         for row, column in np.ndindex(values.shape)
