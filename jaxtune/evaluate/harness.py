@@ -44,8 +44,9 @@ class LmEvalConfig:
 
     def __post_init__(self):
         check_fields(self, "eval.lm_eval")
-        if not self.tasks and (self.include is not None or self.shots is not None or self.limit is not None):
-            raise UserError("eval.lm_eval.tasks is empty, so its other options have no effect; name a task")
+        alone = [name for name in ("include", "shots", "limit") if getattr(self, name) is not None]
+        if alone and not self.tasks:
+            raise UserError(f"eval.lm_eval.{alone[0]} has no effect while eval.lm_eval.tasks is empty; name a task")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
