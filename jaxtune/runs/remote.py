@@ -8,6 +8,7 @@ a store that Orbax writes to holds below `checkpoints/` is written there by all 
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import posixpath
 import shutil
@@ -247,8 +248,18 @@ def _is_copied(name: str) -> bool:
 
 
 def _files_of(folder: pathlib.Path) -> list[str]:
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Names of the files of a copy. Folders that are none of it are not entered: others write and rename them."""
+    names = []
+    for place, folders, files in os.walk(folder, onerror=_unless_gone):
+        above = pathlib.Path(place).relative_to(folder)
+        folders[:] = [name for name in folders if _is_copied(f"{(above / name).as_posix()}/")]
+        names += [(above / name).as_posix() for name in files]
     return sorted(filter(_is_copied, names))
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _stat(file: pathlib.Path) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import threading
 import time
 
@@ -10,6 +11,7 @@ import fsspec
 import pytest
 
 from jaxtune.errors import UserError
+from jaxtune.runs import remote
 from jaxtune.runs.remote import RemoteFolder, read_places
 from jaxtune.storage import lease, locks, stores
 from jaxtune.storage.lease import Lease, holder_of
@@ -311,3 +313,25 @@ def test_a_store_that_fails_is_told_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr(fsspec.filesystem("memory").__class__, "pipe_file", down)
     with pytest.raises(StoreError, match="ConnectionError: the store is down"), Lease(store):
         raise AssertionError("no lease could be written")
+
+
+def test_what_is_written_beside_the_copy_may_come_and_go_while_it_is_sent(tmp_path):
+    """A thread sends a committed checkpoint while the model is exported into a folder that is then renamed."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    stop = threading.Event()
+
+    def export_again_and_again():
+        while not stop.is_set():
+            partial = tmp_path / "run" / ".model.partial-1" / "deep"
+            partial.mkdir(parents=True)
+            (partial / "weights").write_bytes(b"0")
+            shutil.rmtree(partial.parent)
+
+    exporting = threading.Thread(target=export_again_and_again)
+    exporting.start()
+    try:
+        assert {tuple(remote._files_of(tmp_path / "run")) for _ in range(2000)} == {("config.json",)}
+    finally:
+        stop.set()
+        exporting.join()
