@@ -6,46 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_decoder import CONFIG, LENGTHS, NEVER, answer
 
 from jaxtune.errors import UserError
 from jaxtune.evaluate import decoding as generation
-from jaxtune.evaluate.decoding import Batching, SamplingConfig, generate, stream
-from jaxtune.model.settings import ModelConfig
-from jaxtune.model.transformer import abstract_params, apply
+from jaxtune.evaluate.decoding import SamplingConfig, stream
+from jaxtune.model.transformer import apply
 from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import Indivisible, MeshConfig, make_mesh
 
-CONFIG = ModelConfig(
-    vocab_size=61, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=24, max_seq_len=120
-)
-NEVER = (CONFIG.vocab_size + 1,)
 FILTER = jax.jit(generation.filter_logits)
-LENGTHS = (5, 1, 33, 64, 32, 70, 31)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    """Graph definition and parameters large enough that answers vary."""
-    graphdef, shapes = abstract_params(CONFIG)
-    draws = np.random.default_rng(0)
-    is_norm = lambda path: path[-1].key == "scale"
-    draw = lambda path, leaf: jnp.asarray(0.4 * draws.standard_normal(leaf.shape) + is_norm(path), leaf.dtype)
-    return graphdef, jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def answer(model, prompts, sampling: SamplingConfig, stop_ids=NEVER, **options) -> list[list[int]]:
-    batching = Batching(**options)
-    return generate(model[0], model[1], CONFIG, prompts, stop_ids=stop_ids, sampling=sampling, batching=batching)
 
 
 def streamed(model, prompt, sampling: SamplingConfig, stop_ids=NEVER) -> list[int]:
     return list(stream(model[0], model[1], CONFIG, prompt, stop_ids=stop_ids, sampling=sampling))
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    draws = np.random.default_rng(0)
-    return [draws.integers(0, CONFIG.vocab_size, length).tolist() for length in LENGTHS]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_decoder import CONFIG, answer
 
 from jaxtune.errors import UserError
 from jaxtune.evaluate import likelihood
@@ -14,20 +15,19 @@ from jaxtune.evaluate.likelihood import cut_left, likelihoods
 from jaxtune.model.transformer import apply, apply_logits
 from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import Indivisible, MeshConfig, make_mesh
-from tests.evaluate.test_decoding import CONFIG, answer, model, prompts  # noqa: F401 - fixtures
 
 CUTS = (4, 1, 30, 10, 31, 1, 5)
 """Where the continuation of each prompt begins; the second prompt has one token, and gets three more."""
 
 
 @pytest.fixture(scope="module")
-def pairs(prompts):  # noqa: F811
+def pairs(prompts):
     texts = [text if len(text) > 1 else text + [3, 1, 4] for text in prompts]
     return [(text[:cut], text[cut:]) for text, cut in zip(texts, CUTS, strict=True)]
 
 
 @pytest.fixture(scope="module")
-def plain(model, pairs):  # noqa: F811
+def plain(model, pairs):
     """log p and the best token at every position, from all logits of rows padded on the right."""
     graphdef, params = model
     texts = [[*context, *continuation] for context, continuation in pairs]
@@ -48,7 +48,7 @@ def plain(model, pairs):  # noqa: F811
     return found
 
 
-def test_likelihoods_are_those_of_all_logits_in_any_batch(model, pairs, plain, monkeypatch):  # noqa: F811
+def test_likelihoods_are_those_of_all_logits_in_any_batch(model, pairs, plain, monkeypatch):
     together = likelihoods(model[1], CONFIG, pairs)
     assert [one.total for one in together] == pytest.approx(plain, abs=2e-4)
     assert [one.tokens for one in together] == [len(continuation) for _, continuation in pairs]
@@ -58,14 +58,14 @@ def test_likelihoods_are_those_of_all_logits_in_any_batch(model, pairs, plain, m
     assert [one.total for one in few] == pytest.approx(plain, abs=2e-4)
 
 
-def test_an_answer_is_greedy_where_greedy_generation_gives_it(model, prompts):  # noqa: F811
+def test_an_answer_is_greedy_where_greedy_generation_gives_it(model, prompts):
     said = answer(model, prompts[:3], SamplingConfig(max_new_tokens=6))
     other = [ids[:-1] + [(ids[-1] + 1) % CONFIG.vocab_size] for ids in said]
     found = likelihoods(model[1], CONFIG, [*zip(prompts, said, strict=False), *zip(prompts, other, strict=False)])
     assert [one.greedy for one in found] == [True] * 3 + [False] * 3
 
 
-def test_rows_are_split_over_the_devices_of_a_mesh(model, pairs, plain):  # noqa: F811
+def test_rows_are_split_over_the_devices_of_a_mesh(model, pairs, plain):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
     placed = jax.device_put(model[1], sharding.shardings(mesh, model[1], indivisible=Indivisible.REPLICATE))
     found = likelihoods(placed, CONFIG, pairs, batching=Batching(rows=3, mesh=mesh))
@@ -81,7 +81,7 @@ def test_rows_are_split_over_the_devices_of_a_mesh(model, pairs, plain):  # noqa
         (([1], [CONFIG.vocab_size]), "holds the token 61"),
     ],
 )
-def test_texts_that_the_model_cannot_weigh_are_refused(model, pair, said):  # noqa: F811
+def test_texts_that_the_model_cannot_weigh_are_refused(model, pair, said):
     with pytest.raises(UserError, match=said):
         likelihoods(model[1], CONFIG, [pair])
 
