@@ -235,10 +235,15 @@ def task_files(settings: LmEvalConfig) -> list[pathlib.Path]:
 
 
 def evaluate_tasks(model: Model, settings: LmEvalConfig) -> Measured:
-    """Measure a model by lm-eval, task by task. One that fails has its error in place of scores; the others go on."""
+    """Measure a model by lm-eval, task by task. One that fails has its error in place of scores; the others go on.
+
+    What the model's own computation raises is no property of a task, and is raised.
+    """
     from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
 
-    lm, manager = language_model(model), manager_of(settings)
+    ours: list[Exception] = []
+    watched = dataclasses.replace(model, score=_noting(model.score, ours), generate=_noting(model.generate, ours))
+    lm, manager = language_model(watched), manager_of(settings)
     scores: dict[str, Mapping[str, Any]] = {}
     rows: dict[str, Sequence[Json]] = {}
     for name in settings.tasks:
@@ -248,6 +253,8 @@ def evaluate_tasks(model: Model, settings: LmEvalConfig) -> Measured:
                 apply_chat_template=settings.chat, fewshot_as_multiturn=settings.chat, bootstrap_iters=BOOTSTRAP,
             )  # fmt: skip
         except Exception as error:  # a task's code and data are not ours: whatever it raises is the task's result
+            if ours:
+                raise
             first = (str(error).strip().splitlines() or [""])[0]
             scores[name] = {"error": f"{type(error).__name__}: {first}"[:300]}
             continue
@@ -255,6 +262,21 @@ def evaluate_tasks(model: Model, settings: LmEvalConfig) -> Measured:
         scores |= scores_of(found)
         rows |= {task: [row_of(one) for one in samples] for task, samples in found.get("samples", {}).items()}
     return Measured(scores=scores, rows=rows)
+
+
+def _noting(function: Callable[..., Any], raised: list[Exception]) -> Callable[..., Any]:
+    """The function; what it raises is noted, but for messages about what a task asks of it."""
+
+    def noted(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except UserError:
+            raise
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    return noted
 
 
 def scores_of(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import types
 
 import pytest
 from helpers import ASSETS
@@ -141,3 +142,25 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 def test_options_without_a_task_are_refused(field):
     with pytest.raises(UserError, match=r"eval.lm_eval.\w+ has no effect while eval.lm_eval.tasks is empty"):
         LmEvalConfig(**field)
+
+
+def test_a_task_that_fails_keeps_its_error_and_a_model_that_fails_is_no_tasks_result(model, monkeypatch):
+    def simple_evaluate(*, model, tasks, **_):
+        if tasks == ["broken"]:
+            raise ValueError("no data")
+        model.log_likelihoods([([1], [2])])
+        return {"results": {tasks[0]: {"acc,none": 0.5}}, "n-samples": {tasks[0]: {"effective": 4}}}
+
+    monkeypatch.setitem(sys.modules, "lm_eval", types.SimpleNamespace(simple_evaluate=simple_evaluate))
+    monkeypatch.setattr(harness, "language_model", lambda model: model)
+    monkeypatch.setattr(harness, "manager_of", lambda settings: None)
+    settings = LmEvalConfig(tasks=("broken", "sound"))
+    works = lambda pairs: [Likelihood(total=-1.0, tokens=1, greedy=True) for _ in pairs]
+    found = harness.evaluate_tasks(dataclasses.replace(model, score=works), settings)
+    assert found.scores["broken"] == {"error": "ValueError: no data"} and found.scores["sound"]["acc"] == 0.5
+
+    def breaks(pairs):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        harness.evaluate_tasks(dataclasses.replace(model, score=breaks), settings)
