@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_decoder import CONFIG, LENGTHS, NEVER, answer
+from small_decoder import CONFIG, LENGTHS, NEVER, answer, random_model, random_prompts
 
 from jaxtune.errors import UserError
 from jaxtune.evaluate import decoding as generation
@@ -16,6 +16,16 @@ from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import Indivisible, MeshConfig, make_mesh
 
 FILTER = jax.jit(generation.filter_logits)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return random_prompts()
 
 
 def streamed(model, prompt, sampling: SamplingConfig, stop_ids=NEVER) -> list[int]:

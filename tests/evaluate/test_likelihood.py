@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_decoder import CONFIG, answer
+from small_decoder import CONFIG, answer, random_model, random_prompts
 
 from jaxtune.errors import UserError
 from jaxtune.evaluate import likelihood
@@ -18,6 +18,16 @@ from jaxtune.parallel.mesh import Indivisible, MeshConfig, make_mesh
 
 CUTS = (4, 1, 30, 10, 31, 1, 5)
 """Where the continuation of each prompt begins; the second prompt has one token, and gets three more."""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return random_prompts()
 
 
 @pytest.fixture(scope="module")
