@@ -15,9 +15,9 @@ quickstart: $(VENV)/.installed
 	@echo "Open $(RUN)/report.html in a browser."
 
 # Most tests compile with XLA's cheapest passes; what is equal to the bit is so with the compiler as users have it.
+# Both parts run, also where the first one fails.
 test: check
-	$(PYTEST) $(PARALLEL)
-	XLA_FLAGS= $(PYTEST) $(PARALLEL) -m "bits and not slow"
+	$(PYTEST) $(PARALLEL); first=$$?; XLA_FLAGS= $(PYTEST) $(PARALLEL) -m "bits and not slow" && exit $$first
 
 test-slow: $(VENV)/.installed-test
 	XLA_FLAGS= $(PYTEST) $(PARALLEL) -m slow
