@@ -31,7 +31,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
 # Nothing asserts wall-clock time: hypothesis would fail an example that took over 0.2 s on a busy machine.
-hypothesis.settings.register_profile("jaxtune", deadline=None)
+# The same examples on every run, so that a change and not chance decides; `JAXTUNE_EXPLORE=1` draws others.
+hypothesis.settings.register_profile("jaxtune", deadline=None, derandomize=not os.environ.get("JAXTUNE_EXPLORE"))
 hypothesis.settings.load_profile("jaxtune")
 
 

@@ -268,7 +268,8 @@ def _listed_turns(field: str, role: str, content: str, letters: Mapping[str, str
     return read
 
 
-def _pairs(records: list[Any], prompts: list[str], answers: list[str], absent: tuple[str, ...]) -> _Turns:
+def _pairs(records: list[Any], prompts: list[Any], answers: list[Any], absent: tuple[str, ...]) -> _Turns:
+    """Columns of records of one prompt and one answer, texts but for odd records."""
     contents = list(itertools.chain.from_iterable(zip(prompts, answers, strict=True)))
     keys = sum(map(len, records))
     return _Turns(counts=[2] * len(records), roles="ua" * len(records), contents=contents, keys=keys, absent=absent)

@@ -151,6 +151,16 @@ def test_settling_whole_chunks_finds_what_taking_records_one_by_one_finds(shape,
     lines = [json.dumps(spell(shape, text, text[::-1])).encode() for text in texts]
     for place, line in stray:
         lines.insert(min(place, len(lines)), line.encode())
+    check_both_ways(shape, lines)
+
+
+@pytest.mark.parametrize("shape", [Shape.MESSAGES, Shape.SHAREGPT, Shape.ALPACA, Shape.PROMPT_COMPLETION])
+def test_each_odd_line_alone_is_found_alike_by_both_ways(shape):
+    for line in STRAY:
+        check_both_ways(shape, [line.encode()])
+
+
+def check_both_ways(shape, lines):
     task = Task(name="t", splits={"train": from_list([])}, shape=shape)
     quick, slow = Scanner(task, shape), Scanner(task, shape)
     slow._usual = False
