@@ -22,6 +22,7 @@ GOOD = tuple(json.dumps(chat(i)) for i in range(11, 17))
 """Lines without a fault."""
 
 USER, ASSISTANT = {"role": "user", "content": "Which day is it?"}, {"role": "assistant", "content": "Monday."}
+SYSTEM = {"role": "system", "content": "Be short."}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,12 @@ OF_A_RECORD = (
     third("wrong-type", {"id": "x", "messages": "hello"}),
     only("content_dict", "wrong-type", messages({"role": "user", "content": {"text": "a"}}, ASSISTANT)),
     third("nested-content", messages({"role": "user", "content": [{"type": "text", "text": "a"}]}, ASSISTANT)),
+    third("unread-content", messages(USER, {**ASSISTANT, "function_call": {"name": "f", "arguments": "{}"}})),
+    only("pictures", "unread-content", messages(USER, ASSISTANT, images=["a.png"])),
+    only("functions", "unread-content", messages(USER, ASSISTANT, functions=[{"name": "f"}])),
+    only("two_system_messages", "role-order", messages(SYSTEM, USER, ASSISTANT, system="Be long.")),
+    only("system_beside", None, messages(USER, ASSISTANT, system="Be short.")),
+    only("system_twice_the_same", None, messages(SYSTEM, USER, ASSISTANT, system="Be short.")),
     third("unknown-role", messages(USER, {"role": "robot", "content": "a"})),
     third("role-order", messages(ASSISTANT, USER)),
     only("system_in_middle", "role-order", messages(USER, {"role": "system", "content": "s"}, ASSISTANT)),

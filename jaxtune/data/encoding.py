@@ -132,6 +132,8 @@ def _fit(item: Example | Proven | UserError | list[Problem], encoding: Encoding)
                 Problem(rule="supervision", message=f"{v.rule}: {v.message}", advice=v.remedy) for v in item.violations
             ]
         item, aside = item.example, item.aside
+    elif padded := _padding(item, encoding.tokenizer):
+        return [padded]
     largest = int(item.tokens.max()) if len(item.tokens) else -1
     if largest >= encoding.tokenizer.vocab_size:
         message = f"token {largest}, but the tokenizer has {encoding.tokenizer.vocab_size}"
@@ -153,6 +155,19 @@ def _fit(item: Example | Proven | UserError | list[Problem], encoding: Encoding)
         return [Problem(rule="too-long", message=str(error).partition(". ")[0])]
     outcome = FitOutcome.KEPT_IN_PART if aside and fitted.outcome is FitOutcome.KEPT else fitted.outcome
     return _Measured(fitted.example, outcome, len(item.tokens), aside)
+
+
+def _padding(example: Example, tokenizer: Tokenizer) -> Problem | None:
+    """The problem of a record of token ids that is padded, and does not say where: padding would be attended to."""
+    if tokenizer.pad_id is None:
+        return None
+    real = np.flatnonzero(example.tokens != tokenizer.pad_id)
+    sides = (real[0], len(example.tokens) - 1 - real[-1]) if len(real) else (len(example.tokens), 0)
+    if max(sides) < 2:  # one alone may be the end of the text, or its beginning
+        return None
+    where = f"the first {sides[0]}" if sides[0] >= sides[1] else f"the last {sides[1]}"
+    message = f"{where} tokens are padding ({tokenizer.piece(tokenizer.pad_id)!r}) that no attention_mask tells of"
+    return Problem(rule="bad-tokens", message=message, advice="give attention_mask with 0 there, or leave them off")
 
 
 def _part(

@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune.chat import ROLES, Conversation, Message
-from jaxtune.tasks.marks import MARKS, check_marks, given_marks, meant_as_mark, sounds_like_mark, weight_of
+from jaxtune.tasks.marks import (
+    MARKS,
+    check_marks,
+    given_marks,
+    meant_as_mark,
+    sounds_like_mark,
+    switches_inside,
+    weight_of,
+)
 from jaxtune.tasks.problems import Finding
 from jaxtune.tasks.values import type_name
 
@@ -18,6 +26,14 @@ MESSAGE_FIELDS = frozenset(
     ("role", "content", "name", "tool_calls", "tool_call_id", "from", "value", *MARKS, *REASONING_FIELDS)
 )
 """Message fields that are read."""
+
+UNREAD = {
+    "function_call": "call it tool_calls, a list of {function: {name, arguments}}",
+    "functions": "call it tools",
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "only text is read"),
+}
+"""Fields of messages and records that say something, in forms that are not read: to pass over them would be to train on
+another conversation."""
 
 HUGE_ANSWER = 100_000
 """Characters (about 25,000 tokens) above which an assistant message is reported as `huge-answer`."""
@@ -153,11 +169,18 @@ def control_characters(text: str, where: str) -> list[Finding]:
 _CONTROLS = frozenset(map(chr, [*range(32), 127])) - frozenset("\t\n\r")
 
 
+def check_unread(holder: Mapping[str, Any], where: str) -> list[Finding]:
+    """A finding for each field of a message or record, called `where`, whose content would be lost."""
+    return [("unread-content", f"{where}{name}: {why}") for name, why in UNREAD.items() if holder.get(name)]
+
+
 def _check_extras(message: Mapping[str, Any], i: int) -> list[Finding]:
-    findings = check_marks(message, f"messages[{i}].")
-    unknown = sorted(key for key in message if key not in MESSAGE_FIELDS and message[key] is not None)
+    findings = check_marks(message, f"messages[{i}].") + check_unread(message, f"messages[{i}].")
+    known = MESSAGE_FIELDS.union(UNREAD)
+    unknown = sorted(key for key in message if key not in known and message[key] is not None)
     marks = [key for key in unknown if sounds_like_mark(key) or meant_as_mark(key, message[key])]
-    findings += [("unknown-mark", f"messages[{i}].{key} sounds like a mark of what trains") for key in marks]
+    inside = [] if given_marks(message) else [path for key in unknown for path in switches_inside(key, message[key])]
+    findings += [("unknown-mark", f"messages[{i}].{key} sounds like a mark of what trains") for key in marks + inside]
     if others := sorted(set(unknown) - set(marks)):
         findings.append(("unknown-message-field", f"messages[{i}] has {', '.join(others)}"))
     if not findings and message.get("role") != "assistant" and weight_of(message):
@@ -179,6 +202,8 @@ def _check_tool_calls(calls: Any, i: int) -> list[Finding]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             return [("missing-field", f"messages[{i}].tool_calls[{k}] has no function name")]
-        if not isinstance(function.get("arguments", {}), dict | str):
+        if "arguments" not in function:
+            return [("missing-field", f"messages[{i}].tool_calls[{k}] has no arguments; {{}} says that there are none")]
+        if not isinstance(function["arguments"], dict | str):
             return [("wrong-type", f"messages[{i}].tool_calls[{k}]: arguments must be an object or a string")]
     return []

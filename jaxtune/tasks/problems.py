@@ -67,6 +67,7 @@ RULES: dict[str, Rule] = {
     "missing-field": _error("add the field, or remove the record"),
     "wrong-type": _error("give the field the type that is named"),
     "nested-content": _error("content must be one string: join the text parts before training"),
+    "unread-content": _error("text and tool calls alone are trained: give it so, or remove the field or the record"),
     "unknown-role": _error("use system, developer, user, assistant or tool"),
     "role-order": _error("order: an optional system message, then user and assistant in turn, ending with assistant"),
     "no-assistant": _error("add the assistant's answer, or remove the record: there is nothing to train on"),

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtune.batch import Example
 from jaxtune.chat import Conversation
 from jaxtune.tasks.marks import check_marks, check_unknown, given_marks, weight_of
-from jaxtune.tasks.messages import check_messages, conversation_of, scaled
+from jaxtune.tasks.messages import check_messages, check_unread, conversation_of, scaled
 from jaxtune.tasks.problems import Finding, raise_errors
 from jaxtune.tasks.shapes import Shape, record_id, rename, shape_of, untransposed
 from jaxtune.tasks.token_records import WEIGHT_FIELDS, check_tokens, example_of
@@ -76,6 +76,7 @@ def read_record(
     if own is not shape:
         return [], [*findings, _stranger(renamed, own, shape)]
     known = WEIGHT_FIELDS if shape is Shape.TOKENS else ()
+    renamed = _without_mapped(renamed, columns)
     findings += check_unknown(renamed, known)
     if shape is Shape.TOKENS:
         return [], findings + check_tokens(renamed)
@@ -85,7 +86,7 @@ def read_record(
 
 def _messages(record: Mapping[str, Any], shape: Shape) -> tuple[Sequence[Mapping[str, Any]], list[Finding]]:
     messages, findings = _READERS[shape](record)
-    findings += check_marks(record, "")
+    findings += check_marks(record, "") + check_unread(record, "")
     if not findings:
         findings += check_messages(messages)
         messages = scaled(messages, weight_of(record))
@@ -95,6 +96,12 @@ def _messages(record: Mapping[str, Any], shape: Shape) -> tuple[Sequence[Mapping
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         findings.append(("wrong-type", f"tools is {type_name(tools)}; it must be a list of objects"))
     return messages, findings
+
+
+def _without_mapped(record: Mapping[str, Any], columns: Mapping[str, str] | None) -> Mapping[str, Any]:
+    """A renamed record without the columns that were given another name, so that they are read as that alone."""
+    mapped = set((columns or {}).values()) - set(columns or {})
+    return {name: value for name, value in record.items() if name not in mapped} if mapped else record
 
 
 def messages_of(
@@ -125,7 +132,23 @@ def _check_id(value: Any) -> list[Finding]:
 
 def _read_messages(record: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Finding]]:
     field = "messages" if "messages" in record else "conversations"
-    return _message_list(record[field], field)
+    messages, findings = _message_list(record[field], field)
+    return ([], findings) if findings else _with_system(record, messages)
+
+
+def _with_system(
+    record: Mapping[str, Any], messages: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """The messages after the system message that stands in a field beside them, if one does."""
+    system = record.get("system")
+    if system is None or system == "":
+        return messages, []
+    if not isinstance(system, str):
+        return messages, [("wrong-type", f"system is {type_name(system)}; it must be a string")]
+    if messages and messages[0].get("role") == "system":
+        same = messages[0].get("content") == system
+        return messages, [] if same else [("role-order", "system and the first message are two system messages")]
+    return [{"role": "system", "content": system}, *messages], []
 
 
 def _message_list(value: Any, field: str) -> tuple[list[dict[str, Any]], list[Finding]]:
@@ -152,10 +175,8 @@ def _read_sharegpt(record: Mapping[str, Any]) -> tuple[list[dict[str, Any]], lis
         else:
             rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
             messages.append({**rest, "role": SPEAKERS[speaker], "content": turn["value"]})
-    system = record.get("system")
-    if system is not None and not (messages and messages[0]["role"] == "system"):
-        messages.insert(0, {"role": "system", "content": system})
-    return messages, findings
+    messages, more = _with_system(record, messages)
+    return messages, findings + more
 
 
 def _strings(record: Mapping[str, Any], required: Sequence[str], optional: Sequence[str]) -> list[Finding]:

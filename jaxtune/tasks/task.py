@@ -18,7 +18,7 @@ from jaxtune.tasks import messages as chats
 from jaxtune.tasks import reading, shapes
 from jaxtune.tasks.exemplars import MOST_DRAWS, draws, joined, question
 from jaxtune.tasks.identity import wording_identity
-from jaxtune.tasks.marks import check_marks, given_marks, weight_of
+from jaxtune.tasks.marks import check_marks, check_unknown, given_marks, weight_of
 from jaxtune.tasks.problems import Finding, Problem, ProblemLog, RecordError, has_error, raise_errors
 from jaxtune.tasks.scoring import Scoring
 from jaxtune.tasks.shapes import Shape
@@ -227,21 +227,23 @@ class Task:
         if not isinstance(wording, Template):
             return call_builder(wording, record)
         filled, findings = fill_messages(wording, record)
-        marks = self._marks(record)
-        findings = findings or check_marks(marks, "")
+        unworded = self._switches_and_numbers(record)
+        marks = given_marks(unworded)
+        findings = findings or check_marks(marks, "") + check_unknown(unworded, ())
         messages = filled if findings else chats.scaled(filled, weight_of(marks))
         findings = findings or chats.check_messages(messages)
         return None if has_error(findings) else chats.conversation_of(messages, id=id), findings
 
-    def _marks(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The marks of a record of named fields: those that no template words, and that are no text.
+    def _switches_and_numbers(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a record of named fields that may be marks: those that no template words, and no text or list.
 
         A template function sees the whole record and sets the weights of its messages itself.
         """
-        found = {name: value for name, value in given_marks(record).items() if isinstance(value, bool | int | float)}
         wordings = [wording for wording in self.templates if isinstance(wording, Template)]
-        used = {field.partition(".")[0] for wording in wordings for field in wording.fields} if found else ()
-        return {name: value for name, value in found.items() if name not in used}
+        used = {field.partition(".")[0] for wording in wordings for field in wording.fields}
+        used |= set((self.columns or {}).values()) - set(self.columns or {})
+        kinds = bool | int | float | Mapping
+        return {name: value for name, value in record.items() if name not in used and isinstance(value, kinds)}
 
     def _shots(self, wording: Template | Builder | None) -> int:
         if isinstance(wording, Template) and wording.shots is not None:

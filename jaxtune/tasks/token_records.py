@@ -1,16 +1,27 @@
 """Records of token ids: which of them are padding, which train, and what is wrong with them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxtune.batch import Example
-from jaxtune.tasks.marks import MARKS, check_marks, is_weight, weight_of
+from jaxtune.tasks.marks import MARKS, check_marks, is_unknown_mark, is_weight, name_words, weight_of
 from jaxtune.tasks.problems import Finding
 
 WEIGHT_FIELDS = ("loss_weights", "weights", "loss_mask", "labels", "completion_mask", "assistant_masks")
 """Fields with one number per token; in `labels`, -100 is weight 0 and all else weight 1. The last two are TRL's."""
+
+MASKS_OF_ELSE = ("attention_mask", "special_tokens_mask")
+"""Masks beside them that a record of token ids may have; the second says nothing of padding or training."""
+NUMBERED = {
+    *("segmentid", "segmentids", "sequenceid", "sequenceids", "seqid", "seqids", "seqidx"),
+    *("docid", "docids", "documentid", "documentids"),
+}
+"""Fields, without what is no letter, that give each token the number of its example in a row of several."""
+COUNTED = ("seqlengths", "seqlens", "sequencelengths", "sequencelens")
+"""Fields that list the lengths of the examples in a row; in those that begin with `cu_seq` they are summed up."""
 
 LARGEST_ID = 2**31 - 1
 
@@ -34,6 +45,11 @@ def tokens_of(record: Mapping[str, Any]) -> Any:
 def check_tokens(record: Mapping[str, Any]) -> list[Finding]:
     """Problems of a record of token ids."""
     fields = _weight_fields(record)
+    if unknown := _unknown_masks(record):
+        known = f"padding is told by attention_mask, what trains by {', '.join(WEIGHT_FIELDS)}"
+        return [("unknown-mark", f"{name} is a mask that is not known: {known}") for name in unknown]
+    if record.get("tokens") is not None and record.get("input_ids", record["tokens"]) not in (None, record["tokens"]):
+        return [("bad-tokens", "tokens and input_ids are not the same ids; keep one of them")]
     if not fields:
         return [("missing-field", f"tokens without weights; give one of {', '.join(WEIGHT_FIELDS)}")]
     tokens = tokens_of(record)
@@ -73,13 +89,38 @@ def _check_weights(record: Mapping[str, Any], fields: Sequence[str], kept: Seque
 
 
 def _check_positions(record: Mapping[str, Any], kept: Sequence[int]) -> list[Finding]:
-    """Positions that start again tell of several examples in one record, which would see each other."""
+    """Several examples in one record, by whatever field tells of them, would see each other."""
+    own = "give each packed example as a record of its own"
+    for name, value in record.items():
+        if isinstance(value, list) and (num := _num_packed(name, value, kept)) > 1:
+            return [("bad-tokens", f"{name} tells of {num} examples: {own}")]
     if record.get("position_ids") is None:
         return []
     positions = [record["position_ids"][i] for i in kept]
     if positions == [positions[0] + k for k in range(len(positions))]:
         return []
-    return [("bad-tokens", "position_ids do not count up by one: give each packed example as a record of its own")]
+    return [("bad-tokens", f"position_ids do not count up by one: {own}")]
+
+
+def _num_packed(field: str, numbers: Sequence[Any], kept: Sequence[int]) -> int:
+    """Examples that a field of a row tells of; 1 for a field that tells of none, and where only padding is apart."""
+    letters = re.sub("[^a-z]", "", field.lower())
+    if letters in NUMBERED and len(numbers) > max(kept):
+        return len({repr(numbers[i]) for i in kept})
+    if letters.startswith("cuseq"):
+        return len(numbers) - 1
+    return len(numbers) if letters in COUNTED else 1
+
+
+def _unknown_masks(record: Mapping[str, Any]) -> list[str]:
+    """Fields with a number per token that are named a mask, and are none that is read."""
+    length = len(tokens) if isinstance(tokens := tokens_of(record), list) else 0
+    return [
+        name
+        for name, value in record.items()
+        if name not in (*WEIGHT_FIELDS, *MARKS, *MASKS_OF_ELSE) and {"mask", "masks"}.intersection(name_words(name))
+        if isinstance(value, list) and len(value) == length and not is_unknown_mark(name, value)
+    ]
 
 
 def _weight_fields(record: Mapping[str, Any]) -> list[str]:
@@ -87,8 +128,8 @@ def _weight_fields(record: Mapping[str, Any]) -> list[str]:
 
 
 def _is_mark(name: str, value: Any) -> bool:
-    """Whether `loss_mask` speaks of the record and not of its tokens."""
-    return name in MARKS and not isinstance(value, list)
+    """Whether a field speaks of the record: of the marks, `loss_mask` may speak of its tokens."""
+    return name in MARKS and not (name in WEIGHT_FIELDS and isinstance(value, list))
 
 
 def _own_marks(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import numpy as np
 import orjson
 
 from jaxtune.tasks import shapes
-from jaxtune.tasks.marks import MARKS, is_switch, is_unknown_mark, sounds_like_mark
-from jaxtune.tasks.messages import HUGE_ANSWER, check_roles, control_characters
+from jaxtune.tasks.marks import MARKS, is_unknown_mark, may_be_mark, sounds_like_mark
+from jaxtune.tasks.messages import HUGE_ANSWER, UNREAD, check_roles, control_characters
 from jaxtune.tasks.problems import Finding, RecordError, has_error
 from jaxtune.tasks.reading import SPEAKERS, messages_of
 from jaxtune.tasks.shapes import Shape
@@ -277,7 +277,7 @@ def _pairs(records: list[Any], prompts: list[Any], answers: list[Any], absent: t
 
 def _prompt_completion(records: list[Any]) -> _Turns:
     prompts, answers = ([record[field] for record in records] for field in ("prompt", "completion"))
-    return _pairs(records, prompts, answers, ("tools", "system", "instruction", *_STRANGE))
+    return _pairs(records, prompts, answers, ("tools", "system", "instruction", *_STRANGE, *UNREAD))
 
 
 def _alpaca(records: list[Any]) -> _Turns:
@@ -286,15 +286,17 @@ def _alpaca(records: list[Any]) -> _Turns:
     prompts = ["\n\n".join(filter(None, pair)) for pair in zip(asked, given, strict=True)]
     if not (all(asked) and set(map(type, given)) <= {str, type(None)}):
         raise KeyError("instruction")
-    return _pairs(records, prompts, answers, ("tools", "system", "history", *_STRANGE))
+    return _pairs(records, prompts, answers, ("tools", "system", "history", *_STRANGE, *UNREAD))
 
 
 _STRANGE = ("messages", "conversations", "tokens", "input_ids")
 """Fields of other shapes that are looked for first."""
 
 _USUAL = {
-    Shape.MESSAGES: _listed_turns("messages", "role", "content", _LETTERS, ("tools",)),
-    Shape.SHAREGPT: _listed_turns("conversations", "from", "value", _SPEAKERS, ("tools", "system", "messages")),
+    Shape.MESSAGES: _listed_turns("messages", "role", "content", _LETTERS, ("tools", "system", *UNREAD)),
+    Shape.SHAREGPT: _listed_turns(
+        "conversations", "from", "value", _SPEAKERS, ("tools", "system", "messages", *UNREAD)
+    ),
     Shape.PROMPT_COMPLETION: _prompt_completion,
     Shape.ALPACA: _alpaca,
 }
@@ -309,7 +311,7 @@ def _marked(records: list[Any], field: str) -> bool:
     """Whether a field of some records may be a mark of what trains; what the value decides is looked at only then."""
     if field in MARKS or sounds_like_mark(field):
         return True
-    return is_switch(field) and any(is_unknown_mark(field, record.get(field)) for record in records)
+    return may_be_mark(field) and any(is_unknown_mark(field, record.get(field)) for record in records)
 
 
 _ID_TYPES = {str, int, type(None)}

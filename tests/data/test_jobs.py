@@ -469,6 +469,21 @@ def test_token_ids_that_the_tokenizer_does_not_have_are_refused(tmp_path):
         tokenized([task], tmp_path)
 
 
+@pytest.mark.parametrize("tokens, where", [([0, 0, 5, 6], "first 2"), ([5, 6, 0, 0, 0], "last 3"), ([0, 5, 6, 0], "")])
+@pytest.mark.parametrize("masked", [False, True])
+def test_padding_of_token_records_is_named_where_no_mask_tells_of_it(tokens, where, masked, tmp_path):
+    pad = ByteTokenizer().pad_id
+    record = {"tokens": [t or pad for t in tokens], "loss_mask": [int(t == 6) for t in tokens]}
+    mask = {"attention_mask": [int(t > 0) for t in tokens]} if masked else {}
+    task = Task(name="ids", splits={"train": from_list([{**record, **mask}])})
+    if where and not masked:
+        with pytest.raises(UserError, match=rf"the {where} tokens are padding \('<pad>'\).*give attention_mask"):
+            tokenized([task], tmp_path)
+    else:
+        store = tokenized([task], tmp_path)["ids"]
+        assert content(store)[0][0] == ([5, 6] if masked else record["tokens"])
+
+
 def test_an_example_too_long_for_the_error_policy_is_named(tmp_path, encoded):
     records = [{"prompt": "a" * 200, "completion": "b"}]
     task = Task(name="long", splits={"train": from_list(records, name="L")})

@@ -13,6 +13,7 @@ from jaxtune.tasks.marks import MARKS, is_weight, sounds_like_mark
 from jaxtune.tasks.reading import check_record, to_conversation, to_example
 from jaxtune.tasks.shapes import shape_of
 from jaxtune.tasks.token_records import WEIGHT_FIELDS
+from jaxtune.validate import validate_files
 
 OTHER = {"role": "assistant", "content": "Tuesday."}
 SPELLINGS = {
@@ -94,7 +95,8 @@ SOUND_SO = (
     *("message weight", "supervise", "supervised", "untrainable", "train_on_this", "turn_mask", "exclude_from_loss"),
     *("train_detail", "calculate_loss", "eot_loss", "requires_grad", "skip", "skipped", "exclude", "excluded"),
     *("loss_scale", "lossScale", "loss_factor", "donottrain", "notrain", "noloss", "unmasked", "nontrainable"),
-    *("maskloss", "reweight", "finetune", "finetuned", "ignored_tokens"),
+    *("maskloss", "reweight", "finetune", "finetuned", "ignored_tokens", "can_train", "allow_training", "no_role_loss"),
+    *("learnt", "trainability", "backpropagate", "don't_train", "don\u2019t train", "\uff54rain", "tra\u200bin"),
 )
 SPEAK_OF_ELSE = (
     *("train_split", "training_set", "source_weight", "weight_kg", "ignore_case", "lang", "source", "trainer", "id"),
@@ -147,6 +149,8 @@ def test_a_field_that_speaks_of_something_else_is_no_mark(name):
             ("frozen", True, True),
             ("label", "greeting", False),
         ),
+        *(("nll_mask", 0, True), ("roles_to_train", ["user"], True), ("step_weights", [0], True), ("sft", 0, True)),
+        *(("stop_gradient", True, True), ("back_prop", False, True), ("rejected", True, True), ("scores", [1], False)),
         *(
             ("target", "user", False),
             ("target_year", 2020, False),
@@ -167,6 +171,52 @@ def test_of_a_record_only_a_switch_is_such_a_mark():
     assert rules({"prompt": "a", "completion": "b", "label": False}) == ["unknown-mark"]
     assert rules({"prompt": "a", "completion": "b", "label": 0}) == []
     assert rules(messages(USER, ASSISTANT, label="positive", target=3)) == []
+
+
+@pytest.mark.parametrize(
+    "name, value, wrong",
+    [
+        *(("label_mask", 0, True), ("target_mask", [0, 1], True), ("prompt_loss_weight", 0.5, True)),
+        *(
+            ("step_weights", [0], True),
+            ("stop_gradient", True, True),
+            ("rejected", True, True),
+            ("chosen", False, True),
+        ),
+        *(("trian", False, True), ("wieght", 0, True), ("rtainable", 1, True), ("height", 180, False)),
+        *(("rain", True, False), ("trait", True, False), ("labels", [1], False), ("rejected", "text", False)),
+        *(("target_mask", "a", False), ("stop_loss", 0.9, False), ("weights_kg", [3], False), ("ce_coef", 1, False)),
+    ],
+)
+@pytest.mark.parametrize("file", [False, True])
+def test_a_field_of_a_record_is_a_mark_in_other_words_by_its_name_and_value(name, value, wrong, file, tmp_path):
+    record = messages(USER, ASSISTANT, **{name: value})
+    if not file:
+        assert rules(record) == ["unknown-mark"] * wrong
+        return
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    found = validate_files([tmp_path / "a.jsonl"]).problems
+    assert [problem.rule for problem in found] == ["unknown-mark"] * wrong
+
+
+def test_a_mark_hidden_in_an_object_is_an_error_unless_there_is_one_in_its_place():
+    hidden = {"metadata": {"train": False, "split": "train"}}
+    assert rules(messages(USER, ASSISTANT, **hidden)) == ["unknown-mark"]
+    assert rules(messages(USER, {**ASSISTANT, **hidden})) == ["unknown-mark", "unknown-message-field"]
+    assert rules(messages(USER, ASSISTANT, **hidden, train=True)) == []
+    assert rules(messages(USER, ASSISTANT, metadata={"loss": 2.5, "split": "train", "fluent": False})) == []
+    columns = {"train": "metadata.train"}
+    with pytest.raises(RecordError, match="marked not to train"):
+        to_conversation(messages(USER, ASSISTANT, **hidden), Shape.MESSAGES, columns)
+
+
+def test_a_mark_of_another_name_is_read_where_columns_map_it():
+    columns = {"weight": "loss_scale"}
+    record = messages(USER, ASSISTANT, loss_scale=0.5)
+    assert [m.weight for m in to_conversation(record, Shape.MESSAGES, columns).messages] == [None, 0.5]
+    padded = {"ids": [0, 5, 6], "pad_mask": [0, 1, 1], "keep": [0, 0, 1]}
+    columns = {"tokens": "ids", "attention_mask": "pad_mask", "loss_mask": "keep"}
+    assert to_example(padded, columns).tokens.tolist() == [5, 6]
 
 
 def test_a_message_not_to_train_is_zero_from_file_to_weights(tmp_path):
@@ -195,6 +245,11 @@ def test_records_of_fields_have_marks_where_no_template_words_them():
         weight(task({"q": "a", "a": "b", "train": False}))
     with pytest.raises(RecordError, match="bad-weight"):
         weight(task({"q": "a", "a": "b", "weight": -1}))
+    assert weight(task({"q": "a", "a": "b", "label": 0, "mask": "[MASK]", "loss_mask": [0, 1]})) is None
+    assert weight(task({"q": "a", "a": "b", "label": False}, "{q} {label}")) is None
+    for hidden in ({"do_train": False}, {"label": False}, {"loss_weight": 0.1}, {"metadata": {"train": False}}):
+        with pytest.raises(RecordError, match="unknown-mark"):
+            weight(task({"q": "a", "a": "b", **hidden}))
 
 
 # Records of token ids.
@@ -233,3 +288,33 @@ def test_positions_may_count_and_a_mark_scales_a_record_of_tokens():
     assert rules({**record, "train": "x"}) == ["bad-weight"]
     same_twice = {"tokens": TOKENS, "loss_mask": WEIGHTS, "labels": [-100, -100, 7, 8, 9], "completion_mask": WEIGHTS}
     assert rules(same_twice) == []
+
+
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("padding_mask", [1, 0, 0, 0, 0, 0], "padding is told by attention_mask"),
+        ("attn_mask", [0, 1, 1, 1, 1, 1], "padding is told by attention_mask"),
+        ("input_mask", [0, 1, 1, 1, 1, 1], "input_mask sounds like a mark"),
+        ("mask", [0, 1, 1, 1, 1, 1], "mask sounds like a mark"),
+        ("weight", [0, 0, 0, 1, 1, 1], "weight is an array"),
+        ("tokens", [1, 2, 3, 4, 5, 6], "tokens and input_ids are not the same"),
+        ("seq_idx", [0, 0, 0, 1, 1, 1], "seq_idx tells of 2 examples"),
+        ("segment_ids", [1, 2, 3, 3, 3, 3], "segment_ids tells of 3 examples"),
+        ("seq_lengths", [2, 4], "seq_lengths tells of 2 examples"),
+        ("cu_seq_lens_q", [0, 2, 6], "cu_seq_lens_q tells of 2 examples"),
+        ("position_ids", [0, 1, 2, 0, 1, 2], "position_ids do not count up by one"),
+        *(("special_tokens_mask", [1, 0, 0, 0, 0, 0], ""), ("token_type_ids", [0] * 6, ""), ("length", 6, "")),
+        *(("seq_idx", [0] * 6, ""), ("seq_lengths", [6], ""), ("cu_seqlens", [0, 6], ""), ("doc_id", "a-7", "")),
+    ],
+)
+def test_what_tells_of_padding_or_of_several_examples_is_not_passed_over(field, value, said):
+    record = {"input_ids": [0, *TOKENS], "loss_mask": [0, *WEIGHTS], field: value}
+    found = check_record(record, Shape.TOKENS)
+    assert [said in message for _, message in found] == [True] * bool(said)
+
+
+def test_the_number_of_padding_is_no_example_of_its_own():
+    record = {"input_ids": [0, *TOKENS], "loss_mask": [0, *WEIGHTS], "segment_ids": [0, 1, 1, 1, 1, 1]}
+    assert rules(record) == ["bad-tokens"]
+    assert rules({**record, "attention_mask": [0, 1, 1, 1, 1, 1]}) == []

@@ -84,6 +84,24 @@ def test_sharegpt_speakers_and_system_field_become_roles():
     assert conversation.messages[-1].weight == 0.5
 
 
+def test_a_system_text_beside_messages_is_their_first_message():
+    record = {
+        "system": "Be short.",
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    }
+    said = [(message.role, message.content) for message in to_conversation(record, Shape.MESSAGES).messages]
+    assert said == [("system", "Be short."), ("user", "a"), ("assistant", "b")]
+    assert [rule for rule, _ in check_record({**record, "system": {"os": "linux"}}, Shape.MESSAGES)] == ["wrong-type"]
+
+
+@pytest.mark.parametrize("call", [{"name": "f"}, {"function": {"name": "f", "parameters": {"a": 1}}}])
+def test_a_call_without_arguments_is_told_before_a_template_is(call):
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    record = {"messages": [{"role": "user", "content": "a"}, answer]}
+    found = check_record(record, Shape.MESSAGES)
+    assert found == [("missing-field", "messages[1].tool_calls[0] has no arguments; {} says that there are none")]
+
+
 def test_a_prompt_of_messages_trains_the_completion_only():
     record = {"prompt": [USER, ASSISTANT, {"role": "user", "content": "Sure?"}], "completion": [ASSISTANT]}
     conversation = to_conversation(record, Shape.PROMPT_COMPLETION)
