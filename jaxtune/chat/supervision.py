@@ -73,9 +73,9 @@ def check(
     Rules: BOS stands once, where the tokenizer's model wants one; the tokens decode to one full render of the
     conversation; and, where responses train, there is one run of trained tokens for each message that trains, which
     decodes to what the message says and ends with an end-of-turn token; what stands before the last one is the prompt
-    that a model is given. The whole text is compared without white space and Unicode normal forms, which tokenizers
-    change. Under `exact_marks` the runs are the template author's choice and are not compared with the messages.
-    Responses that are set aside must not train.
+    that a model is given; no answer begins a second block of reasoning. The whole text is compared without white space
+    and Unicode normal forms, which tokenizers change. Under `exact_marks` the runs are the template author's choice and
+    are not compared with the messages. Responses that are set aside must not train.
 
     Give it the example as rendered, before a length policy cuts it. Raises `UserError` as `render` does.
     """
@@ -102,8 +102,9 @@ def _violations(
     if len(runs) != len(trained):
         found = f"{len(runs)} runs of trained tokens for {len(trained)} assistant messages"
         return [*problems, Violation("responses", found, "correct the generation marks of the template")]
-    for (start, stop), said, index in zip(runs, parts[1::2], trained, strict=True):
+    for (start, stop), before, said, index in zip(runs, parts[:-1:2], parts[1::2], trained, strict=True):
         weights = one.example.loss_weights[start:stop]
+        problems += _check_reasoning(before, said, index)
         problems += _check_response(tokens[start:stop], weights, said, (index, messages[index]), renderer)
     if trained and trained[-1] == len(messages) - 1:
         problems += _check_prompt("".join(parts[: 2 * len(runs) - 1]), tokens[: runs[-1][0]], one, renderer)
@@ -134,6 +135,15 @@ def _check_text(decoded: str, text: str) -> Iterator[Violation]:
         f"the tokens do not decode to the rendered conversation: {lost!r} becomes {got!r}",
         "remove or replace these characters, or use a tokenizer that can spell them",
     )
+
+
+def _check_reasoning(before: str, said: str, index: int) -> Iterator[Violation]:
+    if thinking.is_doubled(before, said):
+        yield Violation(
+            "double-reasoning",
+            f"message {index} begins a block of reasoning after the one that the template writes",
+            "give its reasoning in a field (reasoning_content), or use a template that reads it from the text",
+        )
 
 
 def _check_prompt(shown: str, before: list[int], one: RenderedExample, renderer: Renderer) -> Iterator[Violation]:

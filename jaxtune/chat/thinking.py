@@ -18,6 +18,9 @@ _OPEN, _CLOSE = ("|".join(map(re.escape, tags)) for tags in (_CLOSED_BY, _CLOSED
 _PROMPT_END = re.compile(rf"(?:(?:{_OPEN})\s*)?(?:(?:{_CLOSE})\s*)?\Z")
 _TAGS = re.compile(rf"\s*(?:(?:{_OPEN})\s*)?(?:(?:{_CLOSE})\s*)?")
 _OPENED = re.compile(rf"({_OPEN})(\s*)\Z")
+_BLOCK_END = re.compile(rf"(?:{_OPEN}|{_CLOSE})\s*\Z")
+_OPENS = re.compile(rf"\s*(?:{_OPEN})")
+_EMPTY_THEN_OPENS = re.compile(rf"\s*(?:(?:{_OPEN})\s*)?(?:{_CLOSE})\s*(?:{_OPEN})")
 _INLINE = re.compile(rf"\s*(?:{_OPEN})?(?P<reasoning>.*?)(?:{_CLOSE})", re.DOTALL)
 
 
@@ -46,6 +49,12 @@ def closing_of(part: str) -> str:
         return ""
     line = "\n" if "\n" in match[2] else ""
     return line + _CLOSED_BY[match[1]] + 2 * line
+
+
+def is_doubled(before: str, said: str) -> bool:
+    """Whether what is said opens a block of reasoning right after one that `before`, or it, opened or left empty."""
+    again = _OPENS.match(said) is not None and _BLOCK_END.search(before) is not None
+    return again or _EMPTY_THEN_OPENS.match(said) is not None
 
 
 def skip_tags(text: str, start: int, stop: int) -> int:

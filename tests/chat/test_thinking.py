@@ -140,6 +140,18 @@ def test_policies_of_reasoning_keep_all_show_the_last_or_drop_all():
     assert aside(inline, qwen(Reasoning.LAST)) == [1] and aside(inline, qwen(Reasoning.DROP)) == []
 
 
+@pytest.mark.parametrize(("name", "refused"), [("opens", True), ("opens-or-not", True), ("forgets", False)])
+def test_an_answer_that_opens_a_second_block_of_reasoning_is_refused(name, refused):
+    """Prevents a model from learning to think nothing and then to think again, where the text holds the block."""
+    inline = asked(Message("assistant", "<think>\nthree\n</think>\n\n7"))
+    (found,) = render_proven([inline], shape(name), TOKENIZER)
+    assert not isinstance(found, UserError)
+    assert [violation.rule for violation in found.violations] == ["double-reasoning"] * refused
+    assert check(found.example, inline, shape(name), TOKENIZER) == list(found.violations)
+    (dropped,) = render_proven([inline], shape(name, reasoning=Reasoning.DROP), TOKENIZER)
+    assert not isinstance(dropped, UserError) and dropped.violations == ()
+
+
 def test_reasoning_that_the_template_has_no_place_for_is_named_with_the_remedy():
     with pytest.raises(UserError, match="chatml.*leaves out the reasoning of message 1.*--data.reasoning drop"):
         proven(THOUGHT, TEMPLATES["chatml"])
