@@ -326,7 +326,7 @@ def run_report(arguments: argparse.Namespace) -> None:
             place = arguments.folders[0]
             for line in report.changed_files(folders[0]):
                 say(f"warning: {place}: not as it was when the run ended: {line}", file=sys.stderr)
-            path = report.write_report(folders[0])
+            path = report.write_report(folders[0], at_end=False)
             rows = compare.compare_table([read_run(folders[0])])
             path = path if isinstance(place, pathlib.Path) else send_report(place)
     if arguments.json:

@@ -37,11 +37,11 @@ LIVE_SECONDS = 30
 """How often the page of a run that still trains is read again by a browser."""
 
 
-def write_report(run_dir: Path | str) -> Path:
-    """Write `report.html` into the run folder; returns its path."""
+def write_report(run_dir: Path | str, *, at_end: bool = True) -> Path:
+    """Write `report.html` into the run folder; returns its path. `at_end`: as for `changed_files`."""
     run = read_run(run_dir)
     path = run.path / REPORT
-    changed = changed_files(run.path, at_end=True)
+    changed = changed_files(run.path, at_end=at_end)
     replace_file(path, render(run, changed).encode())
     if (run.path / seal.SEAL).exists() and not any(line.startswith(seal.SEAL) for line in changed):
         seal.rebind(run.path, REPORT)

@@ -246,7 +246,9 @@ def resolve_model_folder(path: pathlib.Path) -> pathlib.Path:
         raise UserError(f"{path}: {kind}. Give a run folder, or the folder of a Hugging Face checkpoint.")
     if (path / MARK).is_file() and (path / seal.MODEL / "config.json").is_file():
         path = path / seal.MODEL
-    seal.check_model(path.resolve())
+    # by its name, where a link may stand in the place of a run's model, and by what a link to such a model leads to
+    for named in {pathlib.Path(os.path.abspath(path)), path.resolve()}:
+        seal.check_model(named)
     if (path / "metrics.jsonl").is_file():
         raise UserError(
             f"{path} is a run without an exported model (it did not finish); export one with jaxtune export-hf"

@@ -344,11 +344,17 @@ def write_sealed(path: PathLike, document: Mapping[str, Any]) -> None:
 def read_sealed(path: PathLike) -> Json:
     """The object that `write_sealed` wrote, without its digest.
 
-    Raises `UnreadableDocument` where the file is missing, broken or was changed after it was written.
+    Raises `UnreadableDocument` where the file is missing, broken or was changed, by white space even, after it was
+    written.
     """
     document = read_object(path)
     recorded = document.pop(SEAL, None)
-    if recorded != json_fingerprint(document):
-        said = "its own digest does not fit" if recorded is not None else "it has no digest"
-        raise UnreadableDocument(f"{os.fspath(path)}: content changed after it was written ({said}); put back a copy")
-    return document
+    if recorded is None:
+        said = "it has no digest"
+    elif recorded != json_fingerprint(document):
+        said = "its own digest does not fit"
+    elif epath.Path(path).read_bytes() != json_bytes(document | {SEAL: recorded}):
+        said = "its text is not as it is written"
+    else:
+        return document
+    raise UnreadableDocument(f"{os.fspath(path)}: content changed after it was written ({said}); put back a copy")

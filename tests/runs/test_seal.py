@@ -115,11 +115,22 @@ def test_the_command_says_when_a_report_draws_what_was_edited(run_dir, capsys):
     assert "not as it was when the run ended: metrics.jsonl: " in capsys.readouterr().err
 
 
+def test_a_link_in_the_place_of_the_model_is_not_the_model(run_dir, tmp_path):
+    (run_dir / "model").rename(tmp_path / "elsewhere")
+    (run_dir / "model").symlink_to(tmp_path / "elsewhere")
+    assert runfolder.resolve_model_folder(run_dir) == run_dir / "model"  # the same files
+    (tmp_path / "elsewhere" / "config.json").write_text("{}")
+    for path in (run_dir, run_dir / "model"):
+        with pytest.raises(UserError, match="model/config.json: "):
+            runfolder.resolve_model_folder(path)
+
+
 def test_a_run_that_lost_its_seal_is_not_taken_for_one_without(run_dir, capsys):
     (run_dir / seal.SEAL).unlink()
     assert verify.check_files(run_dir).lines == ("seal.json is missing, though the run has ended",)
     assert cli.main(["report", str(run_dir)]) == 0
     assert "not as it was when the run ended: seal.json: missing" in capsys.readouterr().err
+    assert "seal.json: missing" in (run_dir / "report.html").read_text()
     for path in (run_dir, run_dir / "model"):
         with pytest.raises(UserError, match="has lost its seal.json"):
             runfolder.resolve_model_folder(path)

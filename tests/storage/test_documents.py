@@ -173,6 +173,8 @@ def test_a_sealed_document_survives_writing_and_every_change_is_told(tmp_path):
         b"[]",
         b'{"a": 1}',
         whole[:-10],
+        whole + b"\n",
+        whole.replace(b": ", b":"),
     ]
     for changed in changes:
         path.write_bytes(changed)
