@@ -21,8 +21,8 @@ _folders: list[Path] = []
 _started_in: list[Path] = []
 """Where the run that is looked at was started, if one is: the working folder of the command, its config's folder."""
 _LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "purelib", "platlib"))
-_LINE = 120
-"""Most characters of a line of source in a message."""
+_LINE, _MESSAGE = 120, 2000
+"""Most characters of a line of source, and of what an exception says, in a message."""
 _MOST_NAMES = 10_000
 """Most names of a folder among which the nearest to a missing one is looked for."""
 _PACKAGE = os.path.realpath(Path(__file__).parent.parent) + os.sep
@@ -41,12 +41,13 @@ def check_exists(path: Path) -> None:
 
 def nearest_keyword(error: BaseException, kinds: Sequence[type]) -> str:
     """For an error about an unknown keyword of one of some dataclasses: the field that was probably meant."""
-    found = re.search(r"(\w+)?.*unexpected keyword argument '(\w+)'", str(error))
+    text = _text(error)
+    found = re.search(r"unexpected keyword argument '(\w+)'", text)
     if found is None:
         return ""
-    owners = [kind for kind in kinds if kind.__name__ == found[1]] or list(kinds)
+    owners = [kind for kind in kinds if re.match(rf"{kind.__name__}\b", text)] or list(kinds)
     known = [name for kind in owners for name in kind.__dataclass_fields__]
-    near = nearest(found[2], known)
+    near = nearest(found[1], known)
     return f". Did you mean {near!r}?" if near else ""
 
 
@@ -87,7 +88,7 @@ def told(doing: str, *, hint: Callable[[BaseException], str] = lambda _: "") -> 
         yield
     except UserError as error:
         raise UserError(f"{error}{_line(error)}") from error
-    except (KeyboardInterrupt, GeneratorExit):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise UserError(f"{doing} does not run: {_in_words(error)}{hint(error)}{_line(error)}") from error
@@ -170,10 +171,10 @@ def _line(error: BaseException) -> str:
     return f"\n  {frame.filename}, line {frame.lineno}, in {frame.name}: {_shortened(text)}"
 
 
-def _shortened(line: str) -> str:
-    """A line of source without its indent, cut where it would fill a terminal."""
+def _shortened(line: str, most: int = _LINE) -> str:
+    """A line without its indent, cut where it would fill a terminal."""
     text = line.strip()
-    return text if len(text) <= _LINE else f"{text[:_LINE]} ..."
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def _in_words(error: BaseException) -> str:
@@ -182,5 +183,13 @@ def _in_words(error: BaseException) -> str:
         return f"KeyError: the environment variable {error.args[0]} is not set"
     if isinstance(error, SystemExit):
         return f"it left with sys.exit({error.code!r})"
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = " ".join(_text(error).split())
+    return f"{type(error).__name__}: {_shortened(text, _MESSAGE)}" if text else type(error).__name__
+
+
+def _text(error: BaseException) -> str:
+    """The message of an exception, whose class may be the user's own and fail to give one."""
+    try:
+        return str(error)
+    except Exception as failed:
+        return f"(its message cannot be read: {type(failed).__name__})"
