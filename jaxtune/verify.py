@@ -14,7 +14,7 @@ from jaxtune import config as configs
 from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError, say
-from jaxtune.optim import OptimConfig, Schedule, rate_table
+from jaxtune.optim import rate_table
 from jaxtune.runs import documents, manifest, seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.runs.history import METRICS, TrainRow, check_row, read_rows
@@ -26,7 +26,7 @@ from jaxtune.step.update import StepMetrics, TrainState
 from jaxtune.storage.documents import number, read_json
 from jaxtune.storage.stores import is_url
 from jaxtune.terminal.display import Phase
-from jaxtune.train import resolution, resuming
+from jaxtune.train import resolution, resuming, staging
 from jaxtune.train.identity import global_batch, identify
 from jaxtune.train.resolution import TRAIN, Inputs
 from jaxtune.train.rooms import read_room
@@ -105,6 +105,7 @@ def _verify(run_dir: pathlib.Path, url: str | None, config_path: str | None, rep
         *check_inputs(recorded, now, inputs),
         check_log(run_dir, inputs),
         check_rates(run_dir, recorded, inputs.total_steps),
+        *check_stages(run_dir, inputs),
         *files,
         describe_changes(recorded),
         describe_circumstances(recorded, now),
@@ -183,13 +184,20 @@ def check_log(run_dir: pathlib.Path, inputs: Inputs) -> Check:
     return Check(name="log", ok=not lines, lines=tuple(lines) or (f"agrees with the plan (steps looked at: {seen})",))
 
 
+def check_stages(run_dir: pathlib.Path, inputs: Inputs) -> Iterator[Check]:
+    """Whether the shares of every stage are those that its policy gives for the losses that were logged."""
+    if inputs.config.mixture.staged:
+        lines = staging.disagreements(run_dir, inputs.config, inputs.plan)
+        yield Check(name="stages", ok=not lines, lines=tuple(lines) or ("shares follow from the logged losses",))
+
+
 def check_rates(run_dir: pathlib.Path, recorded: Mapping[str, Any], total_steps: int) -> Check:
     """Whether the logged learning rate of every step is that of the schedule, with the options of that step."""
     rows = training_rows(run_dir) if (run_dir / METRICS).is_file() else {}
     lines = []
     ends = [entry["after_step"] for entry in recorded.get("changes", [])]
     for low, high in itertools.pairwise(sorted({0, *ends, total_steps})):
-        schedule = schedule_at(recorded, low + 1)
+        schedule = resuming.schedule_at(recorded, low + 1)
         planned = min(resuming.option_at(recorded, "duration.steps", low + 1) or total_steps, total_steps)
         peak, rates = schedule.peak_lr, rate_table(schedule, planned)[low:high]
         for step in range(low + 1, high + 1):
@@ -199,13 +207,6 @@ def check_rates(run_dir: pathlib.Path, recorded: Mapping[str, Any], total_steps:
     more = [f"and {len(lines) - 5} more steps"] if len(lines) > 5 else []
     text = f"{len(rows)} logged rates are those of the schedule"
     return Check(name="learning rate", ok=not lines, lines=(*lines[:5], *more) or (text,))
-
-
-def schedule_at(recorded: Mapping[str, Any], step: int) -> OptimConfig:
-    """The options of peak and schedule with which a step was computed."""
-    names = ("peak_lr", "warmup_frac", "warmup_steps", "final_fraction", "decay_frac")
-    values = {name: resuming.option_at(recorded, f"optim.{name}", step) for name in names}
-    return OptimConfig(schedule=Schedule(resuming.option_at(recorded, "optim.schedule", step)), **values)
 
 
 def describe_changes(recorded: Mapping[str, Any]) -> Check:

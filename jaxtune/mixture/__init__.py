@@ -9,6 +9,7 @@ from jaxtune.mixture.settings import Group as Group
 from jaxtune.mixture.settings import MixingUnit as MixingUnit
 from jaxtune.mixture.settings import MixtureConfig as MixtureConfig
 from jaxtune.mixture.settings import OnCap as OnCap
+from jaxtune.mixture.settings import Policy as Policy
 from jaxtune.mixture.settings import Selection as Selection
 from jaxtune.mixture.settings import Strategy as Strategy
 from jaxtune.mixture.variants import Alternative as Alternative

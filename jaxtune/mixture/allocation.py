@@ -88,6 +88,7 @@ def allocate(
     budget: int | None,
     *,
     unit_totals: Mapping[str, int | Fraction] | None = None,
+    drawn: Mapping[str, int] | None = None,
 ) -> Allocation:
     """Probabilities and exact counts of a mixture.
 
@@ -98,10 +99,14 @@ def allocate(
 
     `unit_totals` (tokens or loss tokens of all `sizes` examples, by task) is needed when the mixing unit is not
     examples: sizes, scale and K then count that unit, p is a share of it, and counts follow p over an example's mean.
+    `drawn` are examples that were taken before, by task: they count against the caps.
 
     Raises UserError for unknown task names, impossible values, and a budget that the caps cannot meet.
     """
     found = _shares(sizes, config, unit_totals)
+    if drawn is not None:
+        left = {task: None if cap is None else max(0, cap - drawn[task]) for task, cap in found.caps.items()}
+        found = dataclasses.replace(found, caps=left)
     counts = {} if budget is None else _counts(found, budget, config)
     if budget is None and any(cap is not None for cap in found.caps.values()):
         raise UserError("max_repeats needs a budget: a run without an end repeats every task without limit")

@@ -50,6 +50,17 @@ class MixingUnit(enum.Enum):
     LOSS_TOKENS = "loss_tokens"
 
 
+class Policy(enum.Enum):
+    """Policy by which the shares of a stage follow from what the stages before it measured (`mixture.policies`)."""
+
+    CONSTANT = "constant"
+    """The same shares in every stage."""
+    LOSS_GAP = "loss_gap"
+    """Shares grow with the validation loss above a reference loss of the task."""
+    BANDIT = "bandit"
+    """Shares grow with the share of its validation loss that a task lost in the stages so far."""
+
+
 class Selection(enum.Enum):
     """Choice of the examples that `max_examples` keeps."""
 
@@ -107,9 +118,27 @@ class MixtureConfig:
     """Take every task at its cap when the caps together hold less than the budget."""
     unit: MixingUnit = MixingUnit.EXAMPLES
     """What the probabilities are shares of; budgets are always counted in examples."""
+    stages: Annotated[int, Range(1, 1000)] = 1
+    """Parts of the run, as long as each other, each with shares of its own by `policy`."""
+    policy: Policy = Policy.CONSTANT
+    """constant, loss_gap or bandit."""
+    policy_strength: Annotated[Number, Range(0, 1000)] = 1.0
+    """beta: how far the policy moves the shares; 0 leaves them."""
+    policy_reference: Mapping[str, Annotated[Number, Range(0, 1e6)]] | None = None
+    """For loss_gap: the loss of each task to compare with, in nats per token, such as that of a run on it alone. Other
+    policies have no use for it."""
+    stage_shares: tuple[Annotated[Number, Range(0, 1)], ...] = ()
+    """Shares of the second stage, the third and so on, each a number for every trained task in their order; the run
+    fills them in as its stages end."""
+
+    @property
+    def staged(self) -> bool:
+        """Whether shares change between stages: the plan of a stage is made when the one before it has ended."""
+        return self.policy is not Policy.CONSTANT
 
     def __post_init__(self) -> None:
         check_fields(self, "mixture")
+        self._check_stages()
         if (self.weights is not None) != (self.strategy is Strategy.WEIGHTS):
             raise UserError(
                 "strategy 'weights' and `weights` go together: "
@@ -117,6 +146,20 @@ class MixtureConfig:
             )
         if self.strategy is Strategy.UNIMAX and self.on_cap is not OnCap.REDISTRIBUTE:
             raise UserError(f"strategy 'unimax' redistributes by definition; on_cap is {self.on_cap.value!r}")
+
+    def _check_stages(self) -> None:
+        if self.staged and self.stages == 1:
+            raise UserError(
+                f"mixture.policy {self.policy.value!r} sets the shares of a stage by those before it, and there is one "
+                "stage; give mixture.stages, 4 for example"
+            )
+        if self.policy is Policy.LOSS_GAP and self.policy_reference is None:
+            raise UserError(
+                "mixture.policy 'loss_gap' compares the loss of each task with a reference; give "
+                "mixture.policy_reference, a loss in nats per token for every trained task"
+            )
+        if self.stage_shares and not self.staged:
+            raise UserError("mixture.stage_shares belong to a mixture whose policy is not constant")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

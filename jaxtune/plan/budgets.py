@@ -61,10 +61,10 @@ def _planned(
     )  # fmt: skip
     if budget.steps is None or one_a_row:
         return plan(examples)
-    return _fill_rows(plan, examples, budget.steps * layout.rows_per_step)
+    return fill_rows(plan, examples, budget.steps * layout.rows_per_step)
 
 
-def _fill_rows(plan: Callable[[int], Plan], examples: int, rows: int, tries: int = 4) -> Plan:
+def fill_rows(plan: Callable[[int], Plan], examples: int, rows: int, tries: int = 4) -> Plan:
     """The plan with the most rows up to `rows` among a few that close in on them."""
     best, tried = None, plan(examples)
     while True:

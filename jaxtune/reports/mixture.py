@@ -28,6 +28,8 @@ def mixture_section(tasks: Sequence[TaskShare], mixed: Json, config: Json) -> Se
     if len(tasks) > TASKS_DRAWN:
         parts.append(tag("p", f"{len(tasks) - TASKS_DRAWN:,} more tasks are in the table.", class_="note"))
     parts.append(tag("div", mixture_table(tasks), style="margin-top:22px"))
+    if mixed.get("stages"):
+        parts += [tag("h3", "Stages"), stage_table([one.task for one in tasks], mixed["stages"])]
     notes = [". ".join(text[0].upper() + text[1:] for text in about(mixed)), left_out(tasks)]
     parts += [tag("p", note + ".", class_="note") for note in notes if note]
     return Section("mixture", "Mixture", mixture_lead(tasks, mixed, config), parts)
@@ -39,6 +41,8 @@ def mixture_lead(tasks: Sequence[TaskShare], mixed: Json, config: Json) -> str:
     text = f"{sum(usable(one) for one in tasks):,} usable examples; the plan draws {drawn:,}"
     if mixed.get("strategy") == "temperature":
         text += f" with shares proportional to size^(1/{number(mixed.get('temperature')):g})"
+    if config.get("policy") not in (None, "constant"):
+        text += f", in stages whose shares follow the policy {page.words(config['policy'])}"
     if mixed.get("unit") not in (None, "examples"):
         text += f", measured in {page.words(mixed['unit'])}"
     repeats = config.get("max_repeats")
@@ -113,6 +117,18 @@ def mixture_table(tasks: Sequence[TaskShare]) -> Html:
     total = ["All", f"{sums['size']:,}", f"{sums['usable']:,}", "", "", f"{sums['count']:,}", epochs]
     total += [*(f"{sums[name]:,}" for name in ("prompt_tokens", "response_tokens", "loss_tokens")), ""]
     return page.table(columns, rows, total=total)
+
+
+def stage_table(tasks: Sequence[str], stages: Sequence[Json]) -> Html:
+    """Share of each task and its examples drawn, stage by stage; of a run that goes on, as far as it is planned."""
+    shown = tasks[:TASKS_DRAWN]
+    columns = [Column("Stage", number=False), Column("steps"), *(Column(task) for task in shown)]
+    rows = []
+    for index, one in enumerate(stages, start=1):
+        drawn = [f"{percent(one['shares'][task])} · {one['drawn'][task]['examples']:,}" for task in shown]
+        rows.append([f"{index}", f"{one['first_step']:,} to {one['last_step']:,}", *drawn])
+    note = tag("p", "The share that a stage asks for, in the mixture's unit, and the examples it draws.", class_="note")
+    return join([page.table(columns, rows), note])
 
 
 def table_row(index: int, one: TaskShare) -> list[object]:

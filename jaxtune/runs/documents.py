@@ -133,6 +133,15 @@ class SummaryFile(TypedDict):
     peak_memory_mb: NotRequired[Real]
 
 
+class StageEntry(TypedDict):
+    """A stage of mixture.json."""
+
+    first_step: int
+    last_step: int
+    shares: Mapping[str, Real]
+    drawn: Mapping[str, Mapping[str, int]]
+
+
 class MixtureFile(TypedDict, total=False):
     """mixture.json without its tasks."""
 
@@ -148,6 +157,7 @@ class MixtureFile(TypedDict, total=False):
     steps: int
     fill: float
     plan_hash: str
+    stages: list[StageEntry]
 
 
 class SampleEntry(TypedDict):

@@ -111,7 +111,7 @@ def dry_run(config: ExperimentConfig, sweep_dir: pathlib.Path, trials: Sequence[
     ]
     rooms = rooms_needed(run.inputs for run in planned)
     groups = group_by_shape([dataclasses.replace(run, inputs=in_shared_room(run.inputs, rooms)) for run in planned])
-    steps = {run.name: run.inputs.plan.num_steps for run in planned}
+    steps = {run.name: run.inputs.total_steps for run in planned}
     pace = seconds_per_step(sweep_dir)
     return {
         "runs": [trial.entry() | {"steps": steps[trial.name]} for trial in trials],

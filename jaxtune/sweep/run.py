@@ -45,7 +45,7 @@ from jaxtune.terminal.progress import ItemProgress
 from jaxtune.train.decisions import Status
 from jaxtune.train.planned import Planned, plan_run
 from jaxtune.train.resolution import Inputs, resolve
-from jaxtune.train.run import is_finished, train_together
+from jaxtune.train.run import is_finished, train_stages, train_together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,8 @@ def sweep(
     """
     resolved = [configs.override(config, trial.arguments()) for trial in trials]
     check_devices_and_folders(resolved, stacking)
+    if halving is not None and any(settings.mixture.staged for settings in resolved):
+        raise UserError("--halving stops runs at rungs, and a mixture.policy at its stages; give one of the two")
     grow(sweep_dir, configs.to_json(config), trials, overwrite=overwrite)
     waiting = in_shared_rooms(sweep_dir, waiting_runs(sweep_dir, trials, resolved, command))
     failures: dict[str, str] = {}
@@ -199,14 +201,15 @@ def in_shared_rooms(sweep_dir: pathlib.Path, waiting: Sequence["Waiting"]) -> li
         resolved = [resolve(run.settings) for run in phase.count(waiting)]
         rooms = share_rooms(sweep_dir, rooms_needed(resolved))
     return [
-        dataclasses.replace(run, inputs=in_shared_room(inputs, rooms))
+        dataclasses.replace(run, inputs=inputs if run.settings.mixture.staged else in_shared_room(inputs, rooms))
         for run, inputs in zip(waiting, resolved, strict=True)
     ]
 
 
 def train_group(runs: Sequence[Planned], programs: Programs, failures: dict[str, str]) -> Status:
     """Train runs together; failures are noted by the run's name."""
-    for outcome in train_together(runs, programs):
+    staged = runs[0].inputs.config.mixture.staged  # such a run is alone
+    for outcome in [train_stages(runs[0], programs)] if staged else train_together(runs, programs):
         if outcome.failure is not None:
             failures[outcome.run_dir.name] = outcome.failure
             say(f"{outcome.run_dir.name} ended, the others go on: {outcome.failure}", flush=True)
@@ -255,9 +258,9 @@ class Waiting:
             self.say(f": {'goes on from its last checkpoint' if saved else 'has no checkpoint, starts again'}")
         planned = plan_run(
             self.settings, self.folder, command=self.command, resume=saved, overwrite=started and not saved,
-            inputs=self.inputs,
+            inputs=None if saved and self.settings.mixture.staged else self.inputs,  # it has come to a later stage
         )  # fmt: skip
-        return dataclasses.replace(planned, until=self.until, decay=self.decay)
+        return planned if self.until is None else dataclasses.replace(planned, until=self.until, decay=self.decay)
 
     def claim(self, held: contextlib.ExitStack) -> bool:
         """Become the run's only writer for as long as `held` is open; False where another process trains it or has."""
@@ -309,6 +312,11 @@ def check_devices_and_folders(resolved: Sequence[ExperimentConfig], stacking: St
                 "--stack-mode batched takes the rows of all runs through one frozen base, and without adapters "
                 "nothing is frozen; give --lora, or leave --stack-mode at order"
             )
+    if stacking.stacked and any(settings.mixture.staged for settings in resolved):
+        raise UserError(
+            "--stacked trains runs step by step together, and a mixture.policy plans each on its own; leave "
+            "--stacked away"
+        )
     if not stacking.stacked and any(settings.mesh.trial != 1 for settings in resolved):
         raise UserError("mesh.trial is the axis of runs that train together; give --stacked, or leave mesh.trial at 1")
     if stacking.stacked and jax.process_count() > 1:

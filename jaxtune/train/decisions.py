@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxtune.config import ExperimentConfig
+from jaxtune.train.staging import ends_of
 
 RECENT = 50
 """Losses that a spike is compared with, and how many of them it takes at least."""
@@ -42,11 +43,14 @@ class Rules:
     """Decrease of the validation loss that patience takes for an improvement."""
     until: int | None = None
     """Updates after which the run is saved and waits; None: it goes to its end."""
+    stage_ends: frozenset[int] = frozenset()
+    """Updates after which a stage ends, with a validation that sets the shares of the next one."""
 
     def validates(self, done: int) -> bool:
         """Whether to validate after `done` updates."""
         every = self.validate_every
-        return every is not None and (done in (self.total, self.until) or bool(every and done % every == 0))
+        ends = (self.total, self.until, *self.stage_ends)
+        return every is not None and (done in ends or bool(every and done % every == 0))
 
     def saves(self, done: int) -> bool:
         """Whether to save after `done` updates, whatever validation says."""
@@ -62,6 +66,7 @@ def rules(config: ExperimentConfig, total: int, *, validated: bool, until: int |
         patience=config.early_stopping.patience,
         min_change=config.early_stopping.min_change,
         until=until,
+        stage_ends=frozenset(ends_of(config)),
     )
 
 

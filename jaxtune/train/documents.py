@@ -7,6 +7,7 @@ from jaxtune.plan import order
 from jaxtune.terminal.numbers import quantity
 from jaxtune.train.forecast import times
 from jaxtune.train.resolution import TRAIN, Inputs
+from jaxtune.train.staging import ends_of, stage_rows
 
 
 def mixture_json(inputs: Inputs) -> dict[str, Any]:
@@ -16,6 +17,8 @@ def mixture_json(inputs: Inputs) -> dict[str, Any]:
         store = inputs.train[row["task"]]
         row["outcomes"] = dict(store.outcomes)
     table["held_out"] = sorted(inputs.held)
+    if inputs.config.mixture.stages > 1:
+        table["stages"] = stage_rows(inputs.config.mixture, inputs.plan, inputs.total_steps)
     return table
 
 
@@ -27,8 +30,12 @@ def size_in_words(inputs: Inputs) -> str:
         f"{inputs.total_steps:,} steps of {config.batch.rows:,} rows of {config.data.seq_len:,} tokens: "
         f"{quantity(tokens)} tokens, {quantity(trained)} of them trained, in {table['examples']:,} examples"
     )
+    if inputs.plan.num_steps < inputs.total_steps:
+        said += f" up to step {inputs.plan.num_steps:,}, where the next of {config.mixture.stages:,} stages is planned"
     if inputs.eval_plan is not None:
-        count = times(config.eval.every, 0, inputs.total_steps) + 1
+        every = config.eval.every
+        count = times(every, 0, inputs.total_steps) + 1
+        count += sum(1 for end in ends_of(config)[:-1] if not every or end % every)
         said += f"; {count:,} validations of {inputs.eval_plan.num_examples:,} examples"
     if inputs.questions:
         said += f"; {len(inputs.questions):,} test questions, before and after"

@@ -10,7 +10,6 @@ from jaxtune.chat import Tokenizer
 from jaxtune.config import LoraConfig, to_json
 from jaxtune.data.batches import StepBatches
 from jaxtune.evaluate.harness import task_files
-from jaxtune.hf.peft import adapter_folder
 from jaxtune.plan import order
 from jaxtune.plan.planning import Plan
 from jaxtune.runs import manifest
@@ -73,14 +72,14 @@ def adapter_files(adapters: LoraConfig | None) -> dict[str, str]:
     """SHA-256 of the adapters that a run starts from, by name; empty where it starts from none."""
     if adapters is None or adapters.start is None:
         return {}
-    folder = adapter_folder(adapters.start)
-    return {name: file_fingerprint(folder / name) for name in ADAPTERS}
+    return {name: file_fingerprint(pathlib.Path(adapters.start) / name) for name in ADAPTERS}
 
 
 def pinned_steps(inputs: Inputs) -> list[int]:
     """Steps whose batches the manifest holds: the first, the last, and eight of a permutation of the run's seed."""
-    last = inputs.total_steps - 1
-    drawn = order.permutation(inputs.config.seed, "pinned batches", 0, inputs.total_steps)[:8]
+    planned = inputs.plan.num_steps
+    last = planned - 1
+    drawn = order.permutation(inputs.config.seed, "pinned batches", 0, planned)[:8]
     return sorted({0, last, *map(int, drawn)})
 
 

@@ -241,7 +241,8 @@ def say_end(ensemble: Ensemble, arm: Arm, status: Status) -> None:
         total = arm.rules.total
         ensemble.say(arm, f"stopped after step {arm.done} of {total}; the same command with --resume continues")
     elif status is Status.PAUSED:
-        ensemble.say(arm, f"waits after step {arm.done} of {arm.rules.total} for the other settings")
+        why = "for the shares of its next stage" if arm.config.mixture.staged else "for the other settings"
+        ensemble.say(arm, f"waits after step {arm.done} of {arm.rules.total} {why}")
     elif status is Status.EARLY_STOPPED:
         best = arm.counters.best_step
         ensemble.say(arm, f"stopped early after step {arm.done}: best validation was at step {best}")

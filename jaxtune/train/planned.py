@@ -22,7 +22,7 @@ from jaxtune.step.room import Room
 from jaxtune.step.trials import StackMode
 from jaxtune.storage.documents import Json
 from jaxtune.terminal.display import Phase
-from jaxtune.train import lengthening, resuming
+from jaxtune.train import lengthening, resuming, staging
 from jaxtune.train.documents import mixture_json, samples
 from jaxtune.train.identity import identify
 from jaxtune.train.resolution import Inputs, resolve
@@ -52,7 +52,7 @@ class Planned:
     stack_mode: StackMode = StackMode.ORDER
     """How it is computed beside others."""
     until: int | None = None
-    """Updates after which it waits for a decision of its sweep; None: it goes to its end."""
+    """Updates after which it waits, for a decision of its sweep or for its next stage; None: it goes to its end."""
     decay: int | None = None
     """Of the updates before `until`, those in which the rate goes to zero, whatever the schedule; None: none."""
     remote: RemoteFolder | None = None
@@ -109,7 +109,7 @@ def checked(
 ) -> list[resuming.Change]:
     """Options of a resumed run that are not those it was started with. Raises UserError where they may not change."""
     changes = resuming.differences(run_dir, identity)
-    allowed: list[resuming.Change] = []
+    allowed = staging.accepted(changes)
     if config.duration.lengthened:
         done = lengthening.steps_done(config.checkpoint, run_dir, resume_step, config.duration.lengthened[-1])
         allowed = lengthening.accepted(run_dir, config, changes, done, accept=accept)
@@ -150,6 +150,9 @@ def _plan_run(
     if resume and inputs is None:
         longer = answer_of_main(lambda: lengthening.lengthened(run_dir, config))
     config, command = lengthening.with_history(config, longer), lengthening.command_of(command, longer)
+    if resume and inputs is None and config.mixture.staged:
+        config = staging.with_shares(config, answer_of_main(lambda: staging.recorded_shares(run_dir, resume_step)))
+    command = staging.command_of(command, config)
     inputs = inputs or resolve(config)
     if resume:
         room = answer_of_main(lambda: (found := read_room(run_dir)) and found.to_json())
@@ -173,5 +176,5 @@ def _plan_run(
     return Planned(
         run_dir=run_dir, inputs=inputs, identity=identity, command=command,
         resume=resume, resume_step=resume_step, overwrite=overwrite, changes=tuple(changes), remote=remote,
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - started, until=staging.pause_after(inputs.config, inputs.plan),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from jaxtune.plan import order
 from jaxtune.plan.budgets import plan_for_budget
 from jaxtune.plan.packing import RowLayout
 from jaxtune.plan.planning import Plan, make_eval_plan
+from jaxtune.plan.staged import plan_for_stages
 from jaxtune.tasks import Task
 
 
@@ -43,10 +44,11 @@ def task_mixture(config: MixtureConfig, tasks: list[Task]) -> MixtureConfig:
 
 
 def make_training_plan(config: ExperimentConfig, stores: Mapping[str, TaskTokens], tasks: list[Task]) -> Plan:
-    """Budget, counts, order and rows of the run."""
+    """Budget, counts, order and rows of the run; of one in stages, as far as the shares of its stages are known."""
     layout = RowLayout(seq_len=config.data.seq_len, rows_per_step=config.batch.rows, packing=config.data.packing)
     mixture = task_mixture(config.mixture, tasks)
-    return plan_for_budget(config.duration, length_table(stores), mixture, layout, seed=config.seed)
+    planned = plan_for_stages if mixture.staged else plan_for_budget
+    return planned(config.duration, length_table(stores), mixture, layout, seed=config.seed)
 
 
 def make_validation_plan(
@@ -65,7 +67,7 @@ def seen_examples(
     """Examples that the first `steps` steps trained on, by task in order of first use: as many as `like` has."""
     wanted = {name: len(part.numbers) for name, part in like.items() if name in stores}
     found: dict[str, dict[int, None]] = {name: {} for name in wanted}
-    for step in range(steps):
+    for step in range(min(steps, plan.num_steps)):
         if all(len(found[name]) >= wanted[name] for name in wanted):
             break
         for placement in (placement for row in plan.rows(step) for placement in row):

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxtune import config as configs
 from jaxtune.errors import UserError
+from jaxtune.optim import OptimConfig, Schedule
 from jaxtune.runs import documents
 from jaxtune.runs import folder as runfolder
 from jaxtune.storage.documents import Json, write_json, write_sealed
@@ -36,7 +37,8 @@ PINNED = frozenset(
         "duration.lengthened",
         *("mixture.strategy", "mixture.temperature", "mixture.rate_max", "mixture.scale", "mixture.max_examples"),
         *("mixture.selection", "mixture.max_repeats", "mixture.weights", "mixture.groups", "mixture.on_cap"),
-        *("mixture.allow_underfill", "mixture.unit"),
+        *("mixture.allow_underfill", "mixture.unit", "mixture.stages", "mixture.policy", "mixture.policy_strength"),
+        *("mixture.policy_reference", "mixture.stage_shares"),
         *("data.seq_len", "data.packing", "data.mask_policy", "data.prompt_loss_weight", "data.length_policy"),
         *("data.reasoning", "model.template_variables", "model.template_date", "model.exact_marks", "model.bos"),
         *("batch.rows", "batch.micro_rows"),
@@ -138,6 +140,13 @@ def option_at(recorded: Mapping[str, Any], name: str, step: int) -> Any:
         if step <= entry["after_step"] and name in entry["options"]:
             value = entry["options"][name]["then"]
     return value
+
+
+def schedule_at(recorded: Mapping[str, Any], step: int) -> OptimConfig:
+    """The options of peak and schedule with which a step was computed."""
+    names = ("peak_lr", "warmup_frac", "warmup_steps", "final_fraction", "decay_frac")
+    values = {name: option_at(recorded, f"optim.{name}", step) for name in names}
+    return OptimConfig(schedule=Schedule(option_at(recorded, "optim.schedule", step)), **values)
 
 
 def differs_at(recorded: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str], step: int) -> bool:

@@ -17,13 +17,13 @@ from jaxtune.parallel.mesh import all_devices
 from jaxtune.runs.documents import SummaryFile, read_as
 from jaxtune.runs.folder import only_writer, refuse_private_disks
 from jaxtune.runs.remote import RemoteFolder
-from jaxtune.step.programs import Programs, keep_programs
+from jaxtune.step.programs import Programs
 from jaxtune.storage import faults
 from jaxtune.storage.documents import made_folder
 from jaxtune.storage.stores import is_url
 from jaxtune.terminal.display import Phase
 from jaxtune.terminal.progress import GroupProgress, TrainProgress
-from jaxtune.train import documents, measure
+from jaxtune.train import documents, measure, staging
 from jaxtune.train.agreement import check_processes
 from jaxtune.train.arm import Arm, NotFinite, open_arm
 from jaxtune.train.decisions import Status
@@ -82,17 +82,32 @@ def train(
             return finished_before(run.run_dir, run.remote and run.remote.url)
         if is_main():
             say(documents.size_in_words(run.inputs), file=sys.stderr, flush=True)
-        [outcome] = train_together([run], programs or Programs())
+        outcome = train_stages(run, programs or Programs())
     if outcome.failure is not None:
         raise NotFinite(outcome.failure)
     return outcome
+
+
+def train_stages(run: Planned, programs: Programs) -> TrainResult:
+    """Train a run to its end: of one in stages each with the shares that follow from the stages before it."""
+    while True:
+        [outcome] = train_together([run], programs)
+        config = run.inputs.config
+        if outcome.status is not Status.PAUSED or not config.mixture.staged:
+            return outcome
+        shares = answer_of_main(lambda run=run: staging.following(run.run_dir, run.inputs.config, run.inputs.plan))
+        if is_main():
+            tasks = run.inputs.plan.tasks
+            told = ", ".join(f"{task} {share:.1%}" for task, share in zip(tasks, shares[-len(tasks) :], strict=True))
+            say(f"the next stage: {told}", file=sys.stderr, flush=True)
+        run = plan_run(staging.with_shares(config, shares), run.remote or run.run_dir, command=run.command, resume=True)
 
 
 def train_together(runs: Sequence[Planned], programs: Programs) -> list[TrainResult]:
     """Train runs of one program and write their run folders. A run whose numbers stop being finite ends alone."""
     watch = Stopwatch()
     config = runs[0].inputs.config
-    keep_programs(config.compilation_cache)
+    enable_compilation_cache(config.compilation_cache)
 
     # 1. Devices: one mesh, one base model, one program; the states at step 0. Processes that disagree would hang there.
     for run in runs:
@@ -146,14 +161,13 @@ def outcome(arm: Arm, exit_code: int) -> TrainResult:
     )  # fmt: skip
 
 
-ENDS = (Status.FINISHED.value, Status.EARLY_STOPPED.value)
-"""Statuses, in a summary, of runs that went to their end."""
-
-
 def is_finished(run_dir: pathlib.Path) -> bool:
     """Whether a run went to its end."""
     summary = run_dir / "summary.json"
-    return summary.is_file() and read_as(summary, SummaryFile)["status"] in ENDS
+    return summary.is_file() and read_as(summary, SummaryFile)["status"] in (
+        Status.FINISHED.value,
+        Status.EARLY_STOPPED.value,
+    )
 
 
 def finished_before(run_dir: pathlib.Path, url: str | None = None) -> TrainResult:
@@ -165,9 +179,17 @@ def finished_before(run_dir: pathlib.Path, url: str | None = None) -> TrainResul
     return ended
 
 
+def enable_compilation_cache(folder: str | None) -> None:
+    """Keep compiled programs between runs."""
+    if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def evaluate_only(config: ExperimentConfig) -> dict[str, Any]:
     """Validation loss and test scores by task of a config's model, as it is."""
-    keep_programs(config.compilation_cache)
+    enable_compilation_cache(config.compilation_cache)
     with Phase("preparing"):
         inputs = resolve(config)
     session = open_session(inputs, Programs())
