@@ -146,6 +146,16 @@ def test_a_run_killed_between_two_stages_goes_on(finished, tmp_path, monkeypatch
     assert numbers(tmp_path / "run") == numbers(run_dir) and weights(tmp_path / "run") == weights(run_dir)
 
 
+def test_stages_in_a_bucket_are_those_on_a_disk(finished, tmp_path, monkeypatch):
+    config, run_dir, programs = finished
+    monkeypatch.setenv("JAXTUNE_CACHE", str(tmp_path / "cache"))
+    outcome = train.train(config, f"file://{tmp_path}/bucket/run", programs=programs)
+    assert outcome.status.value == "finished"
+    kept = tmp_path / "bucket" / "run"
+    assert numbers(kept) == numbers(run_dir) and weights(kept) == weights(run_dir)
+    assert read(kept, "mixture.json") == read(run_dir, "mixture.json")
+
+
 def test_the_policy_constant_is_the_run_without_stages_bit_for_bit(finished, tmp_path):
     config, _, programs = finished
     constant = MixtureConfig(temperature=2, stages=3)
