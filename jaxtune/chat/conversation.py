@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxtune.errors import UserError
+from jaxtune.storage.documents import is_deeper
 
+MOST_NESTED = 100
+"""Most objects and lists in one another in tools and the arguments of calls, as in records: templates recurse."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -80,6 +83,8 @@ def call_name(call: Mapping[str, Any]) -> str:
 
 def plain_chat(conversation: Conversation) -> PlainChat:
     """Messages and tools as templates see them: fields that are not given are absent."""
+    if is_deeper(list(conversation.tools or ()), MOST_NESTED):
+        raise UserError(f"the tools are nested more than {MOST_NESTED} deep. Write the deep part as a string.")
     return PlainChat([plain_message(message) for message in conversation.messages], conversation.tools)
 
 
@@ -122,6 +127,11 @@ def _as_text(arguments: Any, name: str) -> str:
 
 def _as_object(arguments: Any, name: str) -> Any:
     """The arguments of a call, which may be JSON text, as an object."""
+    if is_deeper(arguments, MOST_NESTED):
+        raise UserError(
+            f"the arguments of the call of {name!r} are nested more than {MOST_NESTED} deep. Write the deep part as a "
+            "string."
+        )
     if not isinstance(arguments, str):
         return arguments
     try:
@@ -135,7 +145,7 @@ def _as_object(arguments: Any, name: str) -> Any:
         raise UserError(
             f"the arguments of the call of {name!r} are the JSON of no object: {arguments[:80]!r}. Give an object."
         )
-    return value
+    return _as_object(value, name)
 
 
 def _parse_strictly(text: str) -> Any:

@@ -268,7 +268,7 @@ def parse_json(content: bytes, *, name: str, limits: Limits = DEFAULT) -> Any:
     except ValueError as error:  # of the hooks, and numbers of more digits than Python converts
         problem = str(error)
     else:
-        if not _deeper_than(value, limits.depth):
+        if not is_deeper(value, limits.depth):
             return value
         problem = f"objects and lists are nested more than {limits.depth} deep"
     raise UnreadableDocument(f"{name}: {problem}; put back a whole copy of the file")
@@ -317,7 +317,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> Json:
     return value
 
 
-def _deeper_than(value: Any, depth: int) -> bool:
+def is_deeper(value: Any, depth: int) -> bool:
+    """Whether more than `depth` objects and lists of JSON lie in one another."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(depth):
         if not level:

@@ -52,6 +52,19 @@ def keys_and_depth(value: Any) -> tuple[int, int]:
     return keys, depth
 
 
+def odd_key(value: Any) -> str | None:
+    """The first key, as Python shows it, that is no text, of the objects in a value; None where all are."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        for item in level:
+            found = [key for key in item if not isinstance(key, str)] if isinstance(item, Mapping) else []
+            if found:
+                return repr(found[0])[:60]
+        parts = (item.values() if isinstance(item, Mapping) else item for item in level)
+        level = [part for inner in parts for part in inner if isinstance(part, Mapping | list | tuple)]
+    return None
+
+
 def canonical(record: Mapping[str, Any]) -> bytes:
     """A record as bytes that do not depend on the order of its keys or on its `id`; equal content, equal bytes."""
     return encoded({key: value for key, value in record.items() if key != "id"})

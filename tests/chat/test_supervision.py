@@ -98,6 +98,26 @@ def test_arguments_that_are_no_json_object_are_named(arguments):
         render(calling(arguments), shape("channels"), TOKENIZER)
 
 
+def nested(depth):
+    value: dict = {"a": 1}
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("given", [nested, lambda depth: json.dumps(nested(depth))])
+@pytest.mark.parametrize("depth", [100, 101, 700])
+def test_arguments_and_tools_nested_beyond_measure_are_refused_and_no_crash(given, depth):
+    deep = calling(given(depth))
+    if depth == 100:
+        assert '{"a": ' * 99 + '{"a": 1' + "}" * 100 in render_text(deep, shape("channels"), TOKENIZER)
+        return
+    with pytest.raises(UserError, match="'weather' are nested more than 100 deep"):
+        render(deep, shape("channels"), TOKENIZER)
+    with pytest.raises(UserError, match="the tools are nested more than 100 deep"):
+        render(dataclasses.replace(calling({}), tools=[nested(depth)]), shape("channels"), TOKENIZER)
+
+
 @pytest.mark.parametrize("value", [math.nan, -math.inf, datetime.date(2020, 1, 1)])
 @pytest.mark.parametrize("template", [shape("channels"), ChatTemplate(name="text", source=TEXT_ARGUMENTS)])
 def test_values_that_json_lacks_are_refused_in_either_form(template, value):

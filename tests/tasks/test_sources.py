@@ -32,6 +32,7 @@ from jaxtune.tasks import (
     from_parquet,
     from_tfds,
 )
+from jaxtune.tasks.sources.array_record import decoded
 from jaxtune.tasks.sources.combined import SubsetSource
 from jaxtune.tasks.sources.jsonl import JsonlSource
 
@@ -558,3 +559,19 @@ def test_damage_in_a_file_at_a_url_is_told_with_the_url(tmp_path):
     Store(f"memory://{tmp_path}").write("a.jsonl.gz", gzip.compress(b"x" * 1000)[:-9])
     with pytest.raises(RecordError, match=f"memory://{tmp_path}/a.jsonl.gz.*damaged-file"):
         len(from_jsonl(f"memory://{tmp_path}/a.jsonl.gz"))
+
+
+@pytest.mark.parametrize(
+    "odd", [{1: "a"}, {"metadata": {"deep": [{None: 2}]}}, {"messages": [{"role": "user", "content": "a", b"x": 1}]}]
+)
+def test_keys_that_are_no_text_are_named_with_their_record(odd):
+    with pytest.raises(RecordError, match=r"list:2.*wrong-type: the key (1|None|b'x') is no text"):
+        from_list([chat(1), {**chat(2), **odd}])[1]
+    assert decoded(lambda raw: odd, b"")[1][0][0] == "decode-failed"
+    assert decoded(lambda raw: chat(1), b"") == (chat(1), [])
+
+
+def test_a_decoded_record_without_an_end_is_told():
+    endless: dict = {}
+    endless["self"] = [endless]
+    assert decoded(lambda raw: endless, b"")[1][0][0] == "nested-too-deeply"

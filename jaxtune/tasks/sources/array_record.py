@@ -8,8 +8,8 @@ from typing import Any, SupportsIndex
 from jaxtune.tasks.problems import INTERRUPTS, Problem, RecordError, said_by
 from jaxtune.tasks.sources.base import FileSource
 from jaxtune.tasks.sources.columns import first_line
-from jaxtune.tasks.sources.jsonl import parse_record
-from jaxtune.tasks.values import type_name
+from jaxtune.tasks.sources.jsonl import TOO_DEEP, parse_record
+from jaxtune.tasks.values import MAX_DEPTH, keys_and_depth, odd_key, type_name
 
 
 class ArrayRecordSource(FileSource):
@@ -62,4 +62,8 @@ def decoded(decode: Callable[[bytes], Any], raw: bytes) -> tuple[Any, list[tuple
         return None, [("decode-failed", said_by(error))]
     if not isinstance(value, dict):
         return None, [("decode-failed", f"the decode function returned {type_name(value)}, not an object")]
+    if keys_and_depth(value)[1] > MAX_DEPTH:
+        return None, [TOO_DEEP]
+    if (key := odd_key(value)) is not None:
+        return None, [("decode-failed", f"the decode function gave the key {key}, which is no text; fields have names")]
     return value, []

@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex
 from jaxtune.errors import UserError
 from jaxtune.tasks.sources.base import RecordSource
 from jaxtune.tasks.sources.jsonl import TOO_DEEP
-from jaxtune.tasks.values import MAX_DEPTH, Unwritable, encoded, keys_and_depth, type_name
+from jaxtune.tasks.values import MAX_DEPTH, Unwritable, encoded, keys_and_depth, odd_key, type_name
 
 
 class ListSource(RecordSource):
@@ -47,6 +47,8 @@ class ListSource(RecordSource):
         record = dict(self._records[i])
         if keys_and_depth(record)[1] > MAX_DEPTH:
             raise self.error(i, TOO_DEEP)
+        if (key := odd_key(record)) is not None:
+            raise self.error(i, ("wrong-type", f"the key {key} is no text; fields have names"))
         return record
 
     def check_unchanged(self) -> None:
