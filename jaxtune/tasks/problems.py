@@ -106,6 +106,7 @@ RULES: dict[str, Rule] = {
     "no-usable-example": _error("check the task's files, raise --data.seq-len, or cut with --data.length-policy"),
     "question-unusable": _error("correct or remove the test record, or switch generation off (--eval.no-generate)"),
     "no-validation": _warning("give the task a validation split: without one nothing shows when it stops learning"),
+    "not-asked": _warning("give test records with text: a prompt and its answer, or messages"),
     "config-refused": _error("correct the config, or give the option on the command line"),
 }
 """Every rule by name."""

@@ -98,9 +98,8 @@ class Planned:
 
 
 @functools.cache
-def _say_unwatched(names: tuple[str, ...]) -> None:
-    """Says, once for all runs of a sweep, which tasks nothing will be measured of while they train."""
-    text = f"no split named 'validation': nothing is measured of {', '.join(names)} while training"
+def _say_once(text: str) -> None:
+    """Says something of a run's data, once for all runs of a sweep."""
     say(text, file=sys.stderr, flush=True)
 
 
@@ -158,7 +157,9 @@ def _plan_run(
         room = answer_of_main(lambda: (found := read_room(run_dir)) and found.to_json())
         inputs = dataclasses.replace(inputs, room=room and Room.from_json(room))
     if inputs.unwatched and is_main():
-        _say_unwatched(tuple(inputs.unwatched))
+        _say_once(f"no split named 'validation': nothing is measured of {', '.join(inputs.unwatched)} while training")
+    if inputs.unasked and is_main():
+        _say_once(f"test records of {', '.join(inputs.unasked)} are token ids, without a text: none of them is asked")
     identity = identify(inputs)
     changes: list[resuming.Change] = []
     if resume:

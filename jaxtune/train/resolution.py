@@ -25,7 +25,7 @@ from jaxtune.model.settings import ModelConfig
 from jaxtune.plan.planning import Plan
 from jaxtune.step.room import Room
 from jaxtune.storage.userfiles import locate, looked_for
-from jaxtune.tasks import ProblemLog, Task, hold_out
+from jaxtune.tasks import ProblemLog, Shape, Task, hold_out
 from jaxtune.tasks.sources.compressed import default_cache
 from jaxtune.tasks.splits import TEST, TRAIN, VALIDATION
 from jaxtune.train import plans
@@ -75,6 +75,14 @@ class Inputs:
     def unwatched(self) -> list[str]:
         """Trained tasks of which nothing is measured while training: they have no validation split."""
         return [name for name in self.tasks if name not in self.validation]
+
+    @property
+    def unasked(self) -> list[str]:
+        """Tasks with test records of which none is asked: token ids have no text to compare an answer with."""
+        if not self.config.eval.generate:
+            return []
+        everyone = [*self.tasks.items(), *self.held.items()]
+        return [name for name, task in everyone if TEST in task.splits and task.shape_in(TEST) is Shape.TOKENS]
 
     @property
     def total_steps(self) -> int:

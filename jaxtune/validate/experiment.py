@@ -8,8 +8,8 @@ from typing import TypeVar
 from jaxtune.config import ExperimentConfig
 from jaxtune.data.encoding import Encoding
 from jaxtune.errors import UserError
-from jaxtune.tasks import Problem, ProblemLog, RecordError, Task
-from jaxtune.tasks.splits import VALIDATION
+from jaxtune.tasks import Problem, ProblemLog, RecordError, Shape, Task
+from jaxtune.tasks.splits import TEST, VALIDATION
 from jaxtune.train.resolution import prepare, resolve
 from jaxtune.validate.report import KEPT, Report
 from jaxtune.validate.tokens import token_problems
@@ -40,7 +40,7 @@ def validate_config(config: ExperimentConfig) -> Report:
         _attempt(lambda: prepared.questions(log), config, refused)
         report.add(*filter(unsaid, [*log.kept, *refused]))
         refused.clear()
-    report.add(*refused, *_unwatched(config.tasks))
+    report.add(*refused, *_unwatched(config.tasks), *(_unasked(config.tasks) if config.eval.generate else ()))
     if not report.num_errors:
         _attempt(lambda: resolve(config, show_progress=False), config, refused)
         report.add(*refused)
@@ -80,3 +80,19 @@ def _unwatched(tasks: Iterable[Task]) -> list[Problem]:
         for task in tasks
         if VALIDATION not in task.splits
     ]
+
+
+def _unasked(tasks: Iterable[Task]) -> list[Problem]:
+    """That a task's test records are not asked, for each task where they are token ids."""
+    return [
+        Problem(rule="not-asked", message="its test records are token ids, without a text", file=f"task {task.name}")
+        for task in tasks
+        if TEST in task.splits and _shape_of_test(task) is Shape.TOKENS
+    ]
+
+
+def _shape_of_test(task: Task) -> Shape | None:
+    try:
+        return task.shape_in(TEST)
+    except UserError:  # told where the records are read
+        return None

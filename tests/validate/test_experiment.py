@@ -190,6 +190,17 @@ def test_what_the_config_itself_gets_wrong_is_reported_beside_the_data(case, fol
     assert report.records == 2
 
 
+def test_test_records_of_token_ids_are_said_to_be_unasked(folder, tmp_path):
+    ids = from_list([{"tokens": [5, 6, 7], "loss_mask": [0, 0, 1]}], name="ids")
+    task = Task(name="t", splits={"train": from_list(GOOD), "validation": from_list(GOOD), "test": ids})
+    config = config_of(folder, tmp_path, task)
+    asking = dataclasses.replace(config, eval=dataclasses.replace(config.eval, generate=True))
+    for one, said in ((config, bool(config.eval.generate)), (asking, True)):
+        found = [(p.rule, p.file) for p in validate_config(one).problems if p.rule == "not-asked"]
+        assert found == [("not-asked", "task t")] * said
+        assert resolve(one, show_progress=False).unasked == ["t"] * said
+
+
 def test_tasks_without_validation_are_said_and_watching_one_is_an_error(folder, tmp_path):
     task = Task(name="t", splits={"train": from_list(GOOD)})
     config = config_of(folder, tmp_path, task)
