@@ -129,7 +129,7 @@ def call_builder(builder: Builder, record: Mapping[str, Any]) -> tuple[Conversat
     try:
         built = builder(record)
     except UserError as error:
-        return None, [("template-failed", str(error))]
+        return None, [("template-failed", f"{error}{place_of(error)}")]
     except INTERRUPTS:
         raise
     except BaseException as error:  # a user's function may raise anything, and all of it is about this record
