@@ -1,5 +1,6 @@
 """A program run on a pseudo-terminal of a given width, and what stood on its screen at each moment."""
 
+import codecs
 import dataclasses
 import fcntl
 import os
@@ -14,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PIECE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|(\r)|(\n)|([^\x1b\r\n]+)")
+
+_CUT = re.compile(r"\x1b(\[[0-9;?]*)?$")
+"""An escape sequence whose end has not come yet."""
 
 
 class Screen:
@@ -90,7 +94,8 @@ def record(command: Sequence[str], *, columns: int, folder: Path, seconds: float
         command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=environment, start_new_session=True
     )
     os.close(theirs)
-    screen, rest, screens = Screen(columns), b"", [(0.0, "")]
+    screen, rest, screens = Screen(columns), "", [(0.0, "")]
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     while time.monotonic() - started < seconds:
         if not select.select([ours], [], [], 0.2)[0]:
             continue
@@ -98,10 +103,13 @@ def record(command: Sequence[str], *, columns: int, folder: Path, seconds: float
             output = os.read(ours, 65536)
         except OSError:  # the program has closed its side
             break
-        rest += output
-        whole = rest[: rest.rfind(b"\n") + 1] if b"\x1b" in rest[-16:] or rest[-1] >= 128 else rest
+        rest += decoder.decode(output)
+        cut = _CUT.search(rest)
+        whole = rest[: cut.start()] if cut else rest
         rest = rest[len(whole) :]
-        screen.feed(whole.decode("utf-8", errors="replace"))
+        screen.feed(whole)
+        if select.select([ours], [], [], 0.01)[0]:
+            continue  # a screen is looked at between two writes, not in the middle of one
         if screen.text != screens[-1][1]:
             screens.append((time.monotonic() - started, screen.text))
     os.close(ours)

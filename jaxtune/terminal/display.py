@@ -54,17 +54,37 @@ class PartsColumn(ProgressColumn):
 
 
 class Board:
-    """The live lines at the foot of a terminal: one for each display that is open, drawn by rich."""
+    """The live lines at the foot of a terminal: one for each display that is open, drawn by rich.
 
-    def __init__(self, console: Console, *, transient: bool):
+    It is drawn until the last of its lines is closed, whichever of them opened it: a phase's line comes from a thread
+    of its own, and may open after and close before or after the lines of what goes on inside the phase.
+    """
+
+    def __init__(self, console: Console):
         self.console = console
         self.bar = BarColumn(bar_width=BAR)
         columns = (SpinnerColumn(), TextColumn("[bold]{task.description}"), self.bar, PartsColumn(self))
         # what a program prints to a file or a pipe must not end in the terminal
         whole = sys.stdout is not None and sys.stdout.isatty()
-        self.lines = Progress(
-            *columns, console=console, refresh_per_second=4.0, redirect_stdout=whole, transient=transient
-        )
+        self.lines = Progress(*columns, console=console, refresh_per_second=4.0, redirect_stdout=whole)
+
+    def open(self, label: str, total: int, parts: Sequence[Part]) -> TaskID:
+        """A new line; the first one starts the drawing."""
+        line = self.lines.add_task(label, total=total or None, parts=tuple(parts))
+        self.lines.start()
+        return line
+
+    def close(self, line: TaskID, *, stays: bool) -> None:
+        """End a line: as it is, if it `stays`, or without a trace. The last one ends the drawing."""
+        others = len(self.lines.tasks) > 1
+        if stays and others:
+            [task] = [task for task in self.lines.tasks if task.id == line]
+            self.console.print(self.lines.make_tasks_table([task]))
+        if others or not stays:
+            self.lines.remove_task(line)
+        if not others:
+            self.lines.live.transient = not stays
+            self.lines.stop()
 
     @property
     def room(self) -> int:
@@ -98,28 +118,25 @@ class Display:
         self._task: TaskID | None = None
 
     def __enter__(self) -> "Display":
-        outer = _SHOWN[-1] if _SHOWN else None
-        if outer is not None and outer.console is self.console:
-            self._board = outer._board
-        elif self.console.is_terminal:
-            self._board, self._first = Board(self.console, transient=self._transient), True
-        if self._board is not None:
-            self._task = self._board.lines.add_task(self.label, total=self.total or None, parts=self._at_start)
-            if self._first:
-                self._board.lines.start()
-        _SHOWN.append(self)
+        with _OPENING:
+            outer = _SHOWN[-1] if _SHOWN else None
+            if outer is not None and outer.console is self.console:
+                self._board = outer._board
+            elif self.console.is_terminal:
+                self._board, self._first = Board(self.console), True
+            if self._board is not None:
+                self._task = self._board.open(self.label, self.total, self._at_start)
+            _SHOWN.append(self)
         return self
 
     def __exit__(self, *unused: object) -> None:
-        _SHOWN.remove(self)
-        if self._board is None:
-            if self._unprinted:
-                self._line(self._unprinted)
-        elif self._first:
-            self._board.lines.stop()
-        else:
-            assert self._task is not None
-            self._board.lines.remove_task(self._task)
+        with _OPENING:
+            _SHOWN.remove(self)
+            if self._board is not None:
+                assert self._task is not None
+                self._board.close(self._task, stays=self._first and not self._transient)
+        if self._board is None and self._unprinted:
+            self._line(self._unprinted)
 
     def show(self, done: int, parts: Sequence[Part]) -> None:
         """`done` of the total are finished; `parts` say the rest."""
@@ -143,6 +160,8 @@ class Display:
 
 _SHOWN: list[Display] = []
 """Displays that are open, the innermost last."""
+_OPENING = threading.Lock()
+"""Held while a display is opened or closed: a phase does so in a thread of its own."""
 
 
 class Phase:

@@ -41,7 +41,7 @@ def recorded(columns, folder):
 def test_bars_stay_and_nothing_is_cut_whatever_the_width(columns, tmp_path):
     seen = recorded(columns, tmp_path)
     assert seen.code == 0
-    train = [line for line in seen.bars if "train" in line and "/160" in line]
+    train = [line for line in seen.bars if "train" in line and "/160" in line and " 0/160" not in line]
     assert train and all("loss 4.474" in line and "left" in line for line in train)
     assert all("…" not in line and len(line) <= columns for line in seen.bars)
     assert any("tok/s" in line for line in train) == (columns > 60)
@@ -54,6 +54,33 @@ def test_what_is_over_leaves_the_screen_and_lines_stay(tmp_path):
     *_, (_, last) = recorded(100, tmp_path).screens
     assert "validation at step 12: macro mean 1.2345" in last
     assert "loading" not in last and "batches" not in last
+
+
+OUTLIVED = """
+    import time
+    from jaxtune.terminal.display import Phase
+    from jaxtune.terminal.progress import ItemProgress
+
+    with Phase("preparing", first=0.3):
+        with ItemProgress("tokenise", 2, unit="records") as inner:
+            time.sleep(0.8)
+            inner.advance(2)
+        time.sleep(1.5)
+        with ItemProgress("tokenise more", 1, unit="records"):
+            time.sleep(1.5)
+    print("over")
+"""
+
+
+def test_a_line_that_opened_later_outlives_the_one_that_opened_the_terminal(tmp_path):
+    seen = record([sys.executable, "-c", textwrap.dedent(OUTLIVED)], columns=80, folder=tmp_path, seconds=60.0)
+    assert seen.code == 0
+    lines = [text.split("\n") for _, text in seen.screens]
+    after = [one for one in lines if any("2/2 records" in line for line in one)]  # the finished bar stays
+    assert any("preparing" in line for one in after for line in one)
+    assert any("tokenise more" in line for one in after for line in one)
+    assert "2/2 records" in seen.screens[-1][1] and "over" in seen.screens[-1][1]
+    assert "preparing" not in seen.screens[-1][1] and "more" not in seen.screens[-1][1]
 
 
 @pytest.mark.slow
