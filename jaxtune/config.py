@@ -34,9 +34,11 @@ from jaxtune.plan.packing import PackPolicy
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.mirrors import MirrorKind
 from jaxtune.runs.retention import CheckpointConfig
+from jaxtune.step.programs import check_programs_folder
 from jaxtune.step.update import LossConfig, Normalization
 from jaxtune.storage import userfiles
 from jaxtune.storage.documents import dotted, json_bytes, plain
+from jaxtune.storage.stores import refuse_unserved
 from jaxtune.tasks import Task
 
 __all__ = [
@@ -69,12 +71,12 @@ class ModelSource:
     """The base model: its source, and the types it computes in."""
 
     path: str
-    """Hugging Face folder with config.json, safetensors and tokenizer files (or a hub name, where there is a network).
-    `builtin` is the small base model that ships with jaxtune."""
+    """Hugging Face folder with config.json, safetensors and tokenizer files, or its URL (gs://bucket/model), or a hub
+    name. `builtin` is the small base model that ships with jaxtune."""
     tokenizer: str | None = None
-    """Folder or file of the tokenizer; by default the model folder."""
+    """Folder or file of the tokenizer, here or at a URL; by default the model folder."""
     template: str | None = None
-    """Name of a built-in chat template, or a Jinja file; by default the one in the tokenizer's folder."""
+    """Name of a built-in chat template, or a Jinja file (a path or a URL); by default that of the tokenizer."""
     template_variables: dict[str, bool | Annotated[int, WHOLE] | Annotated[float, REAL] | str] = dataclasses.field(
         default_factory=dict
     )
@@ -127,13 +129,14 @@ class DataConfig:
     prefetch: Annotated[int, Range(1, 4096)] = 2
     """Batches made ahead of the device."""
     cache_dir: str | None = None
-    """Folder of tokenised data, of decompressed files and of copies of data at URLs; by default `$JAXTUNE_CACHE`, else
-    `.cache/jaxtune` in the working folder."""
+    """Folder of tokenised data and of copies of data files; by default `$JAXTUNE_CACHE`, else `.cache/jaxtune` in the
+    working folder. At a URL, hosts share tokens, which lie in the default folder as well."""
     processes: Annotated[int, Range(1, 1024)] = 1
     """Processes that tokenise."""
 
     def __post_init__(self):
         check_fields(self, "data")
+        refuse_unserved(self.cache_dir, "tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,12 +230,13 @@ class ExperimentConfig:
     compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Options of XLA for the compiled step, by name, over those that jaxtune chooses for the platform."""
     compilation_cache: str | None = ".cache/jax"
-    """Folder of compiled programs, kept between runs; None compiles anew."""
+    """Folder of compiled programs, kept between runs, here or at gs://; None compiles anew."""
 
     def __post_init__(self):
         _check_tasks(self.tasks)
         check_fields(self, "")
         check_hook(self.on_validation)
+        check_programs_folder(self.compilation_cache)
         names = [task.name for task in self.tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -345,12 +349,9 @@ def _parse(config: ExperimentConfig, arguments: Sequence[str]) -> tuple[Experime
         config = dataclasses.replace(config, lora=LoraConfig())
     arguments = [argument for argument in arguments if argument not in ("--lora", "--no-lora")]
     config = _with_alternatives(config, arguments)
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            changed = tyro.cli(ExperimentConfig, default=config, args=arguments, prog="jaxtune", config=AS_WRITTEN)
-    except SystemExit:
-        return None, printed.getvalue()
+    printed, changed = io.StringIO(), None
+    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+        changed = tyro.cli(ExperimentConfig, default=config, args=arguments, prog="jaxtune", config=AS_WRITTEN)
     return changed, printed.getvalue()
 
 

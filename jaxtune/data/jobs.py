@@ -19,10 +19,12 @@ from types import ModuleType
 import cloudpickle
 
 from jaxtune.data.encoding import Encoding, encode_records
+from jaxtune.data.sharing import bring, send
 from jaxtune.data.store import DamagedStore, Part, TaskTokens, allow_open_stores, merge, open_store
 from jaxtune.data.workers import end_with_parent
 from jaxtune.errors import UserError, say
 from jaxtune.storage.documents import made_folder
+from jaxtune.storage.stores import Store
 from jaxtune.tasks import Problem, ProblemLog, Task
 from jaxtune.tasks.problems import Severity
 from jaxtune.terminal.progress import ItemProgress
@@ -51,8 +53,12 @@ def tokenize(
     *,
     processes: int = 1,
     show_progress: bool = True,
+    shared: Store | None = None,
 ) -> dict[str, TaskTokens]:
     """The tokenised split of every task; from `folder`, where it is there already and whole.
+
+    What is missing there is brought from `shared`, a folder in a bucket, and what is made is sent to it, for other
+    hosts and for this one on another disk. Raises `StoreError` where that cannot be reached.
 
     The examples of a task are the records that pass the length policy in every wording. Raises UserError, with the
     first problems of all tasks and the number of all, when records cannot be used; and for a task with no usable
@@ -65,13 +71,19 @@ def tokenize(
     with _locked(folder, [job.store.name for job in jobs]):
         missing = []
         for job in jobs:
-            if (found := job.finished()) is None:
+            found = job.finished()
+            if found is None and shared is not None and bring(shared, job.store):
+                found = job.finished()
+            if found is None:
                 missing.append(job)
             else:
                 out[job.task.name] = found
         if missing:
             _run(missing, processes, show_progress)
-            out |= {job.task.name: job.merged() for job in missing}
+            for job in missing:
+                out[job.task.name] = job.merged()
+                if shared is not None:
+                    send(shared, job.store)
     for task in tasks:
         if not len(out[task.name]):
             outcomes = ", ".join(f"{count} {reason}" for reason, count in out[task.name].outcomes.items())

@@ -27,6 +27,8 @@ from jaxtune.hf.wrapped import is_wrapped, text_fields, text_tensors
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
 from jaxtune.storage.documents import made_folder, read_object, write_json
+from jaxtune.storage.fetching import fetched_folder
+from jaxtune.storage.stores import default_cache, is_url, refuse_unserved
 from jaxtune.storage.userfiles import locate, looked_for
 
 ShardingRule = Callable[[str], jax.sharding.Sharding]
@@ -36,10 +38,19 @@ CHUNK_BYTES = 256 * 2**20
 """A stacked parameter goes to its devices in pieces of about this size, which bounds host memory."""
 SHARD_BYTES = 5 * 10**9
 WEIGHT_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
+"""Names of the files that a model folder is made of; others, such as weights of other libraries, are not fetched."""
+TEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+"""Names of those that a tokenizer and a chat template are made of."""
 
 
 def resolve(source: str | Path) -> Path:
-    """The local folder of a model: itself, or where a Hub name such as `owner/model` was downloaded to."""
+    """The local folder of a model: itself, or a copy of what a Hub name such as `owner/model` or a URL stands for.
+
+    Of a URL, the files right below it that models are made of are copied into `default_cache()`.
+    """
+    if is_url(str(source)):
+        refuse_unserved(str(source), "models")
+        return fetched_folder(str(source), default_cache(), WEIGHT_FILES)
     folder = locate(source)
     if os.path.isdir(folder):
         return folder
@@ -49,7 +60,7 @@ def resolve(source: str | Path) -> Path:
     if not _is_hub_name(str(source)):
         raise UserError(
             f"{absent}. A model of the Hugging Face hub it cannot be either: those are called owner/model. Give the "
-            "folder of a checkpoint, or such a name."
+            "folder of a checkpoint, such a name, or a URL such as gs://bucket/model."
         )
     try:
         import huggingface_hub

@@ -24,6 +24,8 @@ from jaxtune.model.lora import ADAPTABLE, LoraConfig, Scaling, Variant, adapter_
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
 from jaxtune.storage.documents import made_folder, read_object, write_json
+from jaxtune.storage.fetching import fetched_folder
+from jaxtune.storage.stores import default_cache, is_url, refuse_unserved
 
 PREFIX = "base_model.model."
 SUFFIXES = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
@@ -120,7 +122,7 @@ def import_peft(
     Raises UserError that names file and tensor if the adapter belongs to another base (a tensor's module or shape is
     not the model's, or the fingerprints differ), adapts some layers only, or uses an option that is not supported.
     """
-    folder = Path(folder)
+    folder = adapter_folder(folder)
     lora = _read_config(folder / "adapter_config.json")
     _check_base(folder, fingerprint)
     file = folder / "adapter_model.safetensors"
@@ -153,6 +155,14 @@ def import_peft(
         targets=tuple(re.escape(path) for path in paths), rank=lora.rank, alpha=lora.alpha, scaling=lora.scaling,
         variant=lora.variant,
     ), tree  # fmt: skip
+
+
+def adapter_folder(place: str | Path) -> Path:
+    """The folder on this disk of adapters that lie there or at a URL, of whose files the cache has a copy."""
+    if not is_url(str(place)):
+        return Path(place)
+    refuse_unserved(str(place), "adapters")
+    return fetched_folder(str(place), default_cache(), ("*.json", "adapter_model.safetensors"))
 
 
 def starting_adapters(config: ModelConfig, lora: LoraConfig, *, fingerprint: str | None = None) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class LoraConfig:
     base: Bits | None = None
     """Keep the base's kernels as integers of this width (compare QLoRA, arXiv:2305.14314); None: as they are."""
     start: str | None = None
-    """PEFT folder of the adapters to start from, with this rank, alpha, scaling, variant and these targets; None: fresh
-    ones."""
+    """PEFT folder, here or at a URL, of the adapters to start from, with this rank, alpha, scaling, variant and these
+    targets; None: fresh ones."""
 
     def __post_init__(self):
         check_fields(self, "lora")

@@ -5,6 +5,8 @@ Runs that differ only in traced numbers (learning rate, weight decay, seed) shar
 
 import dataclasses
 import functools
+import importlib.util
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +17,7 @@ from flax import nnx
 
 from jaxtune import optim
 from jaxtune.batch import Batch
+from jaxtune.errors import UserError
 from jaxtune.model import lora
 from jaxtune.model import transformer as model
 from jaxtune.model.lora import LoraConfig
@@ -37,6 +40,7 @@ from jaxtune.step.update import (
     make_eval_step,
     make_train_step,
 )
+from jaxtune.storage.stores import PACKAGES, is_url, scheme_of
 
 TRACED = (
     *("peak_lr", "schedule", "warmup_frac", "warmup_steps", "final_fraction", "decay_frac"),
@@ -201,3 +205,24 @@ def make_forward(graphdef: nnx.GraphDef, spec: ProgramSpec) -> Forward:
         return hidden, sharding.gathered(full[part][name], f"{part}.{name}")
 
     return forward
+
+
+def check_programs_folder(folder: str | None) -> None:
+    """Raise UserError for a place where JAX cannot keep compiled programs: of stores it writes to gs:// alone."""
+    if folder is None or not is_url(folder):
+        return
+    if scheme_of(folder) != "gs":
+        raise UserError(
+            f"compilation_cache {folder}: JAX keeps compiled programs on a disk or at gs://; give a local folder there"
+        )
+    if importlib.util.find_spec(PACKAGES["gs"]) is None:
+        raise UserError(f"compilation_cache at gs:// needs the package {PACKAGES['gs']}: pip install {PACKAGES['gs']}")
+
+
+def keep_programs(folder: str | None) -> None:
+    """Keep compiled programs in a folder or at gs:// between runs, unless JAX was told where; None: nowhere."""
+    if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
+        place = folder if is_url(folder) else str(pathlib.Path(folder).absolute())
+        jax.config.update("jax_compilation_cache_dir", place)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

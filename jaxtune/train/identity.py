@@ -10,6 +10,7 @@ from jaxtune.chat import Tokenizer
 from jaxtune.config import LoraConfig, to_json
 from jaxtune.data.batches import StepBatches
 from jaxtune.evaluate.harness import task_files
+from jaxtune.hf.peft import adapter_folder
 from jaxtune.plan import order
 from jaxtune.plan.planning import Plan
 from jaxtune.runs import manifest
@@ -72,7 +73,8 @@ def adapter_files(adapters: LoraConfig | None) -> dict[str, str]:
     """SHA-256 of the adapters that a run starts from, by name; empty where it starts from none."""
     if adapters is None or adapters.start is None:
         return {}
-    return {name: file_fingerprint(pathlib.Path(adapters.start) / name) for name in ADAPTERS}
+    folder = adapter_folder(adapters.start)
+    return {name: file_fingerprint(folder / name) for name in ADAPTERS}
 
 
 def pinned_steps(inputs: Inputs) -> list[int]:

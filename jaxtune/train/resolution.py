@@ -24,9 +24,10 @@ from jaxtune.hf.text_files import end_tokens, read_generation
 from jaxtune.model.settings import ModelConfig
 from jaxtune.plan.planning import Plan
 from jaxtune.step.room import Room
+from jaxtune.storage.fetching import fetched_file, fetched_folder
+from jaxtune.storage.stores import Store, default_cache, is_url, refuse_unserved
 from jaxtune.storage.userfiles import locate, looked_for
 from jaxtune.tasks import ProblemLog, Shape, Task, hold_out
-from jaxtune.tasks.sources.compressed import default_cache
 from jaxtune.tasks.splits import TEST, TRAIN, VALIDATION
 from jaxtune.train import plans
 from jaxtune.train.staging import check_stages
@@ -245,10 +246,12 @@ def check_code(config: ExperimentConfig, tasks: Iterable[Task]) -> None:
 def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: bool = True) -> Inputs:
     """Read, check and plan everything. Raises UserError for whatever in the input cannot be used."""
     prepared = prepare(config)
+    place = config.data.cache_dir or ""
+    shared = Store(f"{place.rstrip('/')}/tokens", "tokens") if is_url(place) else None
     tokens = {
         split: tokenize(
             tasks, split, prepared.encoding_of(split), cache_folder(config) / "tokens",
-            processes=config.data.processes, show_progress=show_progress,
+            processes=config.data.processes, show_progress=show_progress, shared=shared,
         )
         for split, tasks in prepared.tokenised.items()
     }  # fmt: skip
@@ -281,7 +284,7 @@ def model_folder(model: ModelSource) -> pathlib.Path:
 
 def load_text(model: ModelSource, folder: pathlib.Path, reasoning: Reasoning) -> tuple[Tokenizer, ChatTemplate]:
     """Tokenizer and chat template of a config's model; `folder` is that of its base."""
-    source = locate(model.tokenizer) if model.tokenizer else folder
+    source = _place(model.tokenizer) if model.tokenizer else folder
     template = dataclasses.replace(
         _find_template(model.template, source), variables=model.template_variables,
         today=datetime.date.fromisoformat(model.template_date), exact_marks=model.exact_marks,
@@ -290,14 +293,34 @@ def load_text(model: ModelSource, folder: pathlib.Path, reasoning: Reasoning) ->
     return load_tokenizer(source), template
 
 
+def _place(named: str) -> pathlib.Path:
+    """The file or folder on this disk of a tokenizer or template that a config names by a path or a URL.
+
+    A tokenizer's file at a URL comes with the text files beside it, which say which of its tokens are special.
+    """
+    if not is_url(named):
+        return locate(named)
+    refuse_unserved(named, "tokenizers and templates")
+    folder, _, name = named.rstrip("/").rpartition("/")
+    kind = pathlib.PurePosixPath(name).suffix
+    if kind == ".jinja":
+        return fetched_file(named, default_cache())
+    if kind not in (".json", ".model"):
+        return fetched_folder(named, default_cache(), hf.TEXT_FILES)
+    file = fetched_folder(folder, default_cache(), hf.TEXT_FILES) / name
+    if not file.is_file():
+        raise UserError(f"{named} cannot be read: no such object")
+    return file
+
+
 def _find_template(named: str | None, folder: pathlib.Path) -> ChatTemplate:
     """A built-in template by name, one in a file or folder, or, without a name, the one of the tokenizer's folder."""
     if named is None:
         return load_template(folder)
     if named in TEMPLATES:
         return TEMPLATES[named]
-    if locate(named).exists():
-        return load_template(locate(named))
+    if is_url(named) or locate(named).exists():
+        return load_template(_place(named))
     raise UserError(
         f"model.template {named!r} is neither a file{looked_for(named)} nor a built-in template "
         f"({', '.join(TEMPLATES)})"
@@ -305,5 +328,9 @@ def _find_template(named: str | None, folder: pathlib.Path) -> ChatTemplate:
 
 
 def cache_folder(config: ExperimentConfig) -> pathlib.Path:
-    """Cache folder of tokenised data and of decompressed copies of the config's files."""
-    return pathlib.Path(config.data.cache_dir) if config.data.cache_dir is not None else default_cache()
+    """Cache folder, on this disk, of tokenised data and of copies of the config's files.
+
+    Where `data.cache_dir` is a URL, finished tokens are shared there, and they lie in the default folder as well.
+    """
+    place = config.data.cache_dir
+    return default_cache() if place is None or is_url(place) else pathlib.Path(place)

@@ -17,7 +17,7 @@ from jaxtune.parallel.mesh import all_devices
 from jaxtune.runs.documents import SummaryFile, read_as
 from jaxtune.runs.folder import only_writer, refuse_private_disks
 from jaxtune.runs.remote import RemoteFolder
-from jaxtune.step.programs import Programs
+from jaxtune.step.programs import Programs, keep_programs
 from jaxtune.storage import faults
 from jaxtune.storage.documents import made_folder
 from jaxtune.storage.stores import is_url
@@ -107,7 +107,7 @@ def train_together(runs: Sequence[Planned], programs: Programs) -> list[TrainRes
     """Train runs of one program and write their run folders. A run whose numbers stop being finite ends alone."""
     watch = Stopwatch()
     config = runs[0].inputs.config
-    enable_compilation_cache(config.compilation_cache)
+    keep_programs(config.compilation_cache)
 
     # 1. Devices: one mesh, one base model, one program; the states at step 0. Processes that disagree would hang there.
     for run in runs:
@@ -161,13 +161,14 @@ def outcome(arm: Arm, exit_code: int) -> TrainResult:
     )  # fmt: skip
 
 
+ENDS = (Status.FINISHED.value, Status.EARLY_STOPPED.value)
+"""Statuses, in a summary, of runs that went to their end."""
+
+
 def is_finished(run_dir: pathlib.Path) -> bool:
     """Whether a run went to its end."""
     summary = run_dir / "summary.json"
-    return summary.is_file() and read_as(summary, SummaryFile)["status"] in (
-        Status.FINISHED.value,
-        Status.EARLY_STOPPED.value,
-    )
+    return summary.is_file() and read_as(summary, SummaryFile)["status"] in ENDS
 
 
 def finished_before(run_dir: pathlib.Path, url: str | None = None) -> TrainResult:
@@ -179,17 +180,9 @@ def finished_before(run_dir: pathlib.Path, url: str | None = None) -> TrainResul
     return ended
 
 
-def enable_compilation_cache(folder: str | None) -> None:
-    """Keep compiled programs between runs."""
-    if folder is not None and jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def evaluate_only(config: ExperimentConfig) -> dict[str, Any]:
     """Validation loss and test scores by task of a config's model, as it is."""
-    enable_compilation_cache(config.compilation_cache)
+    keep_programs(config.compilation_cache)
     with Phase("preparing"):
         inputs = resolve(config)
     session = open_session(inputs, Programs())

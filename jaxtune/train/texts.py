@@ -12,6 +12,8 @@ from jaxtune.chat import Tokenizer
 from jaxtune.data.store import TaskTokens
 from jaxtune.data.subset import Encoded
 from jaxtune.errors import UserError
+from jaxtune.storage.fetching import fetched_file
+from jaxtune.storage.stores import default_cache, is_url
 from jaxtune.storage.userfiles import locate, looked_for
 from jaxtune.tasks.sources.open import from_file
 
@@ -49,6 +51,8 @@ def place(name: str) -> pathlib.Path:
     """Path of a text's file."""
     if name in BUILTIN:
         return pathlib.Path(__file__).parent.parent / "assets" / "retention" / BUILTIN[name]
+    if is_url(name):
+        return fetched_file(name, default_cache())
     path = locate(name)
     if not path.is_file():
         raise UserError(

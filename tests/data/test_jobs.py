@@ -23,6 +23,7 @@ from jaxtune.data.fit import FitOutcome, LengthPolicy
 from jaxtune.data.jobs import code_fingerprint, tokenize
 from jaxtune.data.store import DamagedStore, allow_open_stores, open_store
 from jaxtune.errors import UserError
+from jaxtune.storage.stores import Store, StoreError
 from jaxtune.tasks import Task, Template, from_jsonl, from_list
 
 WORDINGS = (
@@ -47,7 +48,7 @@ def worded(n=10):
 
 
 def tokenized(tasks, folder, split="train", **changes):
-    options = {name: changes.pop(name) for name in ("processes",) if name in changes}
+    options = {name: changes.pop(name) for name in ("processes", "shared") if name in changes}
     return tokenize(tasks, split, encoding(**changes), folder, show_progress=False, **options)
 
 
@@ -533,3 +534,39 @@ def test_a_token_without_a_row_in_the_embedding_is_refused_and_a_spare_entry_is_
 
 def content_arrays(store):
     return [store.example(number) for number in range(len(store))]
+
+
+def test_tokens_that_one_host_made_are_brought_by_another_from_the_bucket(tmp_path, encoded, capfd):
+    shared = Store(f"memory://{tmp_path}/tokens")
+    first = content(tokenized([sums(), worded()], tmp_path / "one", shared=shared)["sums"])
+    assert len(encoded) == 20
+    found = tokenized([sums(), worded()], tmp_path / "two", shared=shared)
+    assert content(found["sums"]) == first and len(encoded) == 20, "nothing was encoded again"
+    assert capfd.readouterr().err.count("fetching tokens") == 2
+    tokenized([sums(), worded()], tmp_path / "two", shared=shared)
+    assert "fetching" not in capfd.readouterr().err
+    tokenized([sums(11)], tmp_path / "two", shared=shared)  # other data, other tokens
+    assert len(encoded) == 31 and len({name.split("/")[0] for name in shared.names()}) == 3
+
+
+def test_damaged_and_unfinished_tokens_in_the_bucket_are_made_again(tmp_path, encoded, capfd):
+    shared = Store(f"memory://{tmp_path}/tokens")
+    first = content(tokenized([sums()], tmp_path / "one", shared=shared)["sums"])
+    [data] = [name for name in shared.names() if name.endswith("/data")]
+    good = shared.read(data) or b""
+    shared.write(data, bytes([good[0] ^ 1]) + good[1:])
+    assert content(tokenized([sums()], tmp_path / "two", shared=shared)["sums"]) == first and len(encoded) == 20
+    assert "token cache damaged, making it again" in capfd.readouterr().err
+    assert shared.read(data) == good, "the good ones took the place of the damaged"
+    shared.ask("rm_file", shared.path(data.replace("/data", "/meta.json")))
+    assert content(tokenized([sums()], tmp_path / "three", shared=shared)["sums"]) == first and len(encoded) == 30
+
+
+def test_a_bucket_that_cannot_be_reached_is_said(tmp_path, encoded, monkeypatch):
+    def down(*_, **__):
+        raise ConnectionError("the store is down")
+
+    shared = Store(f"memory://{tmp_path}/tokens")
+    monkeypatch.setattr(type(shared._store), "info", down)
+    with pytest.raises(StoreError, match="ConnectionError: the store is down"):
+        tokenized([sums()], tmp_path / "one", shared=shared)
