@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import ModuleType
 
@@ -234,6 +235,12 @@ def _results(
             futures = [pool.submit(_work, k, number) for k, number in todo]
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process that tokenised ended before its time (data.processes={processes}). Where memory is short, "
+                "the system ends processes: take fewer. A script that calls jaxtune keeps its own work under "
+                'if __name__ == "__main__": because each process reads the script first. What is tokenised so far stays'
+            ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

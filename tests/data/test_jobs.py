@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -377,6 +378,19 @@ def test_two_processes_give_the_same_as_one_also_with_functions_of_a_config_file
         assert content(one[name]) == content(two[name])
         assert one[name].fingerprint == two[name].fingerprint
     assert "Q3" in ByteTokenizer().decode(two["loud"].example(3, 0).tokens.tolist())
+
+
+def ends_the_process(record):
+    """A wording that only a worker meets: what the system does to a process that takes too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_told_in_one_message_and_what_is_done_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "PART", 4)
+    records = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(11)]
+    task = Task(name="fatal", splits={"train": from_list(records)}, templates=(ends_the_process,))
+    with pytest.raises(UserError, match=r"ended before its time \(data.processes=2\).*__main__"):
+        tokenized([task], tmp_path, processes=2)
 
 
 # Policies and problems
