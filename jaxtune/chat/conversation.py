@@ -55,6 +55,17 @@ class Conversation:
     tools: Sequence[Mapping[str, Any]] | None = None
     """Tool declarations (JSON schemas), passed on unchanged."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.messages, list | tuple):
+            raise UserError(f"messages is a {type(self.messages).__name__}; it must be a list or tuple of Message(...)")
+        for i, message in enumerate(self.messages):
+            if not isinstance(message, Message):
+                kind = type(message).__name__
+                raise UserError(f"messages[{i}] is a {kind}; it must be a Message(role, content)")
+        tools = () if self.tools is None else self.tools
+        if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
+            raise UserError("tools must be a list of objects (JSON schemas), or None")
+
 
 PlainMessage = Mapping[str, Any]
 """A message as templates see it: `role`, `content`, and the further fields that are given."""

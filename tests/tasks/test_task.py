@@ -111,6 +111,25 @@ class NoException(BaseException):
 
 
 @pytest.mark.parametrize(
+    ("messages", "tools", "said"),
+    [
+        ([{"role": "user", "content": "a"}], None, r"messages\[0\] is a dict; it must be a Message\(role, content\)"),
+        (None, None, "messages is a NoneType"),
+        ((message for message in ()), None, "messages is a generator"),
+        ([], "search", "tools must be a list of objects"),
+        ([], [3], "tools must be a list of objects"),
+    ],
+)
+def test_a_template_function_that_fills_a_conversation_with_something_else_is_told_its_line(messages, tools, said):
+    def build(record):
+        return Conversation(messages, tools=tools)
+
+    # runtime type checks, where they are on, say it before the class itself does
+    with pytest.raises(RecordError, match=f"(?s)template-failed: ({said}|Beartype).*test_task.py:[0-9]+"):
+        words_task(templates=(build,)).conversation({"en": "a", "de": "b"})
+
+
+@pytest.mark.parametrize(
     "raised, said",
     [
         (SystemExit(3), "template-failed: SystemExit: 3"),
