@@ -104,7 +104,7 @@ def _violations(
         return [*problems, Violation("responses", found, "correct the generation marks of the template")]
     for (start, stop), before, said, index in zip(runs, parts[:-1:2], parts[1::2], trained, strict=True):
         weights = one.example.loss_weights[start:stop]
-        problems += _check_reasoning(before, said, index)
+        problems += _check_reasoning(before, said, (index, messages[index]))
         problems += _check_response(tokens[start:stop], weights, said, (index, messages[index]), renderer)
     if trained and trained[-1] == len(messages) - 1:
         problems += _check_prompt("".join(parts[: 2 * len(runs) - 1]), tokens[: runs[-1][0]], one, renderer)
@@ -137,8 +137,10 @@ def _check_text(decoded: str, text: str) -> Iterator[Violation]:
     )
 
 
-def _check_reasoning(before: str, said: str, index: int) -> Iterator[Violation]:
-    if thinking.is_doubled(before, said):
+def _check_reasoning(before: str, said: str, numbered: tuple[int, Message]) -> Iterator[Violation]:
+    """The rule against a second block: a message whose text begins with one, where the template wrote one already."""
+    index, message = numbered
+    if thinking.begins_with_block(message.content or "") and thinking.is_doubled(before, said):
         yield Violation(
             "double-reasoning",
             f"message {index} begins a block of reasoning after the one that the template writes",

@@ -21,6 +21,7 @@ _OPENED = re.compile(rf"({_OPEN})(\s*)\Z")
 _BLOCK_END = re.compile(rf"(?:{_OPEN}|{_CLOSE})\s*\Z")
 _OPENS = re.compile(rf"\s*(?:{_OPEN})")
 _EMPTY_THEN_OPENS = re.compile(rf"\s*(?:(?:{_OPEN})\s*)?(?:{_CLOSE})\s*(?:{_OPEN})")
+_BLOCK = re.compile(rf"\s*(?:{_OPEN})(?P<reasoning>.*?)(?:{_CLOSE})", re.DOTALL)
 _INLINE = re.compile(rf"\s*(?:{_OPEN})?(?P<reasoning>.*?)(?:{_CLOSE})", re.DOTALL)
 
 
@@ -49,6 +50,12 @@ def closing_of(part: str) -> str:
         return ""
     line = "\n" if "\n" in match[2] else ""
     return line + _CLOSED_BY[match[1]] + 2 * line
+
+
+def begins_with_block(text: str) -> bool:
+    """Whether a text begins with a whole block of reasoning that is not empty."""
+    block = _BLOCK.match(text)
+    return block is not None and not block["reasoning"].isspace() and block["reasoning"] != ""
 
 
 def is_doubled(before: str, said: str) -> bool:
