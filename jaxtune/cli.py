@@ -267,7 +267,7 @@ def add_generate(rows: Subparsers) -> None:
 def add_sweep(rows: Subparsers) -> None:
     text = "Settings and seeds as paired, resumable runs: grids, lists, random designs, mixtures."
     parser = command(rows, "sweep", commands.run_sweep, text, overrides=True)
-    arms.add_folder(parser, local_path)
+    arms.add_folder(parser, run_place)
     arms.add_settings(parser, local_path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     text = "what winners are chosen by and surfaces are fitted to"
@@ -302,7 +302,7 @@ def add_conflict(rows: Subparsers) -> None:
 def add_recommend(rows: Subparsers) -> None:
     text = "The best setting of a sweep by a surface over its numeric options, with its region and its chances."
     parser = command(rows, "recommend", commands.run_recommend, text)
-    parser.add_argument("sweep_dir", type=local_path)
+    parser.add_argument("sweep_dir", type=run_place)
     parser.add_argument("--measure", choices=["macro_loss", "macro_exact_match"], default="macro_loss")
     text = "of a sweep of mixtures: fit each task's loss to the shares of all, and give the best shares"
     parser.add_argument("--law", action="store_true", help=text)

@@ -247,6 +247,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
+    from jaxtune.runs.remote import read_places
     from jaxtune.step.trials import StackMode
     from jaxtune.sweep import run as sweep
     from jaxtune.sweep.choice import measure_named, power_table
@@ -255,20 +256,22 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     from jaxtune.train.decisions import Status
 
     measure = measure_named(arguments.measure)
-    if arguments.power is not None:
-        table = power_table(arguments.sweep_dir, arguments.power, measure)
-        print_json(table) if arguments.json else say("\n".join(f"{name}: {value}" for name, value in table.items()))
-        return 0
     halving = parse_halving(arguments.halving, arguments.rungs, arguments.rung_decay)
-    if arguments.json and not arguments.dry_run:
+    if arguments.json and arguments.power is None and not arguments.dry_run:
         raise UserError("--json of jaxtune sweep goes with --dry-run or --power; the runs' numbers are in results.csv")
-    config = load_config(arguments)
-    request = Request(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Request)})
-    trials = requested_trials(request, config, arguments.sweep_dir, arguments.seeds, measure)
-    if arguments.dry_run:
-        plan = dry_run(config, arguments.sweep_dir, trials)
-        print_json(plan) if arguments.json else say(dry_run_text(plan))
-        return 0
+    with read_places([arguments.sweep_dir], missing=True) as (there,):
+        if arguments.power is not None:
+            table = power_table(there, arguments.power, measure)
+            shown = "\n".join(f"{name}: {value}" for name, value in table.items())
+            print_json(table) if arguments.json else say(shown)
+            return 0
+        config = load_config(arguments)
+        request = Request(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Request)})
+        trials = requested_trials(request, config, there, arguments.seeds, measure)
+        if arguments.dry_run:
+            plan = dry_run(config, there, trials)
+            print_json(plan) if arguments.json else say(dry_run_text(plan))
+            return 0
     status = sweep.sweep(
         config, arguments.sweep_dir, trials,
         command=sweep.Command(config=arguments.config, overrides=arguments.rest), overwrite=arguments.overwrite,
@@ -309,10 +312,10 @@ def run_report(arguments: argparse.Namespace) -> None:
     from jaxtune.reports import run as report
     from jaxtune.reports.sweep import write_sweep_report
     from jaxtune.runs.history import read_run
-    from jaxtune.runs.remote import read_places, send_report
+    from jaxtune.runs.remote import read_places, send_pages
     from jaxtune.runs.sweeps import is_sweep, read_sweep, sweep_table
 
-    out = arguments.out
+    out, place = arguments.out, arguments.folders[0]
     with read_places(arguments.folders) as folders:
         if len(folders) > 1:
             path = compare.write_comparison(folders, out or pathlib.Path("comparison.html"))
@@ -322,13 +325,13 @@ def run_report(arguments: argparse.Namespace) -> None:
         elif is_sweep(folders[0]):
             sweep = read_sweep(folders[0])
             path, rows = write_sweep_report(sweep), sweep_table(sweep)
+            path = path if isinstance(place, pathlib.Path) else send_pages(place)
         else:
-            place = arguments.folders[0]
             for line in report.changed_files(folders[0]):
                 say(f"warning: {place}: not as it was when the run ended: {line}", file=sys.stderr)
             path = report.write_report(folders[0], at_end=False)
             rows = compare.compare_table([read_run(folders[0])])
-            path = path if isinstance(place, pathlib.Path) else send_report(place)
+            path = path if isinstance(place, pathlib.Path) else send_pages(place)
     if arguments.json:
         print_json({"report": path, "runs": rows})
     else:

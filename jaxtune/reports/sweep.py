@@ -72,7 +72,7 @@ def render_sweep(sweep: Sweep) -> str:
         lead=lead_text(sweep),
         top=sweep_stats(sweep) if transfer is None else "",
         sections=[section for section in sections if section is not None],
-        foot=f"Written by jaxtune from the files in {sweep.path}",
+        foot=f"Written by jaxtune from the files in {sweep.place}",
     )
 
 

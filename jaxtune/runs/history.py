@@ -150,8 +150,11 @@ class Run:
     @property
     def place(self) -> str:
         """Path of the run folder, or its URL where the path is a copy of one in a bucket."""
-        beside = self.path.parent / ORIGIN
-        return beside.read_text(encoding="utf-8") if beside.is_file() else str(self.path)
+        if (url := origin_of(self.path)) is not None:
+            return url
+        sweep = self.path.parent.parent
+        url = origin_of(sweep)
+        return str(self.path) if url is None else f"{url}/{self.path.relative_to(sweep).as_posix()}"
 
     @property
     def task_names(self) -> list[str]:
@@ -162,6 +165,12 @@ class Run:
         for row in self.scores:
             seen |= dict.fromkeys(row.task_score)
         return list(seen)
+
+
+def origin_of(folder: Path) -> str | None:
+    """The URL of which a folder is a copy in the cache; None for any other."""
+    beside = folder.parent / ORIGIN
+    return beside.read_text(encoding="utf-8") if beside.is_file() else None
 
 
 def read_run(run_dir: Path | str) -> Run:

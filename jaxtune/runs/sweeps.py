@@ -13,7 +13,7 @@ from jaxtune.errors import UserError
 from jaxtune.runs.documents import SweepFile, read_as
 from jaxtune.runs.forgotten import forgotten
 from jaxtune.runs.harness import harness_columns
-from jaxtune.runs.history import Run
+from jaxtune.runs.history import Run, origin_of
 from jaxtune.runs.results import Outcome, reached
 from jaxtune.runs.seal import read_unchanged
 from jaxtune.storage.documents import Json
@@ -99,6 +99,11 @@ class Sweep:
     unfinished: Sequence[str]
     halved: Sequence[FinishedArm] = ()
     """Runs whose settings were dropped at a rung; they choose nothing."""
+
+    @property
+    def place(self) -> str:
+        """Path of the folder, or its URL where the path is a copy of one in a bucket."""
+        return origin_of(self.path) or str(self.path)
 
     @functools.cached_property
     def settings(self) -> list[Setting]:

@@ -104,7 +104,7 @@ class Lease:
         before = self._read()
         if before is not None:
             self._wait_for_silence(before)
-            if self._read() is not None:
+            if self._read() == before:  # else another process was quicker, and lives
                 self._store.ask("rm_file", self._path)
         try:
             self._store.create(NAME, self._content())

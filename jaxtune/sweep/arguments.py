@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from jaxtune.terminal.arguments import whole
 
-PathParser = Callable[[str], pathlib.Path]
-"""Reads a local path from the command line."""
+PathParser = Callable[[str], pathlib.Path | str]
+"""Reads a path, or a URL as a text, from the command line."""
 
 
 def add_folder(parser: argparse.ArgumentParser, path: PathParser) -> None:

@@ -10,16 +10,23 @@ from typing import Any
 
 from jaxtune.errors import UserError
 from jaxtune.runs import folder as runfolder
+from jaxtune.runs.remote import RemoteFolder, folder_of
 from jaxtune.runs.sweeps import RECORD, read_record, record_entries
 from jaxtune.step.room import Room
 from jaxtune.storage import locks
 from jaxtune.storage.documents import plain, write_json
 from jaxtune.storage.fingerprints import text_fingerprint
+from jaxtune.storage.lease import Lease
 from jaxtune.sweep.language import Setting
 
 LONGEST_NAME = 100
 """Characters of a run's folder; file systems stop at 255."""
 LOCK_SECONDS = 60.0
+"""How long to wait for other processes that write the sweep's folder."""
+REMOTE_LOCK_SECONDS = 600.0
+"""The same in a bucket: of many hosts that begin at once, each asks the store a few times while it has its turn."""
+Place = pathlib.Path | RemoteFolder
+"""A sweep's folder on this disk, or in a bucket."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,15 +65,18 @@ def trials_of(settings: Sequence[Setting], seeds: Sequence[int]) -> list[Trial]:
     return list({trial.name: trial for trial in every}.values())
 
 
-def grow(sweep_dir: pathlib.Path, config: Mapping[str, Any], trials: Sequence[Trial], *, overwrite: bool) -> None:
+def grow(place: Place, config: Mapping[str, Any], trials: Sequence[Trial], *, overwrite: bool) -> None:
     """Create the folder or add runs to it; an existing one must hold the same config. Nothing listed is ever dropped.
 
     `UserError` if the folder holds something else, another config, or one of the seeds of a confirmation.
     """
+    sweep_dir = folder_of(place)
     path = sweep_dir / RECORD
-    with written_alone(sweep_dir):
+    with written_alone(place):
         if overwrite and path.is_file():
-            refuse_running(sweep_dir)
+            refuse_running(place)
+            if isinstance(place, RemoteFolder):
+                place.clear()
             runfolder.clear(sweep_dir)
         if runfolder.entries(sweep_dir) and not path.is_file():
             raise UserError(f"{sweep_dir} holds files but no sweep; choose another folder")
@@ -87,12 +97,13 @@ def read_rooms(sweep_dir: pathlib.Path) -> dict[str, Room]:
     return {key: Room.from_json(room) for key, room in rooms.items()}
 
 
-def share_rooms(sweep_dir: pathlib.Path, needed: Mapping[str, Room]) -> dict[str, Room]:
+def share_rooms(place: Place, needed: Mapping[str, Room]) -> dict[str, Room]:
     """Make the sweep's rooms large enough for what is `needed`, by shape; returns them.
 
     They are recorded, so that runs started later have the room, and so the bits, of those that were started at once.
     """
-    with written_alone(sweep_dir):
+    sweep_dir = folder_of(place)
+    with written_alone(place):
         known = read_rooms(sweep_dir)
         rooms = known | {key: room.joined(known.get(key, room)) for key, room in needed.items()}
         if rooms != known:
@@ -102,24 +113,36 @@ def share_rooms(sweep_dir: pathlib.Path, needed: Mapping[str, Room]) -> dict[str
 
 
 @contextlib.contextmanager
-def written_alone(sweep_dir: pathlib.Path) -> Iterator[None]:
-    """Be the sweep folder's only writer for a moment; processes that share the folder take turns."""
-    until = time.monotonic() + LOCK_SECONDS
+def written_alone(place: Place) -> Iterator[None]:
+    """Be the sweep folder's only writer for a moment; processes that share the folder take turns.
+
+    Of a folder in a bucket, the working copy is brought at the start and what was changed in it is sent at the end.
+    """
+    remote = place if isinstance(place, RemoteFolder) else None
+    until = time.monotonic() + (LOCK_SECONDS if remote is None else REMOTE_LOCK_SECONDS)
     with contextlib.ExitStack() as held:
         while True:
             try:
-                held.enter_context(runfolder.only_writer(sweep_dir))
+                held.enter_context(runfolder.only_writer(folder_of(place), remote))
                 break
             except locks.FolderInUse:
                 if time.monotonic() > until:
                     raise
-            time.sleep(0.05)
+            time.sleep(0.05 if remote is None else 1.0)
+        if remote is not None:
+            held.enter_context(remote.named())
         yield
 
 
-def refuse_running(sweep_dir: pathlib.Path) -> None:
+def refuse_running(place: Place) -> None:
     """Refuse to remove runs that another process is training."""
-    for folder in (sweep_dir / "runs").glob("*/"):
+    if isinstance(place, RemoteFolder):
+        held = [name.split("/") for name in place.store.names() if name.endswith(f"/{locks.NAME}")]
+        for run in (parts[1] for parts in held if len(parts) == 3 and parts[0] == "runs"):
+            with Lease(place.run(run).store):
+                pass
+        return
+    for folder in (place / "runs").glob("*/"):
         with runfolder.only_writer(folder):
             pass
 

@@ -20,12 +20,12 @@ from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError, say
 from jaxtune.reports.sweep import write_sweep_report
 from jaxtune.reports.sweep_rungs import agreement_lines
-from jaxtune.runs import folder as runfolder
-from jaxtune.runs.sweeps import read_sweep, sweep_table
+from jaxtune.runs.remote import RemoteFolder, folder_of
+from jaxtune.runs.sweeps import RECORD, read_sweep, record_entries, sweep_table
 from jaxtune.step.programs import Programs
 from jaxtune.step.trials import StackMode
-from jaxtune.storage import locks
 from jaxtune.storage.documents import naming, number, read_object
+from jaxtune.storage.stores import is_url
 from jaxtune.sweep.groups import group_by_shape, in_shared_room, rooms_needed, why_alone
 from jaxtune.sweep.halving import (
     Contender,
@@ -38,13 +38,14 @@ from jaxtune.sweep.halving import (
     rung_steps,
     start_branch,
 )
-from jaxtune.sweep.record import Trial, grow, share_rooms, written_alone
+from jaxtune.sweep.record import Place, Trial, grow, share_rooms, written_alone
+from jaxtune.sweep.waiting import Waiting, claimed_now, planned_one_by_one, waiting_runs
 from jaxtune.terminal.display import Phase
 from jaxtune.terminal.numbers import duration
 from jaxtune.terminal.progress import ItemProgress
 from jaxtune.train.decisions import Status
-from jaxtune.train.planned import Planned, plan_run
-from jaxtune.train.resolution import Inputs, resolve
+from jaxtune.train.planned import Planned
+from jaxtune.train.resolution import cache_folder, resolve
 from jaxtune.train.run import is_finished, train_stages, train_together
 
 
@@ -71,7 +72,7 @@ class Stacking:
 
 
 def sweep(
-    config: ExperimentConfig, sweep_dir: pathlib.Path, trials: Sequence[Trial], *,
+    config: ExperimentConfig, sweep_dir: pathlib.Path | str, trials: Sequence[Trial], *,
     command: Command = Command(), overwrite: bool = False, stacking: Stacking = Stacking(),
     halving: Halving | None = None,
 ) -> Status:  # fmt: skip
@@ -80,25 +81,29 @@ def sweep(
     Every setting is checked before the first run starts. Runs that another process has claimed are left to it. A run
     whose numbers stop being finite ends, the others go on; at the end that is a UserError. With `halving` only the best
     settings go on from each rung.
+
+    `sweep_dir` may be a URL such as gs://bucket/sweeps/x, for processes of hosts that share no disk.
     """
+    place = place_of(sweep_dir, config, halving)
     resolved = [configs.override(config, trial.arguments()) for trial in trials]
     check_devices_and_folders(resolved, stacking)
     if halving is not None and any(settings.mixture.staged for settings in resolved):
         raise UserError("--halving stops runs at rungs, and a mixture.policy at its stages; give one of the two")
-    grow(sweep_dir, configs.to_json(config), trials, overwrite=overwrite)
-    waiting = in_shared_rooms(sweep_dir, waiting_runs(sweep_dir, trials, resolved, command))
+    grow(place, configs.to_json(config), trials, overwrite=overwrite)
+    waiting = in_shared_rooms(place, waiting_runs(place, trials, resolved, command.of))
     failures: dict[str, str] = {}
     train = functools.partial(train_all, stacking=stacking, programs=Programs(), failures=failures)
     if halving is None:
         status = train(waiting)
     else:
-        runs = contenders(sweep_dir, trials, resolved, waiting, halving)
-        status = train_by_rungs(sweep_dir, waiting, runs, halving, train, failures)
+        folder = folder_of(place)
+        runs = contenders(folder, trials, resolved, waiting, halving)
+        status = train_by_rungs(folder, waiting, runs, halving, train, failures)
     if status is Status.STOPPED:
         say("stopped; the same command continues the sweep")
         return status
-    if any(is_finished(sweep_dir / "runs" / trial.name) for trial in trials):
-        write_results(sweep_dir)
+    if isinstance(place, RemoteFolder) or any(is_finished(place / "runs" / trial.name) for trial in trials):
+        write_results(place)
     if failures:
         listed = "".join(f"\n  - {name}: {message}" for name, message in failures.items())
         raise UserError(
@@ -107,8 +112,20 @@ def sweep(
     return Status.FINISHED
 
 
+def place_of(sweep_dir: pathlib.Path | str, config: ExperimentConfig, halving: Halving | None) -> Place:
+    """A sweep's folder on this disk, or at a URL. Raises UserError for a URL that cannot be served."""
+    if not is_url(str(sweep_dir)):
+        return pathlib.Path(sweep_dir)
+    if halving is not None:
+        raise UserError(
+            f"--halving compares runs on the way, which needs them on one disk; give a local --sweep-dir, not "
+            f"{sweep_dir}"
+        )
+    return RemoteFolder(str(sweep_dir), cache_folder(config), mark=RECORD)
+
+
 def train_all(
-    waiting: Sequence["Waiting"], *, stacking: Stacking, programs: Programs, failures: dict[str, str]
+    waiting: Sequence[Waiting], *, stacking: Stacking, programs: Programs, failures: dict[str, str]
 ) -> Status:
     """Train runs, together or one after the other, each as far as it is to go; failures are noted by name."""
     with ItemProgress("sweep", len(waiting), unit="runs") as display:
@@ -123,7 +140,7 @@ def train_all(
 
 def contenders(
     sweep_dir: pathlib.Path, trials: Sequence[Trial], resolved: Sequence[ExperimentConfig],
-    waiting: Sequence["Waiting"], halving: Halving,
+    waiting: Sequence[Waiting], halving: Halving,
 ) -> list[Contender]:  # fmt: skip
     """The runs of a sweep with the steps of their rungs."""
     totals = {run.folder.name: run.inputs.total_steps for run in waiting if run.inputs is not None}
@@ -141,8 +158,8 @@ def contenders(
 
 
 def train_by_rungs(
-    sweep_dir: pathlib.Path, waiting: Sequence["Waiting"], runs: Sequence[Contender], halving: Halving,
-    train: Callable[[Sequence["Waiting"]], Status], failures: Mapping[str, str],
+    sweep_dir: pathlib.Path, waiting: Sequence[Waiting], runs: Sequence[Contender], halving: Halving,
+    train: Callable[[Sequence[Waiting]], Status], failures: Mapping[str, str],
 ) -> Status:  # fmt: skip
     """Train all to each rung, the survivors from there to the next, and the last of them to their end."""
     by_name, decided = {run.folder.name: run for run in waiting}, []
@@ -169,7 +186,7 @@ def train_by_rungs(
     return Status.FINISHED
 
 
-def branch(waiting: "Waiting", run: Contender, rung: int) -> "Waiting | None":
+def branch(waiting: Waiting, run: Contender, rung: int) -> Waiting | None:
     """The branch of a run from a rung, to be trained; None where the run ended before it."""
     if run.ended_before(rung):
         return None
@@ -178,28 +195,11 @@ def branch(waiting: "Waiting", run: Contender, rung: int) -> "Waiting | None":
     return dataclasses.replace(waiting, folder=end.folder, until=end.step, decay=end.step - start)
 
 
-def waiting_runs(
-    sweep_dir: pathlib.Path, trials: Sequence[Trial], resolved: Sequence[ExperimentConfig], command: Command
-) -> list["Waiting"]:
-    """The runs that are not finished."""
-    waiting = []
-    for place, (trial, settings) in enumerate(zip(trials, resolved, strict=True), start=1):
-        run = Waiting(
-            label=f"[{place}/{len(trials)}]", folder=sweep_dir / "runs" / trial.name, settings=settings,
-            command=command.of(trial),
-        )  # fmt: skip
-        if is_finished(run.folder):
-            run.say(": finished before")
-        else:
-            waiting.append(run)
-    return waiting
-
-
-def in_shared_rooms(sweep_dir: pathlib.Path, waiting: Sequence["Waiting"]) -> list["Waiting"]:
+def in_shared_rooms(place: Place, waiting: Sequence[Waiting]) -> list[Waiting]:
     """The runs resolved, all before the first starts, and those of one shape in a room that all of them fit in."""
     with Phase("preparing", len(waiting), unit="settings") as phase:
         resolved = [resolve(run.settings) for run in phase.count(waiting)]
-        rooms = share_rooms(sweep_dir, rooms_needed(resolved))
+        rooms = share_rooms(place, rooms_needed(resolved))
     return [
         dataclasses.replace(run, inputs=inputs if run.settings.mixture.staged else in_shared_room(inputs, rooms))
         for run, inputs in zip(waiting, resolved, strict=True)
@@ -230,66 +230,10 @@ def reached(summary: Mapping[str, Any]) -> str:
     return ", ".join([*parts, duration(float(summary["seconds"]))])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """A run of a sweep that is not finished."""
-
-    label: str
-    """Its number among all, for the terminal."""
-    folder: pathlib.Path
-    settings: ExperimentConfig
-    command: Mapping[str, Any]
-    inputs: Inputs | None = None
-    """Its config resolved, in the room of the program that it shares."""
-    until: int | None = None
-    """Updates after which it waits for the other settings; None: it goes to its end."""
-    decay: int | None = None
-    """Updates before `until` in which its rate goes to zero; None for a run that is no branch."""
-
-    def say(self, text: str = "") -> None:
-        """A line on the terminal about this run."""
-        say(f"{self.label} {self.folder.name}{text}", flush=True)
-
-    def plan(self) -> Planned:
-        """The run checked and planned: from its last checkpoint if it was interrupted, else from its start."""
-        started = (self.folder / "config.json").is_file()
-        saved = started and self.settings.checkpoint.can_resume(self.folder)
-        if started:
-            self.say(f": {'goes on from its last checkpoint' if saved else 'has no checkpoint, starts again'}")
-        planned = plan_run(
-            self.settings, self.folder, command=self.command, resume=saved, overwrite=started and not saved,
-            inputs=None if saved and self.settings.mixture.staged else self.inputs,  # it has come to a later stage
-        )  # fmt: skip
-        return planned if self.until is None else dataclasses.replace(planned, until=self.until, decay=self.decay)
-
-    def claim(self, held: contextlib.ExitStack) -> bool:
-        """Become the run's only writer for as long as `held` is open; False where another process trains it or has."""
-        try:
-            held.enter_context(runfolder.only_writer(self.folder))
-        except locks.FolderInUse as error:
-            if jax.process_count() > 1:  # the processes of one job go on together or not at all
-                raise
-            self.say(f": left out, {error}")
-            return False
-        if is_finished(self.folder):
-            self.say(": another process has finished it")
-            return False
-        return True
-
-
-def planned_one_by_one(waiting: Sequence[Waiting]) -> Generator[Sequence[Planned]]:
-    """Each run in a group of its own, claimed and planned at its turn."""
-    for run in waiting:
-        with contextlib.ExitStack() as held:
-            if run.claim(held):
-                run.say()
-                yield [run.plan()]
-
-
 def planned_together(waiting: Sequence[Waiting], stacking: Stacking) -> Generator[Sequence[Planned]]:
     """Groups of runs of one shape; what has no like runs alone, and the terminal says why."""
     with contextlib.ExitStack() as held:
-        by_name = {run.folder.name: run for run in waiting if run.claim(held)}
+        by_name = claimed_now(waiting, held)
         groups = group_by_shape([run.plan() for run in by_name.values()], stacking.size)
         for group in groups:
             others = len(group.runs) - 1
@@ -298,6 +242,8 @@ def planned_together(waiting: Sequence[Waiting], stacking: Stacking) -> Generato
                 by_name[run.name].say(f": {how}")
             mode = stacking.mode if others else StackMode.ORDER
             yield [dataclasses.replace(run, stack_mode=mode) for run in group.runs]
+    for run in by_name.values():
+        run.clean()
 
 
 def check_devices_and_folders(resolved: Sequence[ExperimentConfig], stacking: Stacking) -> None:
@@ -329,9 +275,12 @@ def check_devices_and_folders(resolved: Sequence[ExperimentConfig], stacking: St
         )
 
 
-def write_results(sweep_dir: pathlib.Path) -> None:
-    """results.csv, heatmap.png and report.html from the finished runs."""
-    with written_alone(sweep_dir):
+def write_results(place: Place) -> None:
+    """results.csv, heatmap.png and report.html from the finished runs, where there are any."""
+    sweep_dir = folder_of(place)
+    with written_alone(place):
+        if not any(is_finished(sweep_dir / entry["dir"]) for entry in record_entries(sweep_dir)):
+            return
         found = read_sweep(sweep_dir)
         rows = sweep_table(found)
         path = sweep_dir / "results.csv"

@@ -149,15 +149,19 @@ def surface(arguments: argparse.Namespace) -> None:
     from jaxtune.reports.recommendation import facts
     from jaxtune.reports.sweep import write_sweep_report
     from jaxtune.runs.recommendation import recommend
+    from jaxtune.runs.remote import read_places, send_pages
     from jaxtune.runs.sweeps import MEASURES, read_sweep
     from jaxtune.storage.documents import write_json
     from jaxtune.terminal.display import Phase
 
-    sweep = read_sweep(arguments.sweep_dir)
-    with Phase("fitting the surface"):
-        found = recommend(sweep, MEASURES[arguments.measure])
-    write_json(sweep.path / "recommendation.json", found.to_json())
-    page = write_sweep_report(sweep)
+    with read_places([arguments.sweep_dir]) as (folder,):
+        sweep = read_sweep(folder)
+        with Phase("fitting the surface"):
+            found = recommend(sweep, MEASURES[arguments.measure])
+        write_json(sweep.path / "recommendation.json", found.to_json())
+        page: Any = write_sweep_report(sweep)
+    if isinstance(arguments.sweep_dir, str):
+        page = send_pages(arguments.sweep_dir)
     if arguments.json:
         print_json(found.to_json())
     else:
@@ -168,12 +172,16 @@ def surface(arguments: argparse.Namespace) -> None:
 def law(arguments: argparse.Namespace) -> None:
     """`jaxtune recommend --law`: the mixture law of a sweep of mixtures."""
     from jaxtune.runs.mixture_law import RECORD, law_of
+    from jaxtune.runs.remote import read_places, send_pages
     from jaxtune.runs.sweeps import read_sweep
     from jaxtune.storage.documents import write_json
 
-    sweep = read_sweep(arguments.sweep_dir)
-    found = law_of(sweep)
-    write_json(sweep.path / RECORD, found)
+    with read_places([arguments.sweep_dir]) as (folder,):
+        sweep = read_sweep(folder)
+        found = law_of(sweep)
+        write_json(sweep.path / RECORD, found)
+    if isinstance(arguments.sweep_dir, str):
+        send_pages(arguments.sweep_dir)
     if arguments.json:
         print_json(found)
         return

@@ -13,14 +13,14 @@ def local_path(text: str) -> pathlib.Path:
     """The parser of every path on the command line. A URL is refused: as a path it would name a local folder `gs:`."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is a URL; a local path is needed here. A run folder may lie in a bucket "
-            "(--run-dir gs://bucket/runs/x of jaxtune train), and data files that a config names"
+            f"{text!r} is a URL; a local path is needed here. Folders of runs and sweeps may lie in a "
+            "bucket (--run-dir gs://bucket/runs/x of jaxtune train), and data and models that a config names"
         )
     return pathlib.Path(text)
 
 
 def run_place(text: str) -> pathlib.Path | str:
-    """The parser of run folders that may lie in a bucket: a URL as text without a slash at its end, else a path."""
+    """The parser of folders of runs and sweeps, which may lie in a bucket: a URL as text without a slash at its end."""
     if not is_url(text):
         return local_path(text)  # which refuses `gs:/bucket`
     from jaxtune.runs.remote import RemoteFolder

@@ -348,7 +348,8 @@ def restore(checkpoints: Checkpoints | MainCheckpoints, state: TrainState, run: 
 def labels_of(run: Planned) -> Labels:
     """Labels of a run in its mirrors: a run of a sweep in the group of the sweep's folder, if the config names none."""
     config, above = run.inputs.config, run.run_dir.absolute().parent.parent
-    group = config.mirror_group or (above.name if is_sweep(above) else None)
+    swept = run.remote.sweep_name() if run.remote is not None else above.name if is_sweep(above) else None
+    group = config.mirror_group or swept
     return Labels(project=config.name, group=group, tags=config.mirror_tags)
 
 

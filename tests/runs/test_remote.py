@@ -335,3 +335,36 @@ def test_what_is_written_beside_the_copy_may_come_and_go_while_it_is_sent(tmp_pa
     finally:
         stop.set()
         exporting.join()
+
+
+def test_a_file_that_another_host_removes_while_it_is_brought_is_none_of_the_copy(tmp_path, url, store, monkeypatch):
+    for name in ("config.json", "metrics", "summary.json"):
+        store.write(name, b"{}")
+    ask = Store.ask
+
+    def removed_in_between(self, method, *arguments, **settings):
+        if method == "get" and store.version("summary.json"):
+            ask(store, "rm_file", store.path("summary.json"))
+        return ask(self, method, *arguments, **settings)
+
+    monkeypatch.setattr(Store, "ask", removed_in_between)
+    reader = RemoteFolder(url, tmp_path / "one", reading=True)
+    reader.fetch(lambda name: True)
+    assert {path.name for path in reader.folder.iterdir()} == {"config.json", "metrics"}
+    assert not list(reader.folder.parent.glob("incoming-*"))
+
+
+def test_a_lease_that_another_took_between_the_end_of_its_holder_and_a_look_stays(store, monkeypatch):
+    monkeypatch.setattr(lease, "SETTLE", 0.0)
+    quicker = Lease(store)
+
+    def ends(self, before):
+        store.ask("rm_file", store.path(locks.NAME))
+        quicker.__enter__()
+
+    store.write(locks.NAME, b"of a host that lives")
+    monkeypatch.setattr(Lease, "_wait_for_silence", ends)
+    with pytest.raises(FolderInUse, match="is being written by process"), Lease(store):
+        pass
+    quicker.confirm()
+    quicker.__exit__()

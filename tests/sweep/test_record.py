@@ -12,7 +12,7 @@ from jaxtune.storage import locks
 from jaxtune.storage.documents import read_json, write_json
 from jaxtune.sweep.language import Setting, crossed, parse_axes
 from jaxtune.sweep.record import Trial, grow, trials_of
-from jaxtune.sweep.run import Waiting
+from jaxtune.sweep.waiting import Waiting, claimed_now
 
 CONFIG = {"name": "toy"}
 
@@ -78,7 +78,7 @@ def test_runs_that_another_process_trains_are_left_to_it(tmp_path):
         for trial in trials
     ]
     with locks.only_writer(runs[0].folder), contextlib.ExitStack() as held:
-        assert [run.claim(held) for run in runs] == [False, True]
+        assert list(claimed_now(runs, held)) == [runs[1].folder.name]
         with pytest.raises(locks.FolderInUse):
             grow(tmp_path / "s", CONFIG, [], overwrite=True)
     with contextlib.ExitStack() as held:

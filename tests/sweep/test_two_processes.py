@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers import tiny_model
@@ -21,7 +22,8 @@ from helpers import tiny_config
 
 def config():
     found = tiny_config(pathlib.Path({folder!r}))
-    return dataclasses.replace(found, eval=dataclasses.replace(found.eval, generate=False))
+    changes = dict(eval=dataclasses.replace(found.eval, generate=False))
+    return dataclasses.replace(found, data=dataclasses.replace(found.data, cache_dir=None), **changes)
 """
 
 
@@ -54,3 +56,56 @@ def test_each_run_of_a_grid_is_trained_once_by_one_of_two_processes(tmp_path):
     assert len(rooms) == 1, "both processes put all runs into one room"
     rows = list(csv.DictReader((tmp_path / "s" / "results.csv").read_text().splitlines()))
     assert len(rows) == 6 and {row["status"] for row in rows} == {"finished"}
+
+
+def on_host(host: pathlib.Path, config: pathlib.Path, sweep_dir: str) -> subprocess.Popen:
+    """The sweep's command on a host with a working folder, a home and a cache of its own."""
+    work, home, cache = (host / name for name in ("work", "home", "cache"))
+    for folder in (work, home):
+        folder.mkdir(parents=True)
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    command = [sys.executable, "-m", "jaxtune", "sweep", str(config), "--sweep-dir", sweep_dir]
+    command += ["--grid", "optim.peak_lr=1e-2,3e-3,1e-3"]
+    return subprocess.Popen(
+        command, cwd=work, env=os.environ | {"PYTHONPATH": paths, "HOME": str(home), "JAXTUNE_CACHE": str(cache)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def untimed(folder: pathlib.Path) -> list[dict]:
+    """Rows of a run's metrics without what a clock decides."""
+    clock = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
+
+
+@pytest.mark.slow
+def test_hosts_without_a_shared_disk_share_a_sweep_in_a_bucket_bit_for_bit_as_one_host_alone(tmp_path):
+    tiny_model(tmp_path / "base")
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(folder=str(tmp_path)))
+    bucket = f"file://{tmp_path}/bucket/s"
+    killed = on_host(tmp_path / "killed", config, bucket)
+    runs = tmp_path / "bucket" / "s" / "runs"
+    until = time.monotonic() + 300
+    while not list(runs.glob("*/checkpoints/*/checkpoint.json")) and time.monotonic() < until:
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    [claimed] = [path.parent.name for path in runs.glob("*/.writer")]
+    hosts = [on_host(tmp_path / name, config, bucket) for name in ("one", "two")]
+    outputs = [process.communicate(timeout=500) for process in hosts]
+    assert [process.returncode for process in hosts] == [0, 0], outputs
+    trained = [re.findall(r"^\[\d/3\] (\S+)$", out, re.MULTILINE) for out, _ in outputs]
+    names = sorted(path.name for path in runs.iterdir())
+    assert len(names) == 3 and sorted(trained[0] + trained[1]) == names and all(trained)
+    assert f"{claimed}: goes on from its last checkpoint" in outputs[0][0] + outputs[1][0]
+    alone = on_host(tmp_path / "alone", config, str(tmp_path / "local"))
+    assert alone.communicate(timeout=500) and alone.returncode == 0
+    for name in names:
+        here, there = tmp_path / "local" / "runs" / name, runs / name
+        assert untimed(there) == untimed(here)
+        assert (there / "model/model.safetensors").read_bytes() == (here / "model/model.safetensors").read_bytes()
+    rows = list(csv.DictReader((tmp_path / "bucket" / "s" / "results.csv").read_text().splitlines()))
+    assert len(rows) == 3 and not list(runs.glob("*/.writer"))
+    assert not list((tmp_path / "one" / "work").iterdir()), "something was written outside the cache"

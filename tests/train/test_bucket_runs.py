@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
-import sys
 
 import jax
 import pytest
 from helpers import tiny_config, tiny_config_file, tiny_model
+from writes import Writes
 
 from jaxtune import cli
 from jaxtune.errors import UserError
@@ -43,25 +42,6 @@ def timeless(run_dir: pathlib.Path) -> list[dict]:
 
 def weights(run_dir: pathlib.Path) -> bytes:
     return (run_dir / "model" / "model.safetensors").read_bytes()
-
-
-class Writes:
-    """Files and folders that Python code writes while it is open, by the interpreter's audit events."""
-
-    def __init__(self) -> None:
-        self.seen: set[str] = set()
-        self.open = False
-        sys.addaudithook(self._hear)
-
-    def _hear(self, event: str, arguments: tuple) -> None:
-        if not self.open:
-            return
-        if event == "open" and isinstance(arguments[0], str | os.PathLike):
-            path, _, flags = arguments
-            if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                self.seen.add(os.path.abspath(path))
-        elif event in ("os.mkdir", "os.rename", "shutil.copyfile", "os.symlink"):
-            self.seen.add(os.path.abspath(arguments[0 if event == "os.mkdir" else 1]))
 
 
 def test_a_run_that_is_killed_and_loses_its_disk_ends_bit_for_bit_and_writes_into_the_cache_alone(

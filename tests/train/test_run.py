@@ -18,6 +18,7 @@ from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints
 from jaxtune.runs.history import read_rows, read_run
 from jaxtune.runs.mirrors import Labels
+from jaxtune.runs.remote import RemoteFolder
 from jaxtune.runs.results import exact_over_steps, fixed_answers
 from jaxtune.step.programs import Programs
 from jaxtune.train import documents, loop, measure, plans, resolution
@@ -112,6 +113,15 @@ def test_a_run_of_a_sweep_is_filed_under_the_sweep(place, tmp_path):
         run, inputs=dataclasses.replace(run.inputs, config=tiny_config(place, mirror_group="g"))
     )
     assert labels_of(named).group == "g"
+
+
+def test_a_run_of_a_sweep_in_a_bucket_is_filed_under_the_sweep(place, tmp_path):
+    sweep = RemoteFolder(f"memory://{tmp_path}/warmups", tmp_path / "cache", mark="sweep.json")
+    run = plan_run(tiny_config(place), sweep.run("one"))
+    assert labels_of(run).group is None
+    sweep.store.write("sweep.json", b"{}")
+    assert labels_of(run).group == "warmups"
+    assert RemoteFolder("memory://bucket/one", tmp_path).sweep_name() is None
 
 
 def test_the_size_of_a_run_is_said_before_it_starts(place):
