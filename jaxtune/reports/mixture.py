@@ -58,7 +58,9 @@ def about(mixed: Json) -> list[str]:
         effective = number(mixed["effective_tasks"])
         notes.append(f"{effective:.2f} effective tasks (exponential of the entropy of the shares)")
     if mixed.get("total_variation") is not None:
-        notes.append(f"caps and rounding moved {percent(number(mixed['total_variation']))} of the run between tasks")
+        shares = [one["shares"] for one in mixed.get("stages", ())]
+        what = "stages, caps and rounding" if shares[1:] and shares[-1] != shares[0] else "caps and rounding"
+        notes.append(f"{what} moved {percent(number(mixed['total_variation']))} of the run between tasks")
     if mixed.get("fill") is not None:
         notes.append(f"rows of {mixed.get('seq_len', '?')} tokens are {percent(number(mixed['fill']))} full")
     return notes

@@ -88,7 +88,7 @@ def test_the_page_shows_the_stages_and_the_policy(finished):
     page = (run_dir / "report.html").read_text(encoding="utf-8")
     assert "in stages whose shares follow the policy bandit" in page and ">Stages</h3>" in page
     share = read(run_dir, "mixture.json")["stages"][2]["shares"]["small"]
-    assert f"{share:.1%} · " in page
+    assert f"{share:.1%} · " in page and "Stages, caps and rounding moved" in page
 
 
 def test_rates_are_those_of_the_whole_run(finished):
