@@ -6,7 +6,6 @@ of the job died; a traceback is a bug.
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 import traceback
@@ -17,7 +16,7 @@ import jaxtune
 from jaxtune import commands
 from jaxtune.errors import UserError, did_you_mean, say
 from jaxtune.mixture import OnCap, Strategy
-from jaxtune.storage.faults import foreseen, is_unforeseen
+from jaxtune.storage.faults import FaultsOfThreads, foreseen
 from jaxtune.sweep import arguments as arms
 from jaxtune.terminal import streams
 from jaxtune.terminal.arguments import local_path, run_place, whole
@@ -42,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.parser.error(f"unknown argument {rest[0]!r}" + arguments.parser.meant(rest[0]))
     arguments.rest = rest
     streams.open_closed()
-    logging.getLogger("absl").addFilter(is_unforeseen)  # Orbax logs what its saving thread met, and raises it as well
     # A run outlives its terminal; the other commands exist for what they print.
-    with streams.surviving("stderr", *(["stdout"] if arguments.command in ("train", "sweep", "transfer") else [])):
-        return run_command(arguments, debug=debug)
+    outlives = ["stdout"] if arguments.command in ("train", "sweep", "transfer") else []
+    with streams.surviving("stderr", *outlives), FaultsOfThreads() as of_threads:
+        return run_command(arguments, of_threads, debug=debug)
 
 
-def run_command(arguments: argparse.Namespace, *, debug: bool) -> int:
+def run_command(arguments: argparse.Namespace, of_threads: FaultsOfThreads, *, debug: bool) -> int:
     """Run a parsed command; returns the exit code. What ends it in a foreseen way is told in one message."""
     try:
         if arguments.command in USE_JAX:
@@ -72,6 +71,7 @@ def run_command(arguments: argparse.Namespace, *, debug: bool) -> int:
         told = None if debug else foreseen(error)
         if told is None:
             raise
+        of_threads.told()
         code, message = told
         say(f"error: {message}", file=sys.stderr)
         return code
@@ -260,7 +260,7 @@ def add_generate(rows: Subparsers) -> None:
     parser.add_argument("--top-k", type=whole(1, 2**31 - 1))
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--min-p", type=float)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
     add_json(parser)
 
 

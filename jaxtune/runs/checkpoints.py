@@ -24,7 +24,8 @@ from jaxtune.parallel.job import barrier
 from jaxtune.runs.documents import read_checkpoint
 from jaxtune.runs.leaves import described, differences, mismatch, parts, placed
 from jaxtune.runs.retention import COMMITTED, DOCUMENT, CheckpointConfig, Keep, is_step, open_folder, ranked
-from jaxtune.storage.documents import Json, UnreadableDocument, is_remains, naming, number, plain, write_sealed
+from jaxtune.storage.documents import Json, UnreadableDocument, is_remains, number, plain, write_sealed
+from jaxtune.storage.faults import faults_at
 from jaxtune.storage.fingerprints import file_digests, files_below
 from jaxtune.storage.stores import StoreError
 
@@ -143,17 +144,19 @@ class Checkpoints:
         self._saving = step, document
         self._metrics[step] = document["metrics"]
         items = ocp.args.Composite(params=ocp.args.PyTreeSave(params), rest=ocp.args.PyTreeSave(rest))
-        if not self._manager.save(step, args=items, force=True):
-            raise RuntimeError(f"Orbax did not save step {step} in {self.directory}")
+        with faults_at(self.directory):
+            if not self._manager.save(step, args=items, force=True):
+                raise RuntimeError(f"Orbax did not save step {step} in {self.directory}")
 
     def wait(self) -> None:
         """Block until the running save is committed; raise its error if it failed."""
-        with naming(self.directory):
+        with faults_at(self.directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait for the running save and the copies, and release the threads."""
-        self._manager.close()
+        with faults_at(self.directory):
+            self._manager.close()
         self._copy_out(last=True)
 
     def fetch(self) -> None:

@@ -4,14 +4,20 @@ They are neither the user's input nor a bug: the command line prints one line an
 saved before stays good, because nothing is written in place.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import pathlib
 import re
 import shutil
+import sys
+import threading
+import traceback
 from collections.abc import Iterator
+from typing import Any
 
+from jaxtune.errors import say
 from jaxtune.storage.userfiles import blame
 
 EXIT_STORAGE = 74
@@ -64,13 +70,77 @@ def foreseen(error: BaseException) -> tuple[int, str] | None:
     return 1 if given else EXIT_STORAGE, fault
 
 
-def is_unforeseen(record: logging.LogRecord) -> bool:
-    """A filter for loggers of libraries: without faults of the disk, which they raise as well.
+@contextlib.contextmanager
+def faults_at(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Context in which a fault of the disk that names no file is raised as an OSError at `path`."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        causes = list(_causes(error))
+        code = next((code for cause in causes if (code := _code(cause)) is not None), None)
+        if code is None or any(_code(cause) is not None and _place(cause) for cause in causes):
+            raise
+        raise OSError(code, os.strerror(code), os.fspath(path)) from error
 
-    The one line about the fault would stand behind their traceback.
+
+class FaultsOfThreads:
+    """Context manager: tracebacks of faults of the disk in threads are kept back until the end of the block.
+
+    A save that fails in a thread of a library is raised in the main thread as well, which tells it in one line. Python
+    and the library show it at once and as a traceback; so do threads whose writes are still under way then, and which
+    find the event loop of the save closed. What was kept is shown at the end, unless `told` was called: then the line
+    stands for all of it. Every other exception of a thread is shown at once, as ever.
     """
-    error = record.exc_info[1] if record.exc_info else None
-    return error is None or describe_fault(error) is None
+
+    LOGGERS = ("absl", "asyncio")
+    """Loggers that show exceptions of saving threads."""
+    MOST = 20
+    """Exceptions kept; the same one can come from hundreds of writes."""
+
+    def __init__(self):
+        self._kept: list[str] = []
+        self._told = False
+        self._before: tuple[Any, Any] = sys.unraisablehook, threading.excepthook
+
+    def __enter__(self) -> "FaultsOfThreads":
+        self._before = sys.unraisablehook, threading.excepthook
+        sys.unraisablehook, threading.excepthook = self._unraisable, self._of_thread
+        for name in self.LOGGERS:
+            logging.getLogger(name).addFilter(self._of_log)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._told:
+            return  # writes may still be under way, and show their ends until the interpreter has gone
+        sys.unraisablehook, threading.excepthook = self._before
+        for name in self.LOGGERS:
+            logging.getLogger(name).removeFilter(self._of_log)
+        for text in self._kept:
+            say(text.rstrip(), file=sys.stderr)
+
+    def told(self) -> None:
+        """The main thread tells the fault; what threads meet of it is left out from now on, to the process's end."""
+        self._told = True
+
+    def _unraisable(self, unraisable: Any) -> None:
+        if not self._keep(unraisable.exc_value):
+            self._before[0](unraisable)
+
+    def _of_thread(self, arguments: Any) -> None:
+        if not self._keep(arguments.exc_value):
+            self._before[1](arguments)
+
+    def _of_log(self, record: logging.LogRecord) -> bool:
+        return not self._keep(record.exc_info[1] if record.exc_info else None)
+
+    def _keep(self, error: BaseException | None) -> bool:
+        """Keep a fault of the disk, or what follows from one, as text; whether it was one."""
+        after = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        if error is None or not (after or describe_fault(error) is not None):
+            return False
+        if len(self._kept) < self.MOST:
+            self._kept.append("".join(traceback.format_exception(error)))
+        return True
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -98,19 +99,73 @@ def test_the_command_line_tells_a_fault_in_one_line(tmp_path, monkeypatch, capsy
         cli.main(["mix", "--sizes", "a=1"])
 
 
-def test_a_librarys_log_of_a_fault_is_left_out_and_any_other_is_kept(monkeypatch, caplog):
-    def saves_in_a_thread(arguments):
-        for error in (OSError(errno.ENOSPC, "No space left on device"), KeyError("a bug")):
-            try:
-                raise error
-            except (OSError, KeyError):
-                logging.getLogger("absl").error("saving failed", exc_info=True)
-        logging.getLogger("absl").error("only words")
+class Dropped:
+    """An object that raises while nobody can catch it."""
 
-    monkeypatch.setattr(commands, "run_mix", saves_in_a_thread)
+    def __init__(self, error: BaseException):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+def raise_in_thread(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+
+
+def log(error: BaseException) -> None:
+    logging.getLogger("absl").error("saving failed", exc_info=error)
+
+
+@pytest.fixture
+def of_python(monkeypatch, capsys):
+    """The hooks and filters as Python has them, and again afterwards."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    for name in faults.FaultsOfThreads.LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
+    monkeypatch.setattr(logging.getLogger("absl"), "handlers", [logging.lastResort])
+
+
+@pytest.mark.parametrize("way", [Dropped, raise_in_thread, log])
+def test_what_threads_meet_of_a_fault_is_shown_unless_the_command_tells_it(of_python, monkeypatch, capsys, way):
+    full, closed, bug = OSError(errno.ENOSPC, "No space left"), RuntimeError("Event loop is closed"), KeyError("a bug")
+
+    def in_threads(arguments):
+        for error in (full, closed, bug):
+            way(error)
+        print("the command ends", file=sys.stderr)
+        if arguments.json:
+            raise full
+
+    monkeypatch.setattr(commands, "run_mix", in_threads)
     assert cli.main(["mix", "--sizes", "a=1"]) == 0
-    logged = [record.exc_info and record.exc_info[0] for record in caplog.records]
-    assert logged == [KeyError, None]
+    before, after = capsys.readouterr().err.split("the command ends")
+    assert "KeyError: 'a bug'" in before and "No space left" not in before and "closed" not in before
+    assert "OSError: [Errno 28] No space left" in after and "RuntimeError: Event loop is closed" in after
+    assert cli.main(["mix", "--sizes", "a=1", "--json"]) == 74
+    way(closed)  # while the interpreter ends
+    before, after = capsys.readouterr().err.split("the command ends")
+    assert "KeyError: 'a bug'" in before and "No space left" not in before and "closed" not in before
+    assert after.startswith("\nerror: ") and after.count("\n") == 2
+
+
+def test_a_fault_that_names_no_file_is_told_with_the_folder(tmp_path):
+    unnamed = [OSError(errno.ENOSPC, "No space left on device"), ValueError("INTERNAL: No space left on device [..]")]
+    for error in unnamed:
+        with pytest.raises(OSError) as told, faults.faults_at(tmp_path / "run"):
+            raise error
+        assert str(describe_fault(told.value)).startswith(f"{tmp_path}/run: no space is left on the device (")
+    named = ValueError(f"INTERNAL: Error writing '{tmp_path}/file': No space left on device")
+    for error in (named, ValueError("bad value"), KeyError("x")):
+        with pytest.raises(type(error)) as same, faults.faults_at(tmp_path / "run"):
+            raise error
+        assert same.value is error
 
 
 def test_every_writer_names_its_file_and_leaves_the_old_one_whole(tmp_path):
