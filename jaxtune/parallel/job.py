@@ -88,8 +88,8 @@ def start(place: Place | None, *, heartbeat_seconds: int = 30, timeout_seconds: 
     """Join the job; must come before anything touches a device. Without a place nothing happens.
 
     All processes must be there within `timeout_seconds`; otherwise each says in one line who is missing and leaves with
-    `EXIT_HOST_LOST`. Raises UserError for a port that is taken, for numbers that are given twice, and for times that
-    are not between a second and a day.
+    `EXIT_HOST_LOST`. So does each when one of them dies before all have joined. Raises UserError for a port that is
+    taken, for numbers that are given twice, and for times that are not between a second and a day.
 
     A process that sends no heartbeat for `heartbeat_seconds` is dead, and ends the job on every host: at once where the
     collective operations notice, else by JAX's runtime, which prints that another task died.
@@ -103,20 +103,27 @@ def start(place: Place | None, *, heartbeat_seconds: int = 30, timeout_seconds: 
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds, initialization_timeout=timeout_seconds)
     else:
         assert place.coordinator is not None and place.processes is not None and place.process is not None
+        me = f"process {place.process} of {place.processes}"
+
+        def lost(text: str) -> None:
+            say(f"{me}: {text}; start the job again", file=sys.stderr, flush=True)
+            os._exit(EXIT_HOST_LOST)  # the main thread waits inside JAX's runtime
+
         try:
-            roll_call(place.coordinator, place.processes, place.process, timeout=timeout_seconds)
+            joining = roll_call(place.coordinator, place.processes, place.process, timeout=timeout_seconds, lost=lost)
         except MissingProcesses as error:
-            say(f"process {place.process} of {place.processes}: {error}; start the job again", file=sys.stderr)
+            say(f"{me}: {error}; start the job again", file=sys.stderr)
             raise SystemExit(EXIT_HOST_LOST) from error
-        jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process,
-            None if place.local_devices is None else list(place.local_devices),
-            cluster_detection_method="deactivate",
-            heartbeat_timeout_seconds=heartbeat_seconds,
-            initialization_timeout=timeout_seconds,
-        )
+        with joining:
+            jax.distributed.initialize(
+                place.coordinator,
+                place.processes,
+                place.process,
+                None if place.local_devices is None else list(place.local_devices),
+                cluster_detection_method="deactivate",
+                heartbeat_timeout_seconds=heartbeat_seconds,
+                initialization_timeout=timeout_seconds,
+            )
     say(
         f"process {jax.process_index()} of {jax.process_count()}, by {place.source.value}; "
         f"a process without a heartbeat for {heartbeat_seconds} s ends the job",

@@ -2,12 +2,17 @@
 
 JAX's runtime waits for all processes too, but ends a job that cannot come together by a C++ abort that names nobody.
 Process 0 listens at the coordinator's port for the others, each of which says its number; when all are there (or it is
-clear that they will not be) everyone is told, the port is freed, and JAX's runtime takes it over.
+clear that they will not be) everyone is told, the port is freed, and JAX's runtime takes it over. The connections stay
+open until all have joined there, so that a process that dies on the way is noticed by all at once.
 """
 
+import contextlib
 import json
+import selectors
 import socket
+import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from jaxtune.errors import UserError
@@ -16,6 +21,8 @@ GREETING = b"jaxtune roll call "
 """First bytes of a process that calls; anything else that connects to the port is ignored."""
 LINE = 4096
 """Most bytes of a line on either side."""
+COMPLETE, JOINED = ["complete", ""], ["joined", ""]
+"""Verdict on a job whose processes are all there; word of a process that JAX's runtime has taken in."""
 
 
 class MissingProcesses(Exception):
@@ -30,21 +37,87 @@ class Caller(NamedTuple):
     address: str
 
 
-def roll_call(coordinator: str, processes: int, process: int, *, timeout: float) -> None:
+class Joining:
+    """Context in which the processes of a complete job join JAX's runtime: when one of them dies there, all are told.
+
+    `lost` is called with the words for it, in a thread, as the main thread waits inside the runtime.
+    """
+
+    def __init__(self, others: Mapping[int, socket.socket], lost: Callable[[str], None]):
+        self._others, self._lost = dict(others), lost
+        self._said, self._failed = threading.Event(), False
+        self._thread = threading.Thread(target=self._watch, name="roll call", daemon=True)
+
+    def __enter__(self) -> "Joining":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._failed = kind is not None
+        for connection in self._others.values():
+            if self._failed:
+                with contextlib.suppress(OSError):  # the other one has left already
+                    connection.shutdown(socket.SHUT_RDWR)  # tells the others, as the end of this process would
+            else:
+                _send(connection, JOINED)
+        self._said.set()
+
+    def _watch(self) -> None:
+        try:
+            if self._all_joined():
+                self._said.wait()
+                for process, connection in self._others.items():
+                    if process:  # who closes first keeps the port busy for a while: let it be the callers
+                        _receive(connection)
+        finally:
+            self._said.wait()
+            for connection in self._others.values():
+                connection.close()
+
+    def _all_joined(self) -> bool:
+        """Wait for the words of all others; tell where one leaves without them."""
+        with selectors.DefaultSelector() as waiting:
+            for process, connection in self._others.items():
+                connection.settimeout(5)
+                waiting.register(connection, selectors.EVENT_READ, process)
+            while waiting.get_map():
+                for key, _ in waiting.select():
+                    said = _receive(self._others[key.data], greeting=b"")
+                    waiting.unregister(key.fileobj)
+                    if said != JOINED:
+                        self._tell(said, key.data)
+                        return False
+        return True
+
+    def _tell(self, said: object, process: int) -> None:
+        if self._failed:
+            return
+        text = said[1] if isinstance(said, list) and len(said) == 2 else None
+        text = text if isinstance(text, str) else f"process {process} ended before all had joined"
+        for connection in self._others.values():
+            _send(connection, ["lost", text])
+        self._lost(text)
+
+
+def roll_call(
+    coordinator: str, processes: int, process: int, *, timeout: float, lost: Callable[[str], None]
+) -> Joining:
     """Return on every process when all `processes` of the job have called at `coordinator` (`host:port`).
+
+    The context returned is to be left when this process has joined; `lost` is called where another one dies before.
 
     Raises UserError on all of them if two have one number, if one counts another number of processes, or if the port is
     taken on process 0; and MissingProcesses if somebody has not come after `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     if process == 0:
-        _preside(coordinator, processes, deadline, timeout)
-    else:
-        _call(coordinator, processes, process, deadline, timeout)
+        return Joining(_preside(coordinator, processes, deadline, timeout), lost)
+    return Joining({0: _call(coordinator, processes, process, deadline, timeout)}, lost)
 
 
-def _preside(coordinator: str, processes: int, deadline: float, timeout: float) -> None:
+def _preside(coordinator: str, processes: int, deadline: float, timeout: float) -> dict[int, socket.socket]:
     callers: list[Caller] = []
+    complete = False
     try:
         with _listen(coordinator) as server:
             verdict = _collect(server, callers, processes, deadline)
@@ -53,13 +126,15 @@ def _preside(coordinator: str, processes: int, deadline: float, timeout: float) 
             verdict = ["missing", f"process {_listed(missing)} of {processes} did not come within {timeout:.0f} s"]
         for caller in callers:
             _send(caller.connection, verdict)
-        for caller in callers:  # who closes first keeps the port busy for a while: let it be the callers
+        complete = verdict == COMPLETE
+        for caller in callers if not complete else ():  # the callers close first, as above
             caller.connection.settimeout(5)
             _receive(caller.connection)
     finally:
-        for caller in callers:
+        for caller in callers if not complete else ():
             caller.connection.close()
     _judge(verdict)
+    return {caller.process: caller.connection for caller in callers}
 
 
 def _collect(server: socket.socket, callers: list[Caller], processes: int, deadline: float) -> list[str] | None:
@@ -82,10 +157,10 @@ def _collect(server: socket.socket, callers: list[Caller], processes: int, deadl
         if said[0] in known or not 1 <= said[0] < processes:
             where = f"{known.get(said[0], 'process 0 itself')} and {address[0]}"
             return ["error", f"two processes of the job have the number {said[0]} (on {where}); give each its own"]
-    return ["complete", ""]
+    return COMPLETE
 
 
-def _call(coordinator: str, processes: int, process: int, deadline: float, timeout: float) -> None:
+def _call(coordinator: str, processes: int, process: int, deadline: float, timeout: float) -> socket.socket:
     host, port = _parts(coordinator)
     while True:
         try:
@@ -97,13 +172,17 @@ def _call(coordinator: str, processes: int, process: int, deadline: float, timeo
                     f"process 0 cannot be reached at {coordinator} after {timeout:.0f} s ({error.strerror or error})"
                 ) from error
             time.sleep(0.2)
-    with connection:
+    try:
         connection.sendall(GREETING + json.dumps([process, processes]).encode() + b"\n")
         connection.settimeout(max(1.0, deadline - time.monotonic() + 10))
         verdict = _receive(connection, greeting=b"")
-    if not isinstance(verdict, list) or len(verdict) != 2:
-        raise MissingProcesses(f"process 0 at {coordinator} ended during the roll call")
-    _judge(verdict)
+        if not isinstance(verdict, list) or len(verdict) != 2:
+            raise MissingProcesses(f"process 0 at {coordinator} ended during the roll call")
+        _judge(verdict)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _judge(verdict: list[str]) -> None:
@@ -144,7 +223,7 @@ def _receive(connection: socket.socket, greeting: bytes = GREETING) -> object:
     line = b""
     try:
         while not line.endswith(b"\n") and len(line) < LINE:
-            if not (more := connection.recv(LINE)):
+            if not (more := connection.recv(1)):  # the next line may be there already, and is another call's
                 return None
             line += more
     except OSError:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import distributed_worker as worker
 import jax
@@ -140,6 +141,27 @@ def test_a_process_that_hangs_for_a_dead_one_is_ended_within_the_heartbeat(tmp_p
     finish([job[victim]])
     assert survivor.returncode in (-signal.SIGABRT, distributed.EXIT_HOST_LOST)
     assert re.search("another (task|process)", output)
+
+
+DIES = """
+import os, sys
+import jax
+from jaxtune.parallel import job
+if os.environ["JAXTUNE_PROCESS"] == sys.argv[1]:
+    jax.distributed.initialize = lambda *_, **__: os._exit(9)
+job.start(job.detect(os.environ), heartbeat_seconds=10, timeout_seconds=60)
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_between_the_call_and_joining_ends_the_other_in_one_line(victim):
+    begin = time.monotonic()
+    job = spawn(["-c", DIES, victim], 2)
+    logs = finish(job)
+    assert time.monotonic() - begin < 40, "it does not wait for the time of the start to be over"
+    assert [child.returncode for child in job] == [9, distributed.EXIT_HOST_LOST][:: 1 - 2 * victim], logs
+    line = f"process {1 - victim} of 2: process {victim} ended before all had joined; start the job again"
+    assert logs[1 - victim].strip() == line
 
 
 SLURM = {

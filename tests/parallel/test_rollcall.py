@@ -19,7 +19,10 @@ def call(numbers: list[tuple[int, int]], *, timeout: float = 20.0, port: int | N
 
     def one(place: int, process: int, processes: int) -> None:
         try:
-            found.put((place, roll_call(coordinator, processes, process, timeout=timeout)))
+            with roll_call(
+                coordinator, processes, process, timeout=timeout, lost=lambda text: found.put((place, text))
+            ):
+                found.put((place, None))
         except (UserError, MissingProcesses) as error:
             found.put((place, error))
 
@@ -36,6 +39,29 @@ def test_all_go_on_when_all_are_there_and_the_port_is_free_again():
     assert call([(2, 4), (0, 4), (3, 4), (1, 4)], port=port) == [None] * 4
     assert call([(0, 2), (1, 2)], port=port) == [None] * 2
     assert call([(0, 1)]) == [None]
+
+
+@pytest.mark.parametrize("dead", [0, 2])
+def test_all_are_told_at_once_when_one_dies_before_all_have_joined(dead):
+    """Process 1 has joined already; the others wait inside the runtime."""
+    coordinator, told, gone = f"localhost:{free_port()}", queue.Queue(), threading.Event()
+
+    def one(process: int) -> None:
+        joining = roll_call(coordinator, 3, process, timeout=20.0, lost=lambda text: told.put((process, text)))
+        with contextlib.suppress(KeyError), joining:
+            if process == dead:
+                raise KeyError("its end closes its connections, as a kill does")
+            if process != 1:
+                gone.wait(20)
+
+    threads = [threading.Thread(target=one, args=(process,)) for process in range(3)]
+    for thread in threads:
+        thread.start()
+    heard = dict(told.get(timeout=10) for _ in range(2))
+    assert heard == dict.fromkeys({0, 1, 2} - {dead}, f"process {dead} ended before all had joined")
+    gone.set()
+    for thread in threads:
+        thread.join(timeout=20)
 
 
 def test_everyone_is_told_who_did_not_come_within_the_time():
@@ -64,7 +90,7 @@ def test_all_processes_are_told_what_does_not_fit(numbers, message):
 
 def test_a_port_that_is_taken_is_named_at_once():
     with socket.create_server(("", 0)) as server, pytest.raises(UserError, match="is another job running there"):
-        roll_call(f"localhost:{server.getsockname()[1]}", 2, 0, timeout=60.0)
+        roll_call(f"localhost:{server.getsockname()[1]}", 2, 0, timeout=60.0, lost=print)
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"jaxtune roll call [1]\n", b"jaxtune roll call {\n"])
