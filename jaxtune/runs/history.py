@@ -10,7 +10,7 @@ import orjson
 
 from jaxtune.errors import UserError
 from jaxtune.runs import documents
-from jaxtune.storage.documents import Json, UnreadableDocument, number
+from jaxtune.storage.documents import Json, UnreadableDocument, number, read_text
 from jaxtune.storage.schemas import check_shape
 
 METRICS = "metrics.jsonl"
@@ -170,7 +170,7 @@ class Run:
 def origin_of(folder: Path) -> str | None:
     """The URL of which a folder is a copy in the cache; None for any other."""
     beside = folder.parent / ORIGIN
-    return beside.read_text(encoding="utf-8") if beside.is_file() else None
+    return read_text(beside) if beside.is_file() else None
 
 
 def read_run(run_dir: Path | str) -> Run:

@@ -157,10 +157,12 @@ def holder_of(store: Store) -> Holder | None:
 
 def _holder(content: bytes | None) -> Holder | None:
     said = _said(content)
-    try:
-        return Holder(**{field.name: said[field.name] for field in dataclasses.fields(Holder)})
-    except KeyError:  # no lease, or one that was cut off while it was written
-        return None
+    names = [field.name for field in dataclasses.fields(Holder) if field.name != "process"]
+    texts = {name: text for name in names if isinstance(text := said.get(name), str)}
+    process = said.get("process")
+    if type(process) is not int or not 0 < process < 2**31 or len(texts) < len(names):
+        return None  # no lease, or one that was cut off while it was written, or that something else wrote
+    return Holder(process=process, **texts)
 
 
 def _age(content: bytes) -> float:

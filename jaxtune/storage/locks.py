@@ -11,6 +11,7 @@ import fcntl
 import os
 import pathlib
 import socket
+import stat
 import warnings
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from jaxtune.storage.documents import UnreadableDocument, json_line, made_folder
 
 NAME = ".writer"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)  # a link, a folder, a socket
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,8 @@ def only_writer(folder: pathlib.Path) -> Iterator[None]:
     """Be the folder's only writer inside the block; the folder is made, and removed where it is still empty then.
 
     Raises FolderInUse, and leaves everything as it is, where another process (or another block) writes there; UserError
-    where no folder can be: below a file, in a place that is no disk, by a name that no file can have.
+    where no folder can be (below a file, in a place that is no disk, by a name that no file can have), and where the
+    lock file is a link, a pipe or anything else that is no file.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     made_folder(folder)
@@ -67,7 +70,7 @@ def writer_of(folder: pathlib.Path) -> Writer | None:
 def _acquire(folder: pathlib.Path) -> int:
     """An open, locked and signed lock file."""
     while True:
-        handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = _opened(folder / NAME)
         try:
             _lock(handle, folder)
             if _is_still(handle, folder / NAME):
@@ -79,6 +82,20 @@ def _acquire(folder: pathlib.Path) -> int:
             os.close(handle)
             raise
         os.close(handle)  # its last holder removed it between our opening and our locking
+
+
+def _opened(path: pathlib.Path) -> int:
+    """The lock file, open. In a stranger's folder it may be a link to a file that must stay as it is, or a pipe."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        raise UserError(f"{path} is no plain file; remove it, as it stands where the folder's lock belongs") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{path} is no plain file; remove it, as it stands where the folder's lock belongs")
+    return handle
 
 
 def _lock(handle: int, folder: pathlib.Path) -> None:

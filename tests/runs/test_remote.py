@@ -256,6 +256,16 @@ def test_the_lease_of_a_process_that_is_known_to_be_gone_is_taken_at_once(store,
     assert time.monotonic() - started < lease.STALE / 2
 
 
+@pytest.mark.parametrize("changes", [{"process": "x"}, {"process": 2**70}, {"process": -1}, {"machine": 5}])
+def test_a_lease_of_odd_types_names_nobody_and_is_taken_once_it_is_silent(store, monkeypatch, changes):
+    monkeypatch.setattr(lease, "STALE", 0.3)
+    monkeypatch.setattr(lease, "SETTLE", 0.0)
+    leave(store, **changes)
+    assert holder_of(store) is None
+    with Lease(store) as held:
+        assert holder_of(store) == held.holder
+
+
 def test_a_lease_without_a_sign_of_life_is_taken_over_and_its_holder_sends_no_more(store, url, monkeypatch, capfd):
     monkeypatch.setattr(lease, "STALE", 0.3)
     monkeypatch.setattr(lease, "SETTLE", 0.0)

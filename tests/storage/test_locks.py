@@ -72,6 +72,24 @@ def test_an_unreadable_note_is_still_a_lock(tmp_path, content):
             raise AssertionError("two writers")
 
 
+@pytest.mark.parametrize("kind", ["link", "loop", "folder", "pipe", "socket"])
+def test_a_lock_file_that_is_no_file_is_refused_and_what_it_leads_to_stays(tmp_path, kind, monkeypatch):
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.write_text("kept")
+    lock = folder / locks.NAME
+    monkeypatch.chdir(folder)  # names of sockets are short
+    with socket.socket(socket.AF_UNIX) as listening:
+        make = {
+            "link": lambda: lock.symlink_to(elsewhere), "loop": lambda: lock.symlink_to(lock), "folder": lock.mkdir,
+            "pipe": lambda: os.mkfifo(lock), "socket": lambda: listening.bind(locks.NAME),
+        }  # fmt: skip
+        make[kind]()
+        with pytest.raises(UserError, match=r"\.writer is no plain file; remove it"), only_writer(folder):
+            raise AssertionError("it was locked")
+    assert elsewhere.read_text() == "kept"
+
+
 def _count(folder: pathlib.Path, rounds: int) -> None:
     for _ in range(rounds):
         try:
