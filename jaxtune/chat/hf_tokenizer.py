@@ -41,7 +41,10 @@ class HfTokenizer(TextEncoder):
         self._byte_level = "ByteLevel" in json.dumps(spec.get("decoder"))
         self.bos_id, self.eos_id, self.pad_id = resolve_special_ids(self.path, names, self.id_of, {})
         self.adds_bos = self._puts_bos_first()
-        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        ids = self._backend.get_vocab(with_added_tokens=True).values()
+        if not ids:
+            raise UserError(f"{self.path}: its vocabulary is empty. Copy the file again.")
+        self.vocab_size = max(ids) + 1
         self.fingerprint = fingerprint(raw, self.bos_id, self.eos_id, self.pad_id, sorted(self.controls.ids.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -34,10 +34,10 @@ class SentencePieceTokenizer(TextEncoder):
             self._model = sentencepiece.SentencePieceProcessor(model_proto=proto)
             # A later occurrence of a protobuf field wins: normalizer_spec {add_dummy_prefix: false}.
             self._inside = sentencepiece.SentencePieceProcessor(model_proto=proto + b"\x1a\x02\x18\x00")
-        except RuntimeError as error:
+            size = self._model.get_piece_size()
+            pieces = {self._model.id_to_piece(i): i for i in range(size)}
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise UserError(f"{self.path}: not a SentencePiece model ({error}). Copy it again.") from error
-        size = self._model.get_piece_size()
-        pieces = {self._model.id_to_piece(i): i for i in range(size)}
         names = special_names(self.path.parent)
         added = added_tokens(self.path.parent)
         marked = {p for p in pieces if TURN_MARKER.fullmatch(p)} | (

@@ -39,7 +39,7 @@ class SamplingConfig:
     max_new_tokens: int = 128
     """Longest answer, tokens; at least 1. The model's context may end it earlier."""
     temperature: float | int = 0.0
-    """0 takes the most probable token; above 0, logits are divided by it and a token is drawn."""
+    """0 takes the most probable token; in [1e-6, 1e6], logits are divided by it and a token is drawn."""
     top_k: int | None = None
     """Draw from the k most probable tokens; at least 1."""
     top_p: float | None = None
@@ -52,8 +52,8 @@ class SamplingConfig:
     def __post_init__(self):
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:  # else quotients of logits overflow, or are 0
+            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or in [1e-06, 1e+06]")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}; it must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:

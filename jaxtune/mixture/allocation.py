@@ -14,7 +14,7 @@ from typing import Any
 from jaxtune.errors import UserError
 from jaxtune.mixture.apportion import Number, as_fraction, largest_remainder, normalised, water_fill
 from jaxtune.mixture.rates import RateRule, shares
-from jaxtune.mixture.settings import Budget, Group, MixingUnit, MixtureConfig, OnCap, Strategy, check_number
+from jaxtune.mixture.settings import LARGEST, Budget, Group, MixingUnit, MixtureConfig, OnCap, Strategy, check_number
 
 _TEMPERATURE = {Strategy.PROPORTIONAL: 1.0, Strategy.EQUAL: math.inf, Strategy.UNIMAX: math.inf}
 """Temperatures that strategies fix."""
@@ -217,6 +217,8 @@ def _expected(
 ) -> dict[str, Fraction]:
     """Exact expected examples of each task, x."""
     check_number("the budget in examples", budget)
+    if budget > LARGEST:
+        raise UserError(f"the budget in examples must be at most {LARGEST}")
     wanted = {task: share * budget for task, share in p.items()}
     over = {task: cap for task, cap in caps.items() if cap is not None and wanted[task] > cap}
     if not over:
@@ -294,6 +296,8 @@ def _check_sizes(sizes: Mapping[str, int], config: MixtureConfig) -> None:
         absent = config.weights is not None and config.weights[task] == 0
         if size < 1 and not absent:
             raise UserError(f"task {task!r} has {size} usable examples; remove it from the mixture or give it weight 0")
+        if size > LARGEST:
+            raise UserError(f"the size of task {task!r} must be at most {LARGEST}")
 
 
 def _check_group(name: str, group: Group, sizes: Mapping[str, int]) -> None:

@@ -12,6 +12,10 @@ from jaxtune.mixture.apportion import Number
 
 POSITIVE = Range(0, 1e6, above=True, infinite=True)
 Positive = Annotated[Number, POSITIVE]
+TEMPERATURE = Range(0.01, 1e6, infinite=True)
+"""Below, powers of sizes have too many digits to reckon with, and all but the largest task have no share left."""
+LARGEST = 2**63 - 1
+"""Most examples of a task, and of a budget."""
 
 
 class Strategy(enum.Enum):
@@ -83,7 +87,7 @@ class Group:
     """Member groups by name."""
     weight: Annotated[Number | None, Range(0, 1e12)] = None
     """Rate among its siblings; None applies the strategy to the summed size of its tasks."""
-    temperature: Annotated[Number | None, POSITIVE] = None
+    temperature: Annotated[Number | None, TEMPERATURE] = None
     """Temperature among its own members; None inherits."""
 
     def __post_init__(self):
@@ -96,8 +100,8 @@ class MixtureConfig:
 
     strategy: Strategy = Strategy.TEMPERATURE
     """temperature, proportional, equal, unimax or weights."""
-    temperature: Positive = 2.0
-    """T > 0: 1 is proportional, inf is equal."""
+    temperature: Annotated[Number, TEMPERATURE] = 2.0
+    """T, at least 0.01: 1 is proportional, inf is equal."""
     rate_max: Annotated[Number | None, Range(0, 1e15, above=True, infinite=True)] = None
     """K, the mixing rate maximum: no size counts for more than this before the temperature. None: no limit."""
     scale: Annotated[Number, Range(0, 1e12, above=True)] = 1.0

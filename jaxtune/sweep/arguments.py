@@ -20,7 +20,7 @@ def add_folder(parser: argparse.ArgumentParser, path: PathParser) -> None:
     text = "train runs of one shape together, as one program; side by side on the devices of --mesh.trial"
     parser.add_argument("--stacked", action="store_true", help=text)
     text = "at most N runs together (each has its own optimizer state)"
-    parser.add_argument("--stack-size", type=whole(), metavar="N", help=text)
+    parser.add_argument("--stack-size", type=whole(1), metavar="N", help=text)
 
 
 def add_settings(parser: argparse.ArgumentParser, path: PathParser) -> None:

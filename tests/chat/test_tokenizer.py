@@ -255,6 +255,13 @@ def remove_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
 
+def empty_vocabulary(folder):
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    spec |= {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+
+
 def damage_config(folder):
     (folder / "tokenizer_config.json").write_text('{"eos_token": ')
 
@@ -267,6 +274,7 @@ def damage_config(folder):
         (replace_by_config, r"tokenizer\.json: not a tokenizer\.json"),
         (misname_eos, r"names '<\|missing\|>' as eos_token"),
         (remove_tokenizer, r"no tokenizer here"),
+        (empty_vocabulary, r"tokenizer\.json: its vocabulary is empty"),
         (damage_config, r"tokenizer_config\.json: not valid JSON"),
     ],
 )

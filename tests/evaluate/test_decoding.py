@@ -206,6 +206,7 @@ def test_prompts_that_cannot_be_continued_are_refused(model, prompt, message):
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 1e-300}, r"temperature is 1e-300; it must be 0 \(greedy\) or in \[1e-06, 1e\+06\]"),
         ({"temperature": 1.0, "top_k": 0}, "top_k is 0"),
         ({"temperature": 1.0, "top_p": 0.0}, r"top_p is 0.0; it must be in \(0, 1\]"),
         ({"temperature": 1.0, "min_p": 1.5}, r"min_p is 1.5; it must be in \[0, 1\]"),
