@@ -242,6 +242,17 @@ def test_a_small_file_that_unfolds_to_a_large_one_is_stopped_and_leaves_nothing(
     assert validate.validate_files([path]).counts == {"too-large": 1}
 
 
+def test_a_parquet_dictionary_that_unfolds_to_gigabytes_is_stopped_and_repetition_is_read(tmp_path):
+    """Half a megabyte in 150 rows: the file holds it once, packed to less than a kilobyte."""
+    table = lambda rows: pa.table({"prompt": ["x" * 500_000] * rows, "completion": [str(i) for i in range(rows)]})
+    parquet.write_table(table(150), tmp_path / "bomb.parquet", compression="zstd")
+    with pytest.raises(RecordError, match=r"bomb\.parquet: too-large: its [\d,]+ bytes unfold to more than 67,108,864"):
+        from_parquet(tmp_path / "bomb.parquet")[0]
+    parquet.write_table(table(30), tmp_path / "small.parquet", compression="zstd")
+    source = from_parquet(tmp_path / "small.parquet")
+    assert [source[i]["completion"] for i in (0, 17, 29)] == ["0", "17", "29"]
+
+
 def test_chats_that_repeat_a_little_are_no_bomb(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(LINES * 2000))
