@@ -1,6 +1,5 @@
 """Hostile inputs: data, model folders, templates, configs and options that nobody should be able to hurt with."""
 
-import dataclasses
 import gzip
 import json
 import os
@@ -10,25 +9,15 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import more_inputs
 import shared
+from hostile import ANSWER, WEIGHTS, Attack, chat, lines
 from shared import Log
 
 from jaxtune.errors import printable
 
 MEMORY = 10 << 30
 """Address space of a command: JAX alone maps some GB that it does not use."""
-Json = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Attack:
-    """An input, and the command that reads it."""
-
-    kind: str
-    name: str
-    command: tuple[object, ...]
-    accepted: bool = False
-    """A sound input, which must be taken."""
 
 
 def campaign(folder: pathlib.Path, log: Log, seed: int) -> None:
@@ -39,6 +28,7 @@ def campaign(folder: pathlib.Path, log: Log, seed: int) -> None:
     place.mkdir()
     attacks = [*data_files(place), *data_in_a_run(place, config), *model_folders(place, config.parent / "base")]
     attacks += [*templates(place, config), *config_files(place), *options(config), *run_folders(place, config)]
+    attacks += more_inputs.attacks(place / "more", config, place.parent / "finished run")
     names = [attack.name for attack in attacks]
     assert len(set(names)) == len(names), "two attacks have one name"
     for attack in attacks:
@@ -52,24 +42,18 @@ def judge(attack: Attack, folder: pathlib.Path, log: Log) -> None:
     canary.unlink(missing_ok=True)
     environ = {"JAXTUNE_CACHE": str(folder / "cache")}
     command = shared.jaxtune(*attack.command)
+    before = attack.untouched.read_bytes() if attack.untouched else None
     said = shared.run(command, folder / "said.log", seconds=60, memory=MEMORY, environ=environ)
     raw = [character for character in said.text if printable(character) != character != "\r"]
-    ended = said.code == 0 if attack.accepted else said.refused
-    right = ended and not said.crashed and not raw and not canary.exists()
-    trouble = f"{len(raw)} control characters; " if raw else "" + ("wrote a file; " if canary.exists() else "")
+    allowed = (0,) if attack.accepted else (0, 1, 2, 74, 76) if attack.either else (1, 2)
+    ended = said.code in allowed
+    wrote = canary.exists() or (attack.untouched is not None and attack.untouched.read_bytes() != before)
+    right = ended and not said.crashed and not raw and not wrote
+    trouble = (f"{len(raw)} control characters; " if raw else "") + ("wrote a file; " if wrote else "")
     log.add("inputs", attack.name, attack.kind, right, f"{trouble}{said.seconds:.1f} s, {said.in_short()}")
 
 
 # Data
-
-
-def chat(number: int, **fields: Any) -> Json:
-    turns = [("user", f"say {number}"), ("assistant", str(number))]
-    return {"id": f"r{number}", "messages": [{"role": role, "content": text} for role, text in turns], **fields}
-
-
-def lines(*records: Any) -> bytes:
-    return b"".join(record if isinstance(record, bytes) else json.dumps(record).encode() + b"\n" for record in records)
 
 
 def data_contents() -> Iterator[tuple[str, bytes]]:
@@ -116,9 +100,6 @@ def data_contents() -> Iterator[tuple[str, bytes]]:
     yield "zst noise.jsonl.zst", b"\x28\xb5\x2f\xfd" + b"\x00" * 100
     yield "noise.parquet", b"PAR1" + bytes(100) + b"PAR1"
     yield "noise.array_record", b"riegeli" * 30
-
-
-ANSWER = {"role": "assistant", "content": "b"}
 
 
 def data_files(place: pathlib.Path) -> Iterator[Attack]:
@@ -213,7 +194,6 @@ def model_folders(place: pathlib.Path, base: pathlib.Path) -> Iterator[Attack]:
     yield changed("tokenizer of noise", write("tokenizer.model", bytes(range(256)) * 9))
 
 
-WEIGHTS = "model.safetensors"
 HEADERS = {
     "of noise": bytes(range(200, 256)),
     "with a key twice": b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'

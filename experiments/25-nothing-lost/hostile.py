@@ -1,0 +1,35 @@
+"""What hostile inputs are made of: an attack, and small sound records to spoil."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+Json = dict[str, Any]
+ANSWER: Json = {"role": "assistant", "content": "b"}
+WEIGHTS = "model.safetensors"
+"""Name of the file of weights in a model folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An input, and the command that reads it."""
+
+    kind: str
+    name: str
+    command: tuple[object, ...]
+    accepted: bool = False
+    """A sound input, which must be taken."""
+    either: bool = False
+    """Whether it is sound is not the point: taken or refused, but in words and in time."""
+    untouched: pathlib.Path | None = None
+    """A file that must stay as it is."""
+
+
+def chat(number: int, **fields: Any) -> Json:
+    turns = [("user", f"say {number}"), ("assistant", str(number))]
+    return {"id": f"r{number}", "messages": [{"role": role, "content": text} for role, text in turns], **fields}
+
+
+def lines(*records: Any) -> bytes:
+    return b"".join(record if isinstance(record, bytes) else json.dumps(record).encode() + b"\n" for record in records)
