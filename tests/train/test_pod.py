@@ -133,3 +133,26 @@ def test_a_job_that_loses_all_disks_goes_on_from_the_bucket_bit_for_bit(tmp_path
     logs = finish(job)
     assert [child.returncode for child in job] == [0, 0] and "nothing to resume" in logs[0], logs
     assert weights(bucket / "killed") == weights(bucket / "whole")
+
+
+@pytest.mark.slow
+def test_a_job_with_all_inputs_in_the_bucket_goes_on_there_on_another_number_of_hosts(tmp_path):
+    config, bucket = write_config(tmp_path, 20), tmp_path / "bucket"
+    shutil.copytree(tmp_path / "base", bucket / "base")
+    shutil.rmtree(tmp_path / "base")
+    command = ["-m", "jaxtune.cli", "train", config, "--run-dir", f"file://{bucket}/x", "--restartable"]
+    command += ["--model.path", f"file://{bucket}/base", "--data.cache-dir", f"file://{bucket}/cache"]
+    job = spawn(command, 2, make_hosts(tmp_path))
+    wait_until(bucket / "x" / "checkpoints" / "00000002" / "checkpoint.json", 300.0)
+    for child in job:
+        child.kill()
+    finish(job)
+    [host, _] = make_hosts(tmp_path)
+    [alone] = spawn([*command, "--mesh.fsdp", "1", "--mesh.devices", "1"], 1, [host])
+    [log] = finish([alone])
+    assert alone.returncode == 0, log
+    assert "resuming the run" in log
+    assert log.count("fetching tokens") == 4, "those of two tasks and two splits, which the first hosts had sent"
+    assert f"fetching file://{bucket}/base into" in log
+    assert [row.step for row in read_run(bucket / "x").train] == list(range(1, 21))
+    assert {path.name for path in host.iterdir()} <= {".cache"}, "something was written outside the cache"
