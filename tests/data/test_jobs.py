@@ -380,9 +380,10 @@ def test_two_processes_give_the_same_as_one_also_with_functions_of_a_config_file
     assert "Q3" in ByteTokenizer().decode(two["loud"].example(3, 0).tokens.tolist())
 
 
-def ends_the_process(record):
+def ends_the_process(record) -> Conversation:
     """A wording that only a worker meets: what the system does to a process that takes too much memory."""
     os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("it goes on after SIGKILL")
 
 
 def test_a_worker_that_is_killed_is_told_in_one_message_and_what_is_done_stays(tmp_path, monkeypatch):
