@@ -99,7 +99,7 @@ class RemoteFolder:
         Where the block raises, what can be sent is sent, and the block's error stays the one that is raised.
         """
         self.store.check()
-        with locks.only_writer(self.folder), Lease(self.store) as self._lease:
+        with locks.only_writer(self.folder, self.url), Lease(self.store) as self._lease:
             for left in self._record.parent.glob(f"{_INCOMING}*"):  # by a process that was killed
                 shutil.rmtree(left)
             self.fetch(lambda name: not _MODEL.match(name))

@@ -38,8 +38,10 @@ class FolderInUse(UserError):
 
 
 @contextlib.contextmanager
-def only_writer(folder: pathlib.Path) -> Iterator[None]:
+def only_writer(folder: pathlib.Path, called: str | None = None) -> Iterator[None]:
     """Be the folder's only writer inside the block; the folder is made, and removed where it is still empty then.
+
+    `called`: what an error calls it, such as the URL of which it is a working copy; None: its path.
 
     Raises FolderInUse, and leaves everything as it is, where another process (or another block) writes there; UserError
     where no folder can be (below a file, in a place that is no disk, by a name that no file can have), and where the
@@ -47,7 +49,7 @@ def only_writer(folder: pathlib.Path) -> Iterator[None]:
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     made_folder(folder)
-    handle = _acquire(folder)
+    handle = _acquire(folder, called or str(folder))
     try:
         yield
     finally:
@@ -67,12 +69,12 @@ def writer_of(folder: pathlib.Path) -> Writer | None:
         return None
 
 
-def _acquire(folder: pathlib.Path) -> int:
+def _acquire(folder: pathlib.Path, called: str) -> int:
     """An open, locked and signed lock file."""
     while True:
         handle = _opened(folder / NAME)
         try:
-            _lock(handle, folder)
+            _lock(handle, folder, called)
             if _is_still(handle, folder / NAME):
                 os.ftruncate(handle, 0)
                 now = datetime.datetime.now().isoformat(" ", "seconds")
@@ -98,11 +100,11 @@ def _opened(path: pathlib.Path) -> int:
     return handle
 
 
-def _lock(handle: int, folder: pathlib.Path) -> None:
+def _lock(handle: int, folder: pathlib.Path, called: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise FolderInUse(_in_words(folder, writer_of(folder))) from None
+        raise FolderInUse(_in_words(called, writer_of(folder))) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -117,6 +119,6 @@ def _is_still(handle: int, path: pathlib.Path) -> bool:
         return False
 
 
-def _in_words(folder: pathlib.Path, writer: Writer | None) -> str:
+def _in_words(called: str, writer: Writer | None) -> str:
     who = f"process {writer.process} on {writer.host}, since {writer.since}" if writer else "another process"
-    return f"{folder} is being written by {who}; wait for its end or stop it, or choose another folder"
+    return f"{called} is being written by {who}; wait for its end or stop it, or choose another folder"

@@ -181,6 +181,13 @@ def test_a_url_that_names_no_folder_or_whose_package_is_missing_is_refused(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_working_copy_that_another_process_writes_is_called_by_its_url(tmp_path):
+    place = f"file://{tmp_path}/bucket/run"
+    first, second = (RemoteFolder(place, tmp_path / "cache") for _ in range(2))
+    with first.writing(), pytest.raises(FolderInUse, match=f"^{place} is being written by"), second.writing():
+        raise AssertionError("two writers")
+
+
 # ------------------------------------------------------------------------------------------------------- the lease
 
 
