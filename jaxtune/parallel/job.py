@@ -314,6 +314,9 @@ def _in_job() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+MOST_PORT, MOST_PROCESSES = 65_535, 100_000
+
+
 def _explicit(source: Source, given: Mapping[str, str | int | None]) -> Place:
     missing = [name for name, value in given.items() if value is None]
     if missing:
@@ -323,8 +326,12 @@ def _explicit(source: Source, given: Mapping[str, str | int | None]) -> Place:
         count, index = int(str(processes)), int(str(process))
     except ValueError:
         raise UserError(f"numbers of processes must be integers, got {dict(given)}") from None
-    if not re.fullmatch(r".+:\d+", str(coordinator)):
-        raise UserError(f"the coordinator must be host:port of process 0, got {coordinator!r}")
+    address = re.fullmatch(r"[\w.:%\[\]-]+:(\d{1,9})", str(coordinator))
+    if address is None or not 1 <= int(address[1]) <= MOST_PORT:
+        got = repr(str(coordinator)[:200])
+        raise UserError(f"the coordinator must be host:port of process 0, the port in [1, {MOST_PORT}], got {got}")
+    if not 1 <= count <= MOST_PROCESSES:
+        raise UserError(f"a job has between 1 and {MOST_PROCESSES} processes, got {str(processes)[:50]}")
     if not 0 <= index < count:
         raise UserError(f"this is process {index} of {count}; processes are numbered from 0 to {count - 1}")
     return Place(source=source, coordinator=str(coordinator), processes=count, process=index)
