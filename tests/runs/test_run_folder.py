@@ -78,8 +78,19 @@ def test_a_url_is_refused_as_a_path_before_anything_is_done(tmp_path, monkeypatc
             argument.type(url)  # pyright: ignore[reportCallIssue, reportOptionalCall]
     with pytest.raises(UserError, match="comes of a URL"), folder.only_writer(pathlib.Path(url)):
         raise AssertionError("a folder was made")
-    with pytest.raises(SystemExit):
-        cli.main(["sweep", "quickstart", "--sweep-dir", url])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["gs:/bucket/x", "hdfs://host:9/x", "memory://x/.."])
+def test_a_sweep_folder_at_a_url_that_cannot_be_served_is_refused_before_anything_is_done(
+    tmp_path, monkeypatch, capsys, url
+):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main(["sweep", "quickstart", "--sweep-dir", url, "--grid", "optim.peak-lr=1e-3", "--seeds", "0"])
+    except SystemExit as ended:  # argparse already knows that it is none
+        code = ended.code
+    assert code in (1, 2) and url.partition(":")[0] in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -129,7 +129,6 @@ def test_runs_without_their_like_run_alone_and_it_is_said(place_of, monkeypatch,
     ("arguments", "message"),
     [
         (["--stack-size", "2"], "goes with --stacked"),
-        (["--stacked", "--stack-size", "0"], "at least 1"),
         (["--mesh.trial", "2", "--mesh.devices", "2", "--mesh.data", "1"], "give --stacked"),
         (["--stacked", "--checkpoint.directory", "/nowhere"], "would be shared"),
     ],
@@ -138,4 +137,12 @@ def test_options_that_do_not_fit_are_refused(place_of, tmp_path, capsys, argumen
     command = ["sweep", str(place_of / "config.py"), "--sweep-dir", str(tmp_path / "s"), "--grid", "optim.b1=0.8,0.9"]
     assert cli.main([*command, *arguments]) == 1
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_stack_of_no_runs_is_no_number_of_runs(place_of, tmp_path, capsys):
+    command = ["sweep", str(place_of / "config.py"), "--sweep-dir", str(tmp_path / "s"), "--grid", "optim.b1=0.8,0.9"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "--stacked", "--stack-size", "0"])
+    assert ended.value.code == 2 and "'0' is not a whole number in [1," in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
