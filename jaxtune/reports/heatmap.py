@@ -58,7 +58,8 @@ def heatmap_png(grids: Sequence[Grid], path: Path) -> None:
 
     colours = LinearSegmentedColormap.from_list("heat", ["#f4f6f9", "#9cc0ea", "#1f6fc4", "#123f73"])
     rows, columns = len(grids[0].rows), len(grids[0].columns)
-    size = ((1.6 + 1.05 * columns) * len(grids), 1.3 + 0.66 * rows)
+    title = max(len(grid.title) for grid in grids)
+    size = (max(1.6 + 1.05 * columns, 1.2 + 0.105 * title) * len(grids), 1.3 + 0.66 * rows)  # inches a letter
     drawing, panels = pyplot.subplots(1, len(grids), figsize=size, squeeze=False, layout="constrained")
     for axes, grid in zip(panels[0], grids, strict=True):
         shades = np.vectorize(grid.shade)(grid.mean)

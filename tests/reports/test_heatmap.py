@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -57,3 +58,15 @@ def test_the_png_is_a_picture_of_all_grids(tmp_path):
     assert picture.width > 900 and picture.height > 300
     colours = picture.getcolors(maxcolors=1 << 24)
     assert colours is not None and len(colours) > 50
+
+
+def test_titles_of_narrow_grids_have_room_side_by_side(tmp_path):
+    """The pixels above the cells of the first grid's right half are white: no title runs into the next one's."""
+    from PIL import Image
+
+    one = dataclasses.replace(grid([[0.1], [0.4]]), columns=["all"], spread=np.full((2, 1), 0.01))
+    titles = ("Validation loss, mean of tasks (nats)", "Exact match, mean of tasks (%)")
+    heatmap_png([dataclasses.replace(one, title=title) for title in titles], tmp_path / "heat.png")
+    top = np.asarray(Image.open(tmp_path / "heat.png").convert("L"))[:40]
+    middle = top.shape[1] // 2
+    assert (top[:, middle - 40 : middle] > 200).all() and (top[:, -10:] > 200).all()
