@@ -200,7 +200,9 @@ def check_rates(run_dir: pathlib.Path, recorded: Mapping[str, Any], total_steps:
         schedule = resuming.schedule_at(recorded, low + 1)
         planned = min(resuming.option_at(recorded, "duration.steps", low + 1) or total_steps, total_steps)
         peak, rates = schedule.peak_lr, rate_table(schedule, planned)[low:high]
-        for step in range(low + 1, high + 1):
+        if low + len(rates) < high:
+            lines.append(f"the recorded schedule ends at step {planned}, the plan derived now has {total_steps} steps")
+        for step in range(low + 1, low + len(rates) + 1):
             logged = number(rows.get(step, {}).get("learning_rate", rates[step - low - 1]))
             if not math.isclose(logged, rates[step - low - 1], rel_tol=1e-5, abs_tol=1e-6 * peak):
                 lines.append(f"step {step}: rate {logged:g} was logged, the schedule has {rates[step - low - 1]:g}")

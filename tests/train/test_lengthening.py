@@ -69,6 +69,8 @@ def test_a_finished_run_goes_on_as_the_longer_run_that_begins_with_its_plan(fini
     ]  # fmt: skip
     assert json.loads((run_dir / "mixture.json").read_text())["steps"] == 7
     assert verify.check_rates(run_dir, recorded, 7).ok
+    found = verify.check_rates(run_dir, recorded, 9)  # a plan that is longer than the record knows
+    assert not found.ok and "ends at step 7, the plan derived now has 9 steps" in found.lines[0]
     export_checkpoint(run_dir, tmp_path / "four", "4", None, overwrite=False, adapter=False)  # made before
 
     planned = plan_run(longer(config, 7), run_dir, resume=True)  # the same command again changes nothing
