@@ -11,7 +11,7 @@ from typing import Any
 
 import more_inputs
 import shared
-from hostile import ANSWER, WEIGHTS, Attack, chat, lines
+from hostile import ANSWER, WEIGHTS, Attack, chat, field, lines
 from shared import Log
 
 from jaxtune.errors import printable
@@ -157,14 +157,6 @@ def model_folders(place: pathlib.Path, base: pathlib.Path) -> Iterator[Attack]:
         shutil.copytree(base, folder)
         change(folder)
         return Attack("model folders", name, ("import-hf", folder), accepted)
-
-    def field(file: str, key: str, text: str) -> Callable[[pathlib.Path], object]:
-        def change(folder: pathlib.Path) -> None:
-            values = json.loads((folder / file).read_text())
-            values[key] = "@"
-            (folder / file).write_text(json.dumps(values).replace('"@"', text))
-
-        return change
 
     write = lambda file, content: lambda folder: (folder / file).write_bytes(content)
     yield changed("the sound folder", lambda folder: None, accepted=True)

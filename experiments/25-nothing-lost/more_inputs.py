@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hostile import ANSWER, WEIGHTS, Attack, chat, lines
+from hostile import ANSWER, WEIGHTS, Attack, chat, field, lines
 
 HUGE = "9" * 400
 """A whole number that no float holds."""
@@ -155,14 +155,6 @@ def folders(place: pathlib.Path, base: pathlib.Path) -> Iterator[Attack]:
 
     def replaced(name: str, make: Callable[[pathlib.Path], object]) -> Callable[[pathlib.Path], object]:
         return lambda folder: ((folder / name).unlink(missing_ok=True), make(folder / name))
-
-    def field(file: str, key: str, text: str) -> Callable[[pathlib.Path], object]:
-        def change(folder: pathlib.Path) -> None:
-            values = json.loads((folder / file).read_text())
-            values[key] = "@"
-            (folder / file).write_text(json.dumps(values).replace('"@"', text))
-
-        return change
 
     files = ("config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS, f"{WEIGHTS}.index.json")
     for file in (*files, "tokenizer.model", "chat_template.jinja", "generation_config.json"):

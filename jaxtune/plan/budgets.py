@@ -1,8 +1,7 @@
 """From a budget to a plan: how many examples fill so many steps, and what a lengthened run begins with."""
 
 import math
-from collections.abc import Callable, Mapping
-from fractions import Fraction
+from collections.abc import Callable
 
 from jaxtune.errors import UserError
 from jaxtune.mixture.allocation import OverCaps, allocate, resolve_budget
@@ -38,7 +37,7 @@ def plan_for_budget(
         return make_plan(table, allocation, layout, seed=seed, earlier=earlier, progress=progress)
 
     try:
-        return _planned(budget, table, mixture, layout, totals, plan)
+        return fitted(budget, table, mixture, layout, plan)
     except OverCaps as error:
         name, asked = next(
             (name, n) for name in ("steps", "tokens", "epochs", "examples") if (n := getattr(budget, name))
@@ -49,22 +48,23 @@ def plan_for_budget(
         raise UserError(f"duration.{name}={asked} is too long, about {fits} {name} fit: {error}") from error
 
 
-def _planned(
-    budget: Budget, table: LengthTable, mixture: MixtureConfig, layout: RowLayout,
-    totals: Mapping[str, int | Fraction] | None, plan: Callable[[int], Plan],
+def fitted(
+    budget: Budget, table: LengthTable, mixture: MixtureConfig, layout: RowLayout, plan: Callable[[int], Plan], *,
+    behind: Plan | None = None,
 ) -> Plan:  # fmt: skip
-    """The plan of a budget, with `plan` for a number of examples."""
+    """The plan of a budget; `plan` makes one of so many examples, those of the plan it comes `behind` included."""
     one_a_row, rows = layout.packing is PackPolicy.PADDED, layout.rows_per_step
+    had, done = (behind.num_examples, behind.num_steps) if behind else (0, 0)
     examples = resolve_budget(
         budget, table.sizes, mixture, mean_tokens=table.mean_tokens, tokens_per_step=rows * layout.seq_len,
-        examples_per_step=rows if one_a_row else None, unit_totals=totals,
+        examples_per_step=rows if one_a_row else None, unit_totals=table.unit_totals(mixture.unit),
     )  # fmt: skip
     if budget.steps is None or one_a_row:
-        return plan(examples)
-    return fill_rows(plan, examples, budget.steps * layout.rows_per_step)
+        return plan(had + examples)
+    return _fill_rows(plan, had + examples, (done + budget.steps) * rows)
 
 
-def fill_rows(plan: Callable[[int], Plan], examples: int, rows: int, tries: int = 4) -> Plan:
+def _fill_rows(plan: Callable[[int], Plan], examples: int, rows: int, tries: int = 4) -> Plan:
     """The plan with the most rows up to `rows` among a few that close in on them."""
     best, tried = None, plan(examples)
     while True:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from jaxtune.errors import UserError
-from jaxtune.mixture.allocation import OverCaps, allocate, resolve_budget
+from jaxtune.mixture.allocation import OverCaps, allocate
 from jaxtune.mixture.settings import Budget, MixtureConfig
 from jaxtune.mixture.stages import shares_by_stage, stage_ends, stage_mixture, with_stage
-from jaxtune.plan.budgets import fill_rows
+from jaxtune.plan.budgets import fitted
 from jaxtune.plan.lengths import LengthTable
-from jaxtune.plan.packing import PackPolicy, RowLayout
+from jaxtune.plan.packing import RowLayout
 from jaxtune.plan.planning import Plan, make_plan
 
 
@@ -72,9 +72,4 @@ def _with_stage(
         whole = stage if earlier is None else with_stage(earlier, stage, means)
         return make_plan(table, whole, layout, seed=seed, earlier=parts, progress=progress)
 
-    one_a_row, rows = layout.packing is PackPolicy.PADDED, layout.rows_per_step
-    examples = had + resolve_budget(
-        Budget(steps=end - done), table.sizes, mixture, mean_tokens=table.mean_tokens,
-        tokens_per_step=rows * layout.seq_len, examples_per_step=rows if one_a_row else None, unit_totals=totals,
-    )  # fmt: skip
-    return plan(examples) if one_a_row else fill_rows(plan, examples, end * rows)
+    return fitted(Budget(steps=end - done), table, mixture, layout, plan, behind=before)
