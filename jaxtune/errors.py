@@ -213,3 +213,8 @@ def _in_words(kind: Any, allowed: Range) -> str:
     if get_origin(kind) in (dict, Mapping):
         return f"a mapping from {describe(get_args(kind)[0])} to {describe(get_args(kind)[1])}"
     return {str: "text", bool: "True or False"}.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from jaxtune.chat import ChatTemplate, Conversation, Message, Tokenizer, prompt_text
-from jaxtune.errors import Range, UserError, check_fields, did_you_mean
+from jaxtune.errors import Range, UserError, check_fields, did_you_mean, first_line
 from jaxtune.evaluate.decoding import SamplingConfig
 from jaxtune.evaluate.likelihood import Scorer
 from jaxtune.storage.documents import Json
@@ -255,8 +255,7 @@ def evaluate_tasks(model: Model, settings: LmEvalConfig) -> Measured:
         except Exception as error:  # a task's code and data are not ours: whatever it raises is the task's result
             if ours:
                 raise
-            first = (str(error).strip().splitlines() or [""])[0]
-            scores[name] = {"error": f"{type(error).__name__}: {first}"[:300]}
+            scores[name] = {"error": f"{type(error).__name__}: {first_line(error)}"[:300]}
             continue
         assert found is not None  # it returns nothing on processes other than the first of its own jobs
         scores |= scores_of(found)

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, first_line
 from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.configs import read_config, write_config
 from jaxtune.hf.layout import FLOATS, Params, TensorRows, from_stored, leaf_at, match_tensors, stored_layout, to_stored
@@ -87,7 +87,7 @@ def _why_not_there(error: Exception) -> str:
         return "no such model, or a private one (then run `hf auth login`)"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return "never downloaded to this machine, and the hub cannot be reached from here"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def hub_name(source: str | Path) -> str | None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, first_line
 
 
 def check_push(name: str) -> None:
@@ -16,7 +16,7 @@ def check_push(name: str) -> None:
     try:
         validate_repo_id(name)
     except errors.HFValidationError as error:
-        raise UserError(f"--push {name}: {str(error).splitlines()[0]} Write owner/model.") from error
+        raise UserError(f"--push {name}: {first_line(error)} Write owner/model.") from error
     if huggingface_hub.get_token() is None:
         raise UserError("--push needs a token of the hub that may write: run `hf auth login`, or set HF_TOKEN")
 
@@ -33,9 +33,8 @@ def push(folder: Path, name: str, *, private: bool = False, message: str = "") -
             repo_id=made.repo_id, folder_path=str(folder), repo_type="model", commit_message=message or "Upload"
         )
     except (errors.HfHubHTTPError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{folder} is written, but the hub did not take it as {name}: {reason}. "
+            f"{folder} is written, but the hub did not take it as {name}: {first_line(error)}. "
             f"`hf upload {name} {folder}` tries again"
         ) from error
     return str(made)

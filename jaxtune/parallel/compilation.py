@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, first_line
 
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 """Which operations XLA gives to the YNN library on a CPU.
@@ -100,5 +100,5 @@ def _refusal(options: Options) -> str | None:
     except jax.errors.JaxRuntimeError as error:
         if not any(name in str(error) for name in options):
             raise
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxtune.errors import UserError, say
+from jaxtune.errors import UserError, first_line, say
 from jaxtune.parallel.rollcall import MissingProcesses, roll_call
 
 EXIT_STOPPED = 75
@@ -305,7 +305,7 @@ def _verdict(error: BaseException) -> tuple[int, str] | None:
         return EXIT_HOST_LOST, (
             "another process of this job died or cannot be reached, so this one stops too (see the log of the process "
             f"that stopped first). Start the job again with --resume; exit code {EXIT_HOST_LOST}. "
-            f"[{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}]"
+            f"[{type(error).__name__}: {first_line(error)[:200]}]"
         )
     return None
 

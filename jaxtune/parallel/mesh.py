@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from jaxtune.errors import Range, UserError, check_fields
+from jaxtune.errors import Range, UserError, check_fields, first_line
 
 AXES = ("trial", "data", "fsdp", "tensor", "sequence")
 
@@ -64,7 +64,7 @@ def all_devices() -> list[Any]:
     except (RuntimeError, AssertionError) as error:  # which of them depends on what is installed
         asked = os.environ.get("JAX_PLATFORMS")
         wanted = f"JAX_PLATFORMS={asked} asks for devices that JAX cannot use here" if asked else "JAX finds no device"
-        reason = (str(error).splitlines() or ["none of that platform was found"])[0]
+        reason = first_line(error) if str(error).strip() else "none of that platform was found"
         raise UserError(f"{wanted}: {reason}. Unset it, or install JAX for that platform") from error
 
 

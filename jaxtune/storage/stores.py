@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, first_line
 from jaxtune.storage.documents import is_remains, replace_file, replacing
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -57,11 +57,6 @@ def _remedy(url: str, error: Exception) -> str:
     return f"; pip install {package}" if package and isinstance(error, ImportError) else ""
 
 
-def _first_line(error: Exception) -> str:
-    """What a driver says, by its kind and its first line: some list every place where they looked for a library."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
-
-
 class Store:
     """A folder of an object store. Every method raises `StoreError` where the store cannot be reached or refuses."""
 
@@ -77,7 +72,8 @@ class Store:
         except (ImportError, ValueError) as error:  # ValueError: no such scheme
             raise UserError(f"{holds} cannot be kept at {url}: {error}{_remedy(url, error)}") from error
         except Exception as error:  # a driver that is here and lacks something: libraries of a system, credentials
-            raise StoreError(f"{holds} cannot be kept at {url}: {_first_line(error)}") from error
+            said = f"{type(error).__name__}: {first_line(error)[:300]}"  # some list every place where they looked
+            raise StoreError(f"{holds} cannot be kept at {url}: {said}") from error
         self.url, self._holds = url, holds
 
     def check(self) -> None:

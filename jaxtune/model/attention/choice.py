@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, first_line
 from jaxtune.model.attention.core import Backend, attention, plain
 from jaxtune.model.settings import LayerKind, ModelConfig
 
@@ -80,7 +80,7 @@ def _disproof(backend: Backend, config: ModelConfig, dtype) -> str | None:
         try:
             off = deviation(backend, config, dtype, window)
         except (ValueError, TypeError, RuntimeError) as error:
-            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            return f"{type(error).__name__}: {first_line(error)}"
         if not off <= TOLERANCE[jnp.dtype(dtype).name]:
             return f"its result or gradient is off by {off:.1e} of the largest value (window {window})"
     return None

@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable
 from typing import Any, SupportsIndex
 
+from jaxtune.errors import first_line
 from jaxtune.tasks.problems import INTERRUPTS, Problem, RecordError, said_by
 from jaxtune.tasks.sources.base import FileSource
-from jaxtune.tasks.sources.columns import first_line
 from jaxtune.tasks.sources.jsonl import TOO_DEEP, parse_record
 from jaxtune.tasks.values import MAX_DEPTH, keys_and_depth, odd_key, type_name
 

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from jaxtune.errors import first_line
 from jaxtune.tasks.problems import Finding, Problem, RecordError
 from jaxtune.tasks.sources.jsonl import TOO_DEEP
 from jaxtune.tasks.values import MAX_DEPTH
@@ -32,11 +33,6 @@ def reading(name: str) -> Iterator[None]:
         yield
     except (pyarrow.ArrowException, OSError) as error:
         raise RecordError([Problem(rule="damaged-file", message=first_line(error), file=name)]) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its kind where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_schema(schema: Any, name: str) -> None:

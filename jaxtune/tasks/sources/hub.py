@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, first_line
 from jaxtune.storage.userfiles import locate, looked_for
 from jaxtune.tasks.sources.base import PinnedSource
-from jaxtune.tasks.sources.columns import first_line, without_nulls
+from jaxtune.tasks.sources.columns import without_nulls
 from jaxtune.tasks.sources.pinned import PinnedFile
 from jaxtune.tasks.sources.tfds import plain, split_fingerprint
 

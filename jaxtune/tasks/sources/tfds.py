@@ -8,10 +8,9 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, first_line
 from jaxtune.storage.fingerprints import texts_fingerprint
 from jaxtune.tasks.sources.base import PinnedSource
-from jaxtune.tasks.sources.columns import first_line
 from jaxtune.tasks.sources.pinned import PinnedFile
 
 
