@@ -15,7 +15,7 @@ def config() -> ExperimentConfig:
         quickstart.config(),
         name="prompt-loss",
         tasks=tuple(TASKS[name] for name in NAMES),
-        duration=Budget(steps=40),
+        duration=Budget(steps=30),
         mixture=MixtureConfig(strategy=Strategy.WEIGHTS, weights=dict.fromkeys(NAMES, 1)),
         data=DataConfig(seq_len=320, processes=2),
         batch=BatchConfig(rows=8),

@@ -11,6 +11,6 @@ def config() -> ExperimentConfig:
     return dataclasses.replace(
         quickstart.config(),
         name="warmup",
-        duration=Budget(steps=60),
+        duration=Budget(steps=40),
         eval=EvalConfig(every=0, generate=False),
     )

@@ -6,11 +6,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from chapter import SEEDS, run
 
+SHARES = ("sweep", "HERE/config.py", "--sweep-dir", "RUNS", "--grid", "optim.warmup_frac=0,0.05")
 COMMANDS = (
-    (
-        *("sweep", "HERE/config.py", "--sweep-dir", "RUNS", "--grid", "optim.warmup_frac=0,0.05,0.2"),
-        *("optim.peak_lr=1e-3,3e-3,1e-2", "optim.optimizer=adamw,muon", *SEEDS),
-    ),
+    (*SHARES, "optim.peak_lr=1e-3,1e-2", "optim.optimizer=adamw", *SEEDS),
+    (*SHARES, "optim.peak_lr=1e-3", "optim.optimizer=muon", *SEEDS),
 )
 KEEP = {"results.csv": "results.csv", "heatmap.png": "heatmap.png"}
 

@@ -15,7 +15,7 @@ def config() -> ExperimentConfig:
         quickstart.config(),
         name="transfer",
         tasks=tuple(TASKS[name] for name in NAMES),
-        duration=Budget(steps=40),
+        duration=Budget(steps=30),
         mixture=MixtureConfig(temperature=2),
         eval=EvalConfig(every=0, max_examples=100, generate=False),
     )

@@ -11,6 +11,6 @@ def config() -> ExperimentConfig:
     return dataclasses.replace(
         quickstart.config(),
         name="recommendation",
-        duration=Budget(steps=80),
+        duration=Budget(steps=40),
         eval=EvalConfig(every=0, generate=False),
     )
