@@ -8,16 +8,21 @@ VERSIONS := 3.11 3.12 3.13
 # A worker for each core, at most eight: each holds a JAX of its own.
 PARALLEL := -n logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: quickstart test test-slow parity parity-latest docs versions science dist check clean
+.PHONY: quickstart test test-long test-slow parity parity-latest docs versions science dist check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune train configs/quickstart.py --run-dir $(RUN) --overwrite
 	@echo "Open $(RUN)/report.html in a browser."
 
-# Most tests compile with XLA's cheapest passes; what is equal to the bit is so with the compiler as users have it.
-# Both parts run, also where the first one fails.
+# The quick tests: a few minutes on two cores. Most tests compile with XLA's cheapest passes.
 test: check
-	$(PYTEST) $(PARALLEL); first=$$?; XLA_FLAGS= $(PYTEST) $(PARALLEL) -m "bits and not slow" && exit $$first
+	$(PYTEST) $(PARALLEL)
+
+# The rest but the slow ones. What is equal to the bit is so with the compiler as users have it.
+# Both parts run, also where the first one fails.
+test-long: $(VENV)/.installed-test
+	$(PYTEST) $(PARALLEL) -m "long and not slow and not parity and not bits"; first=$$?; \
+	XLA_FLAGS= $(PYTEST) $(PARALLEL) -m "bits and not slow and not parity" && exit $$first
 
 test-slow: $(VENV)/.installed-test
 	XLA_FLAGS= $(PYTEST) $(PARALLEL) -m slow
@@ -55,9 +60,11 @@ SCIENCE := $(filter-out experiments/24-%,$(sort $(wildcard experiments/1[6-9]-*/
 science: $(VENV)/.installed
 	@for script in $(SCIENCE); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
+# What is published names its repository: make dist URL=https://host/owner/jaxtune
 dist: $(VENV)/bin/python
+	@test -n "$(URL)" || echo "No URL=https://host/owner/jaxtune is given: these distributions will have no project URLs."
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt build
-	$(BIN)/python -m build
+	JAXTUNE_URL=$(URL) $(BIN)/python -m build
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .

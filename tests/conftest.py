@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import hypothesis
 import jax
+import long_tests
 import pytest
 import runtime_types
 
@@ -36,9 +37,19 @@ hypothesis.settings.register_profile("jaxtune", deadline=None, derandomize=not o
 hypothesis.settings.load_profile("jaxtune")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long-from", type=float, metavar="SECONDS", help="list tests that take as long: tests/long.txt")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (least := config.getoption("--long-from")) is not None:
+        config.pluginmanager.register(long_tests.Durations(least))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give a worker whole files, so that a file's fixtures are made once; files of one named group go to one worker."""
+    long_tests.mark(items, long_tests.listed())
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))

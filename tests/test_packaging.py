@@ -42,17 +42,31 @@ PINNED = ("test", "parity", "docs")
 """Extras that a command of the Makefile installs."""
 
 
+ADDRESS = "https://example.org/lab/jaxtune"
+
+
 @pytest.fixture(scope="module")
-def distributions(tmp_path_factory):
-    """Both, built from what git tracks."""
+def source(tmp_path_factory):
+    """A copy of what git tracks."""
     folder = tmp_path_factory.mktemp("source")
     for name in tracked():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    command = [sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    return folder
+
+
+def build(source, *options, address=ADDRESS):
+    """What building it prints, and whether it went well."""
+    command = [sys.executable, "-m", "build", "--outdir", str(source / "dist"), *options, str(source)]
+    return subprocess.run(command, env={**os.environ, "JAXTUNE_URL": address}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def distributions(source):
+    """Both, built from what git tracks."""
+    done = build(source)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "dist"
+    return source / "dist"
 
 
 @pytest.mark.slow
@@ -72,3 +86,22 @@ def test_the_wheel_holds_every_file_of_the_package(distributions):
     (archive,) = distributions.glob("*.whl")
     inside = set(zipfile.ZipFile(archive).namelist())
     assert not [name for name in tracked() if name.startswith("jaxtune/") and name not in inside]
+
+
+@pytest.mark.slow
+def test_a_distribution_names_the_repository_that_its_builder_gives(distributions):
+    (archive,) = distributions.glob("*.whl")
+    opened = zipfile.ZipFile(archive)
+    (metadata,) = [name for name in opened.namelist() if name.endswith(".dist-info/METADATA")]
+    lines = opened.read(metadata).decode().splitlines()
+    assert f"Project-URL: Homepage, {ADDRESS}" in lines
+    assert f"Project-URL: Changelog, {ADDRESS}/blob/HEAD/CHANGELOG.md" in lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "address", ["jaxtune", "http://example.org/lab/jaxtune", "https://example.org", "https://a b/c"]
+)
+def test_an_address_that_is_none_is_refused(source, address):
+    done = build(source, "--sdist", address=address)
+    assert done.returncode and f"JAXTUNE_URL is {address!r}: give the repository's address" in done.stdout + done.stderr

@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxtune import config as configs
 from jaxtune.errors import UserError
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.remote import RemoteFolder, folder_of
 from jaxtune.runs.sweeps import RECORD, read_record, record_entries
 from jaxtune.step.room import Room
 from jaxtune.storage import locks
-from jaxtune.storage.documents import plain, write_json
+from jaxtune.storage.documents import dotted, plain, write_json
 from jaxtune.storage.fingerprints import text_fingerprint
 from jaxtune.storage.lease import Lease
 from jaxtune.sweep.language import Setting
@@ -148,12 +149,25 @@ def refuse_running(place: Place) -> None:
 
 
 def check_config(sweep_dir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """The folder's config must be this one."""
-    if read_record(sweep_dir).get("config") != plain(config):
+    """The folder's config must be this one; options that are younger than the folder may be at their defaults."""
+    then, now = dotted(read_record(sweep_dir).get("config")), dotted(plain(config))
+    defaults = dotted(configs.to_json(_defaults()))
+    added = {name for name in now.keys() - then.keys() if name in defaults and now[name] == defaults[name]}
+    named = [name for name in (*then, *now) if name not in added and then.get(name) != now.get(name)]
+    if named:
+        lines = [f"\n  - {name}: was {then.get(name)!r}, is {now.get(name)!r}"[:200] for name in dict.fromkeys(named)]
+        more = f"\n  - and {len(lines) - 10} more" if len(lines) > 10 else ""
         raise UserError(
             f"{sweep_dir} holds a sweep of another config; continue it with that one, "
-            "choose another folder, or replace it with --overwrite"
+            f"choose another folder, or replace it with --overwrite. What differs:{''.join(lines[:10])}{more}"
         )
+
+
+def _defaults() -> dict[str, Any]:
+    """Values that parts of a config have without being set; those of adapters as if they were used."""
+    fields = [field for field in dataclasses.fields(configs.ExperimentConfig) if field.name != "compiler_options"]
+    held = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    return {**held, "compiler_options": {}, "lora": configs.LoraConfig()}
 
 
 def check_seeds(sweep_dir: pathlib.Path, entries: Mapping[str, Mapping[str, Any]], trials: Sequence[Trial]) -> None:

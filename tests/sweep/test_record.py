@@ -7,6 +7,7 @@ from helpers import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxtune import config as configs
 from jaxtune.errors import UserError
 from jaxtune.storage import locks
 from jaxtune.storage.documents import read_json, write_json
@@ -39,6 +40,20 @@ def test_a_folder_only_grows(tmp_path):
         grow(folder, {"name": "other"}, [], overwrite=False)
     grow(folder, {"name": "other"}, trials_of(settings, [0]), overwrite=True)
     assert len(read_json(folder / "sweep.json")["runs"]) == 2
+
+
+def test_a_sweep_of_an_earlier_version_grows_on(tmp_path):
+    """An option that came later is one of the same sweep as long as it has its default."""
+    now = configs.to_json(tiny_config(tmp_path))
+    assert now["mixture"]["stages"] == 1 and now["eval"]["code"]["run"] is False
+    then = {**now, "eval": {name: value for name, value in now["eval"].items() if name != "code"}}
+    then["mixture"] = {name: value for name, value in now["mixture"].items() if name != "stages"}
+    grow(tmp_path / "s", then, [], overwrite=False)
+    with pytest.raises(UserError, match=r"What differs:\n  - mixture.stages: was None, is 3$"):
+        grow(tmp_path / "s", {**now, "mixture": {**now["mixture"], "stages": 3}}, [], overwrite=False)
+    grow(tmp_path / "s", now, [], overwrite=False)
+    with pytest.raises(UserError, match="mixture.stages: was 1, is None"):
+        grow(tmp_path / "s", then, [], overwrite=False)
 
 
 def test_a_seed_that_confirmed_a_setting_chooses_none(tmp_path):
