@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import pytest
 
 LIST = pathlib.Path(__file__).parent / "long.txt"
-OWN, SHARED = "own seconds", "seconds of a shared fixture"
+OWN, SHARED = "own seconds", "seconds of shared fixture "
 
 
 def name_of(nodeid: str) -> str:
@@ -84,18 +84,18 @@ class Durations:
         report.user_properties.append((OWN, self.phase.pop(call.when, 0.0)))
         for (name, place), seconds in self.shared.items() if call.when == "setup" else ():
             if name in getattr(item, "fixturenames", ()) and item.nodeid.startswith(place):
-                report.user_properties.append((SHARED, (f"{place}::{name}", seconds)))
+                report.user_properties.append((f"{SHARED}{place}::{name}", seconds))
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = name_of(report.nodeid)
         for kind, value in report.user_properties:
-            if kind == OWN:
+            if kind == OWN and isinstance(value, float):
                 self.own[name] = max(self.own[name], value)
-            elif kind == SHARED:
-                place, seconds = value
+            elif kind.startswith(SHARED) and isinstance(value, float):
+                place = kind.removeprefix(SHARED)
                 self.places[name].add(place)
-                self.fixtures[place] = max(seconds, self.fixtures.get(place, 0.0))
+                self.fixtures[place] = max(value, self.fixtures.get(place, 0.0))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not hasattr(session.config, "workerinput"):
