@@ -42,7 +42,7 @@ def compile_gradient(product, config: MoeConfig, inputs: dict):
 
     def total(x, gate, up, down, scores):
         weights, experts = moe.route(scores, config)
-        return jnp.sum(moe.mix_experts(x, weights, experts, gate, up, down, activation=jax.nn.silu) ** 2)
+        return jnp.sum(moe.mix_experts(x, weights, experts, gate, up, down, gated=moe.gated_by(jax.nn.silu)) ** 2)
 
     with mock.patch.object(moe, "grouped_product", product):
         program = compiling.jit(jax.value_and_grad(total, argnums=range(5)), platform="cpu", dtype="float32")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtune.model.linear import Linear, RMSNorm
+from jaxtune.model.linear import Linear, RMSNorm, normal
 from jaxtune.model.moe import Moe
 from jaxtune.model.rope import rotate
 from jaxtune.model.settings import Activation, FeedForward, ModelConfig
@@ -34,6 +34,7 @@ class Attention(nnx.Module):
         wide = lambda heads: heads * dh if config.qk_norm_whole else dh
         self.q_norm = rms_norm(config, wide(h), dtype) if config.qk_norm else None
         self.k_norm = rms_norm(config, wide(k), dtype) if config.qk_norm else None
+        self.sink_bias = nnx.Param(normal(rngs, (h,), STD, dtype)) if config.attn_sinks else None
         self.norm_whole = config.qk_norm_whole
         self.interleaved = config.rope.interleaved
 
@@ -96,10 +97,11 @@ class Block(nnx.Module):
         self.parallel = config.parallel_block
 
     def __call__(self, x: Float[Array, "b s d"], cos, sin, attend) -> tuple[Float[Array, "b s d"], Any]:
-        """Hidden states after the layer, and the state of `attend(query, key, value) -> (mixed, state)`."""
+        """Hidden states after the layer, and the state of `attend(query, key, value, sinks) -> (mixed, state)`."""
         x = constrain(x, Layout.HIDDEN)
         read = _through(self.attn_norm, x)
-        mixed, state = attend(*self.attn.project(read, cos, sin))
+        sinks = None if self.attn.sink_bias is None else self.attn.sink_bias[...]
+        mixed, state = attend(*self.attn.project(read, cos, sin), sinks)
         x = x + self._scaled(_through(self.attn_post_norm, self.attn.o(constrain(mixed, Layout.HEADS))))
         part = self.mlp if self.moe is None else self.moe
         assert part is not None

@@ -12,8 +12,21 @@ from jaxtyping import Array, Float, Int
 
 from jaxtune.errors import UserError
 from jaxtune.model.grouped import grouped_product
-from jaxtune.model.linear import Linear
+from jaxtune.model.linear import Linear, lookup, product
 from jaxtune.parallel.mesh import ROWS, on_one_device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClampedGate:
+    """Hidden units (up + 1) * gate * sigmoid(alpha * gate), with gate <= limit and -limit <= up <= limit (gpt-oss)."""
+
+    alpha: float = 1.702
+    limit: float = 7.0
+
+    def __post_init__(self):
+        for name in ("alpha", "limit"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"the experts' {name} is {getattr(self, name)}; it must be above 0 and finite.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +42,10 @@ class MoeConfig:
     shared_d_ff: int | None = None
     """Hidden size of one more expert that sees every token, times the sigmoid of a gate of its own; None: there is
     none."""
+    bias: bool = False
+    """Router and experts have biases (gpt-oss)."""
+    clamped: ClampedGate | None = None
+    """Hidden units of the experts in place of activation(gate) * up (gpt-oss)."""
 
     def __post_init__(self):
         if not (1 <= self.num_experts <= 100_000 and 1 <= self.d_ff < 2**31):
@@ -58,10 +75,11 @@ class Moe(nnx.Module):
         dtype=jnp.float32,
     ):
         e, d, f = config.num_experts, d_model, config.d_ff
-        self.router = Linear("td,de->te", (d, e), std=std_in, rngs=rngs, dtype=dtype)
-        self.gate = Linear("td,edf->tf", (e, d, f), std=std_in, rngs=rngs, dtype=dtype)
-        self.up = Linear("td,edf->tf", (e, d, f), std=std_in, rngs=rngs, dtype=dtype)
-        self.down = Linear("tf,efd->td", (e, f, d), std=std_out, rngs=rngs, dtype=dtype)
+        bias = lambda *shape: shape if config.bias else None
+        self.router = Linear("td,de->te", (d, e), bias(e), std=std_in, rngs=rngs, dtype=dtype)
+        self.gate = Linear("td,edf->tf", (e, d, f), bias(e, f), std=std_in, rngs=rngs, dtype=dtype)
+        self.up = Linear("td,edf->tf", (e, d, f), bias(e, f), std=std_in, rngs=rngs, dtype=dtype)
+        self.down = Linear("tf,efd->td", (e, f, d), bias(e, d), std=std_out, rngs=rngs, dtype=dtype)
         self.shared = None if shared is None else shared()
         gate = lambda: Linear("bsd,dg->bsg", (d, 1), std=std_in, rngs=rngs, dtype=dtype)
         self.shared_gate = None if shared is None else gate()
@@ -71,12 +89,16 @@ class Moe(nnx.Module):
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         tokens = x.reshape(-1, x.shape[-1])
         weights, experts = (part.reshape(*x.shape[:2], -1) for part in route(self.router(tokens), self.config))
-        kernels = (linear.kernel[...].astype(x.dtype) for linear in (self.gate, self.up, self.down))
-        mix = functools.partial(_mix_rows, activation=self.activation)
+        kernels = tuple(linear.kernel[...].astype(x.dtype) for linear in (self.gate, self.up, self.down))
+        biases = tuple(linear.bias[...] for linear in (self.gate, self.up) if linear.bias is not None)
+        gated = gated_by(self.activation) if self.config.clamped is None else clamped(self.config.clamped)
+        mix = functools.partial(_mix_rows, gated=gated)
         if on_one_device():
-            mixed = mix(x, weights, experts, *kernels)
+            mixed = mix(x, weights, experts, *kernels, *biases)
         else:
-            mixed = _on_each_device(mix, x, weights, experts, *kernels)
+            mixed = _on_each_device(mix, x, weights, experts, *kernels, *biases)
+        if self.down.bias is not None:
+            mixed = mixed + _weighted_rows(self.down.bias[...], weights, experts).astype(x.dtype)
         return mixed if self.shared is None else mixed + self._shared(x)
 
     def _shared(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
@@ -85,12 +107,39 @@ class Moe(nnx.Module):
         return (share * self.shared(x)).astype(x.dtype)
 
 
-def _mix_rows(x, weights, experts, *kernels, activation):
-    flat = (part.reshape(-1, part.shape[-1]) for part in (x, weights, experts))
-    return mix_experts(*flat, *kernels, activation=activation).reshape(x.shape)
+Gated = Callable[[Float[Array, "..."], Float[Array, "..."]], Float[Array, "..."]]
+"""Products of a token with an expert's gate and up matrices -> hidden units."""
 
 
-def _on_each_device(mix, x, weights, experts, gate, up, down):
+def gated_by(activation: Callable[[Float[Array, "..."]], Float[Array, "..."]]) -> Gated:
+    """Hidden units activation(gate) * up."""
+    return lambda gate, up: activation(gate) * up
+
+
+def clamped(config: ClampedGate) -> Gated:
+    """Hidden units of a `ClampedGate`."""
+
+    def gated(gate: Float[Array, "..."], up: Float[Array, "..."]) -> Float[Array, "..."]:
+        gate, up = jnp.minimum(gate, config.limit), jnp.clip(up, -config.limit, config.limit)
+        return (up + 1) * gate * jax.nn.sigmoid(config.alpha * gate)
+
+    return gated
+
+
+def _weighted_rows(
+    rows: Float[Array, "e d"], weights: Float[Array, "b s k"], experts: Int[Array, "b s k"]
+) -> Float[Array, "b s d"]:
+    """Sum over a token's experts of weight * row of the expert, in float32."""
+    chosen = jax.nn.one_hot(experts, len(rows), dtype=jnp.float32)
+    return product("bse,ed->bsd", jnp.einsum("bsk,bske->bse", weights, chosen), rows.astype(jnp.float32))
+
+
+def _mix_rows(x, weights, experts, gate, up, down, *biases, gated):
+    flat = lambda part: part.reshape(-1, part.shape[-1])
+    return mix_experts(flat(x), flat(weights), flat(experts), gate, up, down, gated, biases).reshape(x.shape)
+
+
+def _on_each_device(mix, x, weights, experts, gate, up, down, *biases):
     """`mix` inside a mesh: each device sorts its own tokens and computes its share of every expert's hidden units."""
     mesh = jax.sharding.get_abstract_mesh()
     divides = lambda n, *axes: n % math.prod(mesh.shape[axis] for axis in axes) == 0
@@ -103,8 +152,9 @@ def _on_each_device(mix, x, weights, experts, gate, up, down):
         mixed = mix(*parts)
         return mixed if hidden is None else jax.lax.psum(mixed, hidden)
 
-    specs = (tokens, tokens, tokens, into, into, out_of)
-    return jax.shard_map(local, in_specs=specs, out_specs=tokens, check_vma=False)(x, weights, experts, gate, up, down)
+    specs = (tokens, tokens, tokens, into, into, out_of, *(jax.P(None, hidden) for _ in biases))
+    given = (x, weights, experts, gate, up, down, *biases)
+    return jax.shard_map(local, in_specs=specs, out_specs=tokens, check_vma=False)(*given)
 
 
 def route(router_logits: Float[Array, "t e"], config: MoeConfig) -> tuple[Float[Array, "t k"], Int[Array, "t k"]]:
@@ -121,17 +171,25 @@ def mix_experts(
     gate: Float[Array, "e d f"],
     up: Float[Array, "e d f"],
     down: Float[Array, "e f d"],
-    activation: Callable[[Float[Array, "..."]], Float[Array, "..."]],
+    gated: Gated,
+    biases: tuple[Float[Array, "e f"], ...] = (),
 ) -> Float[Array, "t d"]:
-    """Sum over a token's experts of weight * down(activation(gate x) * up x); every assignment is computed."""
+    """Sum over a token's experts of weight * down(gated(gate x, up x)); every assignment is computed.
+
+    biases: those of gate and up, or none.
+    """
     num_tokens, per_token = experts.shape
     assigned = experts.reshape(-1)
     order = jnp.argsort(assigned, stable=True)
     sizes = jnp.bincount(assigned, length=gate.shape[0]).astype(jnp.int32)
     source = order // per_token
     sent = tokens[source]
-    hidden = activation(grouped_product(sent, gate, sizes)) * grouped_product(sent, up, sizes)
-    returned = grouped_product(hidden, down, sizes).astype(jnp.float32)
+    into = [grouped_product(sent, matrices, sizes) for matrices in (gate, up)]
+    if biases:
+        own = assigned[order]
+        shifted = zip(into, biases, strict=True)
+        into = [(part + lookup(bias, own).astype(jnp.float32)).astype(part.dtype) for part, bias in shifted]
+    returned = grouped_product(gated(*into), down, sizes).astype(jnp.float32)
     weighted = returned * weights.reshape(-1)[order][:, None]
     summed = jnp.zeros((num_tokens, tokens.shape[1]), jnp.float32).at[source].add(weighted)
     return summed.astype(tokens.dtype)

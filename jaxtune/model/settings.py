@@ -101,6 +101,8 @@ class ModelConfig:
     attn_scale: float | None = None
     """Factor on query-key products; None is Dh ** -0.5."""
     attn_soft_cap: float | None = None
+    attn_sinks: bool = False
+    """Each head has a learned score that takes part in its softmax, with a value of zero (gpt-oss)."""
     final_soft_cap: float | None = None
     """Logits become cap * tanh(logits / cap); the loss must apply it too."""
     sliding_window: int | None = None

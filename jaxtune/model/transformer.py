@@ -7,8 +7,10 @@ L layers, E experts, T cache slots. Parameters (float32 unless asked otherwise),
     layers.attn_norm.scale, layers.mlp_norm.scale [L, D]        layers.{attn,mlp}_post_norm.scale [L, D]  (post_norms)
     layers.attn.q.kernel [L, D, H, Dh]    .bias [L, H, Dh]      layers.attn.{q,k}_norm.scale [L, Dh]      (qk_norm)
     layers.attn.{k,v}.kernel [L, D, K, Dh]  .bias [L, K, Dh]    layers.attn.o.kernel [L, H, Dh, D]  .bias [L, D]
+    layers.attn.sink_bias [L, H]                                (attn_sinks)
     layers.mlp.{gate,up}.kernel [L, D, F]   .bias [L, F]        layers.mlp.down.kernel [L, F, D]    .bias [L, D]
     layers.moe.router.kernel [L, D, E]      layers.moe.{gate,up}.kernel [L, E, D, F] layers.moe.down.kernel [L, E, F, D]
+    layers.moe.router.bias [L, E]           layers.moe.{gate,up}.bias [L, E, F]      layers.moe.down.bias [L, E, D]
     layers.moe.shared.{gate,up}.kernel [L, D, Fs]   .down.kernel [L, Fs, D]   layers.moe.shared_gate.kernel [L, D, 1]
     (where some layers are dense and the others have experts, L is the number of those that have the part)
     final_norm.scale [D]
@@ -103,9 +105,9 @@ class Transformer(nnx.Module):
         """Final-normed hidden states of packed rows, in the compute dtype; `noise` is added to the embeddings."""
         config = self.config
 
-        def attend(state, kind, index, query, key, value):
+        def attend(state, kind, index, query, key, value, sinks):
             query = _grown(config, positions, query)
-            return packed_attention(config, kind, segment_ids, query, key, value), state
+            return packed_attention(config, kind, segment_ids, query, key, value, sinks), state
 
         x = self._embed(tokens, dtype)
         rotations = _rotations(config, positions, example_lengths(positions, segment_ids))
@@ -144,13 +146,13 @@ class Transformer(nnx.Module):
         rows = jnp.arange(tokens.shape[0])[:, None]
         places = jnp.where(segment_ids > 0, positions, slots)  # one past the end: dropped
 
-        def attend(buffers, kind, index, query, key, value):
+        def attend(buffers, kind, index, query, key, value, sinks):
             stored = zip(buffers, (key, value), strict=True)
             buffers = tuple(b.at[index, rows, places].set(new.astype(b.dtype), mode="drop") for b, new in stored)
             keys, values = (buffer[index].astype(query.dtype) for buffer in buffers)
             options = {"window": window_of(config, kind), **score_options(config)}
             query = _grown(config, positions, query)
-            return cached_attention(query, keys, values, positions, **options), buffers
+            return cached_attention(query, keys, values, positions, sinks, **options), buffers
 
         rotations = _rotations(config, positions, jnp.broadcast_to(lengths[:, None], positions.shape))
         x = self._embed(tokens, dtype)
@@ -177,7 +179,8 @@ class Transformer(nnx.Module):
     def _through_layers(self, x, rotations, state, attend, remat: Remat | None):
         """Final-normed hidden states and new state, by one scan over each repeated block of layers.
 
-        `attend(state, kind, index, query, key, value)` mixes over tokens; it returns the result and the new state.
+        `attend(state, kind, index, query, key, value, sinks)` mixes over tokens; it returns the result and the new
+        state.
         `remat` is None where nothing is differentiated.
         """
         config = self.config

@@ -29,13 +29,16 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"layers\.attn\.[qkv]\.kernel", ("fsdp", "tensor", None)),
     (r"layers\.attn\.[qkv]\.bias", ("tensor", None)),
     (r"layers\.attn\.o\.kernel", ("tensor", None, "fsdp")),
+    (r"layers\.attn\.sink_bias", ("tensor",)),
     (r"layers\.(mlp|moe\.shared)\.(gate|up)\.kernel", ("fsdp", "tensor")),
     (r"layers\.mlp\.(gate|up)\.bias", ("tensor",)),
     (r"layers\.(mlp|moe\.shared)\.down\.kernel", ("tensor", "fsdp")),
     (r"layers\.moe\.(router|shared_gate)\.kernel", ("fsdp", None)),
     (r"layers\.moe\.(gate|up)\.kernel", (None, "fsdp", "tensor")),
     (r"layers\.moe\.down\.kernel", (None, "tensor", "fsdp")),
-    (r"layers\.(attn\.o|mlp\.down)\.bias", (None,)),
+    (r"layers\.moe\.(gate|up)\.bias", (None, "tensor")),
+    (r"layers\.moe\.down\.bias", (None, None)),
+    (r"layers\.(attn\.o|mlp\.down|moe\.router)\.bias", (None,)),
     (r"layers\..*\.kernel\.(a|b|magnitude|scales|value\.scales)", ()),
 )
 """Regular expression over the whole dotted path -> mesh axes of the last dimensions; dimensions before them (layers)

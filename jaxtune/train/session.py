@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import math
+import re
 from collections.abc import Generator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from jaxtune import optim
 from jaxtune.batch import Batch, on_prompts
@@ -21,6 +22,7 @@ from jaxtune.hf import peft
 from jaxtune.model import lora
 from jaxtune.model import transformer as model
 from jaxtune.model.attention import choice as backends
+from jaxtune.model.settings import ModelConfig
 from jaxtune.parallel import compilation, sharding
 from jaxtune.parallel.mesh import make_mesh
 from jaxtune.plan.planning import Plan
@@ -104,11 +106,24 @@ class Session:
 
 
 def flops_per_token(session: Session) -> float:
-    """6 x parameters in matrix products (PaLM's estimate, attention left out), for the share of peak."""
-    leaves = jax.tree_util.tree_leaves_with_path(session.base.frozen or session.base.trainable)
-    shape = session.inputs.model
+    """Operations of a training step for each token, for the share of peak."""
+    return flops_of(session.inputs.model, session.base.frozen or session.base.trainable)
+
+
+def flops_of(shape: ModelConfig, params: PyTree) -> float:
+    """6 x parameters in matrix products (PaLM's estimate, attention left out).
+
+    Of the experts those count that a token is sent to.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     table = 0 if shape.tie_embeddings else shape.vocab_size * shape.d_model
-    return 6.0 * (sum(leaf.size for _, leaf in leaves) - table)
+    used = 1.0 if shape.moe is None else shape.moe.experts_per_token / shape.moe.num_experts
+    sizes = (leaf.size * (used if re.match(EXPERTS, sharding.path_name(path)) else 1.0) for path, leaf in leaves)
+    return 6.0 * (sum(sizes) - table)
+
+
+EXPERTS = r"layers\.moe\.(gate|up|down)\."
+"""Paths of the parameters that each expert has its own of."""
 
 
 def open_session(inputs: Inputs, programs: Programs) -> Session:

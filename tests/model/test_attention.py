@@ -15,6 +15,7 @@ from jaxtune.errors import UserError
 from jaxtune.model import transformer
 from jaxtune.model.attention import blockwise, kernels
 from jaxtune.model.attention import choice as backends
+from jaxtune.model.attention.blockwise import Scoring
 from jaxtune.model.attention.core import Backend, attention, cached_attention, plain
 from jaxtune.model.settings import ModelConfig, Remat
 
@@ -38,9 +39,14 @@ def sample(
     return arrays[0], arrays[1], arrays[2], segment_ids
 
 
-def slow_attention(query, key, value, segment_ids, *, window, soft_cap):
+SINKS = jnp.asarray([-2.0, 0.0, 1.0, 3.0, 0.5, -0.5])
+"""A sink for each of six heads."""
+
+
+def slow_attention(query, key, value, segment_ids, sinks=None, *, window, soft_cap):
     """One query at a time, in float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    beside = np.zeros(query.shape[2]) if sinks is None else np.exp(np.asarray(sinks, np.float64))
     segment_ids = np.asarray(segment_ids)
     mixed = np.zeros_like(query)
     group = query.shape[2] // key.shape[2]
@@ -49,58 +55,67 @@ def slow_attention(query, key, value, segment_ids, *, window, soft_cap):
         scores = SCALE * key[b, seen, h // group] @ query[b, i, h]
         if soft_cap:
             scores = soft_cap * np.tanh(scores / soft_cap)
-        shares = np.exp(scores - scores.max())
-        mixed[b, i, h] = shares @ value[b, seen, h // group] / shares.sum()
+        shares = np.exp(scores)
+        mixed[b, i, h] = shares @ value[b, seen, h // group] / (shares.sum() + beside[h])
     return mixed
 
 
-def with_gradients(attend, query, key, value, segment_ids):
+def with_gradients(attend, query, key, value, segment_ids, *sinks):
     """Output and gradients of a sum over the real tokens; padding's output is nobody's business."""
     real = (segment_ids > 0)[:, :, None, None]
 
-    def loss(query, key, value):
-        mixed = jnp.where(real, attend(query, key, value, segment_ids), 0.0)
+    def loss(query, key, value, *sinks):
+        mixed = jnp.where(real, attend(query, key, value, segment_ids, *sinks), 0.0)
         return (mixed * jnp.cos(jnp.arange(mixed.shape[-1], dtype=mixed.dtype))[None, None, None]).sum(), mixed
 
-    gradients, mixed = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(query, key, value)
+    differentiated = tuple(range(3 + len(sinks)))
+    gradients, mixed = jax.jit(jax.grad(loss, argnums=differentiated, has_aux=True))(query, key, value, *sinks)
     return [mixed, *gradients]
 
 
 @functools.cache
-def reference(window: int | None, soft_cap: float | None, length: int = LENGTH):
-    attend = functools.partial(attention, scale=SCALE, window=window, soft_cap=soft_cap, backend=Backend.REFERENCE)
-    return with_gradients(attend, *sample(length))
+def reference(window: int | None, soft_cap: float | None, length: int = LENGTH, *, sinks: bool = False):
+    attend = functools.partial(attention, scoring=Scoring(SCALE, window, soft_cap), backend=Backend.REFERENCE)
+    return with_gradients(attend, *sample(length), *([SINKS] if sinks else []))
 
 
-@pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (5, 1.5)])
-def test_the_reference_equals_a_loop_over_queries(window, soft_cap):
-    inputs = sample()
+@pytest.mark.parametrize(("window", "soft_cap", "sinks"), [(None, None, False), (5, 1.5, False), (5, None, True)])
+def test_the_reference_equals_a_loop_over_queries(window, soft_cap, sinks):
+    inputs = (*sample(), *([SINKS] if sinks else []))
     real = np.asarray(inputs[3] > 0)
     expected = slow_attention(*inputs, window=window, soft_cap=soft_cap)
-    np.testing.assert_allclose(reference(window, soft_cap)[0][real], expected[real], atol=1e-5)
+    np.testing.assert_allclose(reference(window, soft_cap, sinks=sinks)[0][real], expected[real], atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("backend", "window", "soft_cap"),
+    ("backend", "window", "soft_cap", "sinks"),
     [
-        (Backend.BLOCKWISE, None, None),
-        (Backend.BLOCKWISE, 5, 1.5),
-        (Backend.DOT_PRODUCT, None, None),
-        (Backend.DOT_PRODUCT, 5, None),
+        (Backend.BLOCKWISE, None, None, False),
+        (Backend.BLOCKWISE, 5, 1.5, False),
+        (Backend.BLOCKWISE, 5, None, True),
+        (Backend.DOT_PRODUCT, None, None, False),
+        (Backend.DOT_PRODUCT, 5, None, False),
     ],
 )
-def test_backends_equal_the_reference_in_value_and_gradient(backend, window, soft_cap):
-    attend = functools.partial(attention, scale=SCALE, window=window, soft_cap=soft_cap, backend=backend)
-    for ours, expected in zip(with_gradients(attend, *sample()), reference(window, soft_cap), strict=True):
-        np.testing.assert_allclose(ours, expected, atol=2e-5)
-
-
-@pytest.mark.parametrize(("window", "soft_cap"), [(5, 1.5)])
-def test_the_tpu_kernel_equals_the_reference_when_interpreted(window, soft_cap):
-    attend = functools.partial(kernels.splash, scale=SCALE, window=window, soft_cap=soft_cap, interpret=True)
-    ours = with_gradients(attend, *sample(256))
-    for mine, expected in zip(ours, reference(window, soft_cap, 256), strict=True):
+def test_backends_equal_the_reference_in_value_and_gradient(backend, window, soft_cap, sinks):
+    attend = functools.partial(attention, scoring=Scoring(SCALE, window, soft_cap), backend=backend)
+    ours = with_gradients(attend, *sample(), *([SINKS] if sinks else []))
+    for mine, expected in zip(ours, reference(window, soft_cap, sinks=sinks), strict=True):
         np.testing.assert_allclose(mine, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("window", "soft_cap", "sinks"), [(5, 1.5, False), (5, None, True)])
+def test_the_tpu_kernel_equals_the_reference_when_interpreted(window, soft_cap, sinks):
+    attend = functools.partial(kernels.splash, scoring=Scoring(SCALE, window, soft_cap), interpret=True)
+    ours = with_gradients(attend, *sample(256), *([SINKS] if sinks else []))
+    for mine, expected in zip(ours, reference(window, soft_cap, 256, sinks=sinks), strict=True):
+        np.testing.assert_allclose(mine, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", [Backend.DOT_PRODUCT, Backend.CUDNN])
+def test_a_backend_without_sinks_never_leaves_them_out(backend):
+    with pytest.raises(ValueError, match=f"the backend {backend.value} has no attention sinks"):
+        attention(*sample(), SINKS, scoring=Scoring(SCALE), backend=backend)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
@@ -110,7 +125,7 @@ def test_cudnn_equals_the_reference():
 
 def test_bfloat16_stays_close_to_float32():
     half = [x.astype(jnp.bfloat16) for x in sample()[:3]]
-    attend = functools.partial(attention, scale=SCALE, backend=Backend.BLOCKWISE)
+    attend = functools.partial(attention, scoring=Scoring(SCALE), backend=Backend.BLOCKWISE)
     mixed = jax.jit(attend)(*half, sample()[3])
     assert mixed.dtype == jnp.bfloat16
     real = np.asarray(sample()[3] > 0)
@@ -120,7 +135,7 @@ def test_bfloat16_stays_close_to_float32():
 @pytest.mark.parametrize("backend", [Backend.REFERENCE, Backend.BLOCKWISE])
 def test_no_output_depends_on_another_segment_or_a_later_token(backend):
     query, key, value, segment_ids = sample()
-    attend = functools.partial(attention, scale=SCALE, backend=backend)
+    attend = functools.partial(attention, scoring=Scoring(SCALE), backend=backend)
     seen = jax.jit(lambda key, value: attend(query, key, value, segment_ids)[0, 50].sum())
     to_key, to_value = jax.jit(jax.grad(seen, argnums=(0, 1)))(key, value)
     own = np.zeros((2, LENGTH), bool)
@@ -145,7 +160,8 @@ def test_blockwise_holds_no_score_matrix():
     inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in sample(2048, heads=2, kv_heads=1)]
 
     def temporary(backend):
-        gradient = jax.grad(lambda *args: attention(*args, scale=SCALE, backend=backend).sum(), argnums=(0, 1, 2))
+        attend = functools.partial(attention, scoring=Scoring(SCALE), backend=backend)
+        gradient = jax.grad(lambda *args: attend(*args).sum(), argnums=(0, 1, 2))
         analysis = jax.jit(gradient).lower(*inputs).compile().memory_analysis()
         assert analysis is not None
         return analysis.temp_size_in_bytes
@@ -162,8 +178,12 @@ def test_stale_and_padding_slots_of_a_cache_are_invisible():
     spoil = (jnp.arange(LENGTH)[None, :] > jnp.asarray([[8], [4]]))[:, :, None, None]
     spoilt = [jnp.where(spoil, 1e6, x) for x in (key, value)]
     np.testing.assert_array_equal(attend(queries, *spoilt, positions), clean)
-    whole = attention(query, key, value, jnp.ones((2, LENGTH), jnp.int32), scale=SCALE, window=6)
-    np.testing.assert_allclose(clean, jnp.take_along_axis(whole, positions[:, :, None, None], axis=1), atol=1e-6)
+    ones, places = jnp.ones((2, LENGTH), jnp.int32), positions[:, :, None, None]
+    whole = attention(query, key, value, ones, scoring=Scoring(SCALE, 6))
+    np.testing.assert_allclose(clean, jnp.take_along_axis(whole, places, axis=1), atol=1e-6)
+    with_sinks = attend(queries, *spoilt, positions, SINKS)
+    whole = attention(query, key, value, ones, SINKS, scoring=Scoring(SCALE, 6))
+    np.testing.assert_allclose(with_sinks, jnp.take_along_axis(whole, places, axis=1), atol=1e-6)
 
 
 def test_auto_takes_the_plain_path_on_a_cpu():
@@ -183,6 +203,8 @@ def test_auto_takes_the_plain_path_on_a_cpu():
         ({"attention": Backend.CUDNN}, {"platform": "gpu"}, "computes in bfloat16 or float16 only"),
         ({"attention": Backend.SPLASH}, {"platform": "tpu", "seq_len": 200}, "multiple of 128 .* seq_len is 200"),
         ({"attention": Backend.DOT_PRODUCT, "attn_soft_cap": 5.0}, {}, "it has no soft cap"),
+        ({"attention": Backend.DOT_PRODUCT, "attn_sinks": True}, {}, "dot_product: it has no attention sinks"),
+        ({"attention": Backend.CUDNN, "attn_sinks": True}, {"platform": "gpu"}, "cudnn: it has no attention sinks"),
         ({"attention": Backend.BLOCKWISE}, {"platform": "gpu"}, "its loops are for CPUs, and this is a GPU"),
         ({"attention": Backend.BLOCKWISE}, {"sequence_shards": 2}, r"needs whole rows, .*\(sequence > 1\)"),
     ],
@@ -194,16 +216,17 @@ def test_a_backend_that_cannot_run_says_why(changed, where, reason):
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
-@pytest.mark.parametrize("soft_cap", [None, 5.0])
-def test_no_loops_over_blocks_run_on_accelerators(monkeypatch, platform, soft_cap):
+@pytest.mark.parametrize(("soft_cap", "sinks"), [(None, False), (5.0, False), (None, True)])
+def test_no_loops_over_blocks_run_on_accelerators(monkeypatch, platform, soft_cap, sinks):
     """Where no kernel can run: rows that are no multiple of 128 tokens, float32."""
-    config = dataclasses.replace(CONFIG, attn_soft_cap=soft_cap)
+    config = dataclasses.replace(CONFIG, attn_soft_cap=soft_cap, attn_sinks=sinks)
     chosen = backends.resolve(config, 2000, jnp.float32, platform=platform)[1].backend
-    assert chosen is (Backend.DOT_PRODUCT if soft_cap is None else Backend.REFERENCE)
+    assert chosen is (Backend.REFERENCE if sinks or soft_cap else Backend.DOT_PRODUCT)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     shape = jax.ShapeDtypeStruct((1, 512, 2, 8), jnp.float32)
-    attend = functools.partial(attention, scale=1.0, soft_cap=soft_cap)
-    traced = jax.make_jaxpr(attend)(shape, shape, shape, jax.ShapeDtypeStruct((1, 512), jnp.int32))
+    attend = functools.partial(attention, scoring=Scoring(1.0, None, soft_cap))
+    own = [jax.ShapeDtypeStruct((2,), jnp.float32)] if sinks else []
+    traced = jax.make_jaxpr(attend)(shape, shape, shape, jax.ShapeDtypeStruct((1, 512), jnp.int32), *own)
     assert not {equation.primitive.name for equation, _ in equations(traced.jaxpr)} & {"while", "scan"}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxtune.model import transformer as model
-from jaxtune.model.moe import MoeConfig
+from jaxtune.model.attention.core import Backend
+from jaxtune.model.moe import ClampedGate, MoeConfig
 from jaxtune.model.settings import ModelConfig
 from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import Indivisible, MeshConfig, make_mesh
@@ -33,6 +34,33 @@ def program(config: ModelConfig):
     return jax.value_and_grad(total)
 
 
+SINKS = dataclasses.replace(
+    CONFIG, family="gpt_oss", attn_sinks=True, attention=Backend.BLOCKWISE,
+    moe=MoeConfig(num_experts=4, experts_per_token=2, d_ff=8, bias=True, clamped=ClampedGate(limit=0.1)),
+)  # fmt: skip
+
+
+def on_mesh(config: ModelConfig, params, mesh: MeshConfig):
+    devices = make_mesh(mesh)
+    places = sharding.shardings(devices, params, indivisible=mesh.indivisible)
+    with jax.set_mesh(devices):
+        return jax.jit(program(config), compiler_options=QUICK)(jax.device_put(params, places), TOKENS)
+
+
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=2, tensor=2, sequence=2)], ids=str
+)
+def test_a_mesh_computes_sinks_and_biases_of_experts_as_one_device_does(mesh):
+    """By blocks where rows are whole; where their tokens are split, by the reference."""
+    drawn = model.init_params(SINKS, 0)[1]
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), drawn)
+    expected = jax.jit(program(SINKS), compiler_options=QUICK)(params, TOKENS)
+    ours = on_mesh(SINKS, params, mesh)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), b, atol=1e-5), ours, expected)
+    layers = expected[1]["layers"]
+    assert all(float(jnp.abs(leaf).max()) > 1e-4 for leaf in jax.tree.leaves((layers["moe"], layers["attn"])))
+
+
 @pytest.mark.parametrize(
     ("mesh", "hidden"),
     [
@@ -48,9 +76,6 @@ def test_a_mesh_computes_what_one_device_computes(mesh, hidden):
     config = dataclasses.replace(CONFIG, moe=dataclasses.replace(CONFIG.moe, d_ff=hidden))
     params = model.init_params(config, 0)[1]
     expected = jax.jit(program(config), compiler_options=QUICK)(params, TOKENS)
-    devices = make_mesh(mesh)
-    places = sharding.shardings(devices, params, indivisible=mesh.indivisible)
-    with jax.set_mesh(devices):
-        ours = jax.jit(program(config), compiler_options=QUICK)(jax.device_put(params, places), TOKENS)
+    ours = on_mesh(config, params, mesh)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), b, atol=1e-5), ours, expected)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[1]["layers"]["moe"])) > 1e-3

@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxtune.errors import UserError
 from jaxtune.model import moe, rope
 from jaxtune.model import transformer as model
 from jaxtune.model.attention.core import Backend
-from jaxtune.model.moe import MoeConfig
+from jaxtune.model.moe import ClampedGate, MoeConfig
 from jaxtune.model.rope import RopeConfig, RopeScaling
 from jaxtune.model.settings import Activation, LayerKind, ModelConfig, Remat
 from jaxtune.parallel import sharding
@@ -242,8 +243,9 @@ def test_experts_equal_a_loop_over_tokens():
     down = rng.standard_normal((5, 7, 4), dtype=np.float32)
     weights, experts = moe.route(jnp.asarray(scores), config)
     ours = moe.mix_experts(
-        jnp.asarray(tokens), weights, experts, jnp.asarray(gate), jnp.asarray(up), jnp.asarray(down), jax.nn.silu
-    )
+        jnp.asarray(tokens), weights, experts, jnp.asarray(gate), jnp.asarray(up), jnp.asarray(down),
+        moe.gated_by(jax.nn.silu),
+    )  # fmt: skip
     shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     for i, token in enumerate(tokens):
         best = np.argsort(-shares[i])[:2]
@@ -255,6 +257,44 @@ def test_experts_equal_a_loop_over_tokens():
             for e in best
         )
         np.testing.assert_allclose(ours[i], expected, rtol=2e-5)
+
+
+def test_experts_with_biases_and_a_clamped_gate_equal_a_loop_over_tokens():
+    rng = np.random.default_rng(0)
+    config = MoeConfig(num_experts=5, experts_per_token=2, d_ff=7, bias=True, clamped=ClampedGate(alpha=1.3, limit=1.5))
+    layer = moe.Moe(config, 4, jax.nn.silu, std_in=1.0, std_out=1.0, rngs=nnx.Rngs(0))
+    for linear in (layer.router, layer.gate, layer.up, layer.down):
+        assert linear.bias is not None
+        linear.bias = nnx.Param(jnp.asarray(rng.standard_normal(linear.bias[...].shape, dtype=np.float32)))
+    x = rng.standard_normal((2, 3, 4), dtype=np.float32)
+    ours = layer(jnp.asarray(x)).reshape(-1, 4)
+    (router, router_bias), *kernels = (
+        [np.asarray(part[...], np.float64) for part in (linear.kernel, linear.bias) if part is not None]
+        for linear in (layer.router, layer.gate, layer.up, layer.down)
+    )
+    passed = 0
+    for token, mine in zip(x.reshape(-1, 4), ours, strict=True):
+        scores = token @ router + router_bias
+        best = np.argsort(-scores)[:2]
+        shares = np.exp(scores[best]) / np.exp(scores[best]).sum()
+        expected = 0
+        for share, e in zip(shares, best, strict=True):
+            gate, up = (token @ kernel[e] + bias[e] for kernel, bias in kernels[:2])
+            passed += np.count_nonzero(gate > 1.5) + np.count_nonzero(np.abs(up) > 1.5)
+            gate, up = np.minimum(gate, 1.5), np.clip(up, -1.5, 1.5)
+            hidden = (up + 1) * gate / (1 + np.exp(-1.3 * gate))
+            expected += share * (hidden @ kernels[2][0][e] + kernels[2][1][e])
+        np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+    assert passed > 10
+
+
+def test_graph_definitions_of_one_config_are_equal():
+    """A function made anew for each model in one of its modules would compile every program again."""
+    assert EXPERTS.moe is not None
+    clamped = dataclasses.replace(EXPERTS.moe, bias=True, clamped=ClampedGate())
+    for config in (EXPERTS, dataclasses.replace(EXPERTS, moe=clamped, attn_sinks=True)):
+        first, second = (model.abstract_params(config)[0] for _ in range(2))
+        assert first == second and hash(first) == hash(second)
 
 
 def test_no_token_is_dropped_when_all_choose_one_expert():

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtune.batch import Batch
 from jaxtune.errors import UserError
 from jaxtune.model import transformer as model
-from jaxtune.model.moe import MoeConfig
+from jaxtune.model.moe import ClampedGate, MoeConfig
 from jaxtune.model.settings import ModelConfig
 from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, make_mesh
@@ -43,6 +43,12 @@ EVERY_PARAMETER = [
         mlp_bias=True,
     ),
     dataclasses.replace(TINY, family="qwen3_moe", moe=MoeConfig(num_experts=4, experts_per_token=2, d_ff=32)),
+    dataclasses.replace(
+        TINY,
+        family="gpt_oss",
+        attn_sinks=True,
+        moe=MoeConfig(num_experts=4, experts_per_token=2, d_ff=32, bias=True, clamped=ClampedGate()),
+    ),
 ]
 MESHES = [
     MeshConfig(data=8),

@@ -14,6 +14,9 @@ from helpers import fresh, tiny_config, tiny_model
 
 from jaxtune.config import EarlyStoppingConfig, HealthConfig
 from jaxtune.errors import UserError
+from jaxtune.model.moe import ClampedGate, MoeConfig
+from jaxtune.model.settings import ModelConfig
+from jaxtune.model.transformer import abstract_params
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.checkpoints import Checkpoints
 from jaxtune.runs.history import read_rows, read_run
@@ -27,7 +30,7 @@ from jaxtune.train.arm import Arm, labels_of
 from jaxtune.train.decisions import Status
 from jaxtune.train.planned import plan_run
 from jaxtune.train.rows import peak_memory_mb
-from jaxtune.train.session import flops_per_token, open_session
+from jaxtune.train.session import flops_of, flops_per_token, open_session
 
 
 @pytest.fixture(scope="module")
@@ -363,3 +366,15 @@ def test_no_second_copy_of_the_parameters_is_kept(place, programs):
         state = session.take_initial_state()
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(session.base.trainable))
     assert flops_per_token(session) == size and not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_of_the_experts_those_count_that_a_token_is_sent_to():
+    moe = MoeConfig(num_experts=8, experts_per_token=2, d_ff=5, bias=True, clamped=ClampedGate())
+    config = ModelConfig(
+        family="gpt_oss", vocab_size=11, d_model=8, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=5,
+        max_seq_len=16, tie_embeddings=False, attn_sinks=True, moe=moe,
+    )  # fmt: skip
+    expert = 3 * 8 * 5 + 2 * 5 + 8
+    attention = 8 * 4 * (2 + 1 + 1 + 2) + 2  # and a sink for each head
+    layer = 2 * 8 + attention + 8 * 8 + 8 + 2 * expert
+    assert flops_of(config, abstract_params(config)[1]) == 6 * (3 * layer + 8 + 8 * 11)

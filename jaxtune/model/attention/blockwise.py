@@ -23,12 +23,14 @@ RESIDUAL = "attention"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """Static arguments of the kernel."""
+class Scoring:
+    """Scores of pairs of query and key: cap(scale * q k), for the pairs that a window allows."""
 
     scale: float
-    window: int | None
-    soft_cap: float | None
+    window: int | None = None
+    """Tokens that a query sees, itself included; None: all before it."""
+    soft_cap: float | None = None
+    """Scores become cap * tanh(score / cap)."""
 
 
 def blockwise(
@@ -36,21 +38,20 @@ def blockwise(
     key: Float[Array, "b s k d"],
     value: Float[Array, "b s k d"],
     segment_ids: Int[Array, "b s"],
+    sinks: Float[Array, " h"] | None = None,
     *,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
 ) -> Float[Array, "b s h d"]:
     """Causal attention inside segments, equal to the reference. A segment's tokens must be adjacent in the row."""
-    return _attend(Options(scale, window, soft_cap), query, key, value, segment_ids)
+    return _attend(scoring, query, key, value, segment_ids, sinks)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(options, query, key, value, segment_ids):
-    return _forward(options, query, key, value, segment_ids)[0]
+def _attend(options, query, key, value, segment_ids, sinks):
+    return _forward(options, query, key, value, segment_ids, sinks)[0]
 
 
-def _forward(options, query, key, value, segment_ids):
+def _forward(options, query, key, value, segment_ids, sinks):
     kv_heads = key.shape[2]
     queries, (keys, values) = _cut(query, kv_heads), (_cut(x, kv_heads)[:, :, :, 0] for x in (key, value))
     segments = _cut_ids(segment_ids)
@@ -71,7 +72,8 @@ def _forward(options, query, key, value, segment_ids):
 
         batch, kv_heads, group, length, dim = own.shape
         rows = (batch, kv_heads, group, length)
-        empty = (jnp.zeros((batch, kv_heads, dim, group, length)), jnp.full(rows, MASKED), jnp.zeros(rows))
+        nothing = jnp.zeros((batch, kv_heads, dim, group, length))
+        empty = nothing, *_before_keys(sinks, rows)
         summed, highest, total = jax.lax.fori_loop(start, i + 1, key_block, empty)
         mixed = (summed / total[:, :, None]).transpose(0, 1, 3, 4, 2)
         return mixed.astype(query.dtype), highest + jnp.log(total)
@@ -79,11 +81,19 @@ def _forward(options, query, key, value, segment_ids):
     mixed, log_total = jax.lax.map(query_block, (queries, segments, jnp.arange(len(queries)), first))
     mixed = checkpoint_name(_join(mixed, query.shape), RESIDUAL)
     log_total = checkpoint_name(log_total, RESIDUAL)
-    return mixed, (query, key, value, segment_ids, mixed, log_total)
+    return mixed, (query, key, value, segment_ids, sinks, mixed, log_total)
+
+
+def _before_keys(sinks: Float[Array, " h"] | None, rows: tuple[int, ...]) -> tuple[Array, Array]:
+    """Running maximum and sum of a block of queries before its first key: of nothing, or of the sinks alone."""
+    if sinks is None:
+        return jnp.full(rows, MASKED), jnp.zeros(rows)
+    by_head = sinks.astype(jnp.float32).reshape(1, *rows[1:3], 1)
+    return jnp.broadcast_to(by_head, rows), jnp.ones(rows)
 
 
 def _backward(options, residuals, cotangent):
-    query, key, value, segment_ids, mixed, log_total = residuals
+    query, key, value, segment_ids, sinks, mixed, log_total = residuals
     kv_heads = key.shape[2]
     queries, (keys, values) = _cut(query, kv_heads), (_cut(x, kv_heads)[:, :, :, 0] for x in (key, value))
     segments = _cut_ids(segment_ids)
@@ -119,7 +129,16 @@ def _backward(options, residuals, cotangent):
     blocks = (queries, segments, cotangents, log_total, means, jnp.arange(len(queries)), first)
     (to_keys, to_values), to_queries = jax.lax.scan(query_block, (none, none), blocks)
     to_key, to_value = (_join(x[:, :, :, None], key.shape).astype(key.dtype) for x in (to_keys, to_values))
-    return _join(to_queries, query.shape).astype(query.dtype), to_key, to_value, None
+    to_sinks = None if sinks is None else _to_sinks(sinks, log_total, means)
+    return _join(to_queries, query.shape).astype(query.dtype), to_key, to_value, None, to_sinks
+
+
+def _to_sinks(
+    sinks: Float[Array, " h"], log_total: Float[Array, "n b k g s"], means: Float[Array, "n b k g s"]
+) -> Float[Array, " h"]:
+    """Gradient of the sinks: a sink takes its share of each query's weight, and gives nothing for it."""
+    by_head = sinks.astype(jnp.float32).reshape(1, 1, *log_total.shape[2:4], 1)
+    return -(jnp.exp(by_head - log_total) * means).sum(axis=(0, 1, 4)).reshape(sinks.shape).astype(sinks.dtype)
 
 
 _attend.defvjp(_forward, _backward)
@@ -165,7 +184,7 @@ def _visible(own, other, i, j, window: int | None) -> Bool[Array, "b s t"]:
     return allowed[None] & (own[:, :, None] == other[:, None, :])
 
 
-def _scores(options: Options, keys, queries, key_segments, query_segments, i, j) -> Float[Array, "b k t g s"]:
+def _scores(options: Scoring, keys, queries, key_segments, query_segments, i, j) -> Float[Array, "b k t g s"]:
     """Scores of key block j for query block i.
 
     Keys come before queries: sums over keys then run along contiguous queries, and the one product that needs a

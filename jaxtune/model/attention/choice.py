@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from jaxtune.errors import UserError, first_line
-from jaxtune.model.attention.core import Backend, attention, plain
+from jaxtune.model.attention.blockwise import Scoring
+from jaxtune.model.attention.core import WITHOUT_SINKS, Backend, attention, plain
 from jaxtune.model.settings import LayerKind, ModelConfig
 
 PREFERRED = {"gpu": (Backend.CUDNN,), "tpu": (Backend.SPLASH,), "cpu": ()}
@@ -36,7 +37,7 @@ def resolve(
     for by name raises UserError if it cannot run here or fails its proof. `platform` is that of the default device.
     """
     platform = jax.default_backend() if platform is None else platform
-    wide = plain(seq_len, platform=platform, soft_cap=config.attn_soft_cap)
+    wide = plain(seq_len, platform=platform, soft_cap=config.attn_soft_cap, sinks=config.attn_sinks)
     plainly = Backend.REFERENCE if sequence_shards > 1 else wide
     automatic = config.attention is Backend.AUTO
     candidates = (*PREFERRED.get(platform, ()), plainly) if automatic else (config.attention,)
@@ -61,6 +62,8 @@ def _obstacle(
         return f"it needs a {on.upper()}, and this is a {platform.upper()}"
     if backend in (Backend.DOT_PRODUCT, Backend.CUDNN) and config.attn_soft_cap is not None:
         return "it has no soft cap on attention scores, which this model needs"
+    if backend in WITHOUT_SINKS and config.attn_sinks:
+        return "it has no attention sinks, which this model needs"
     if backend is Backend.CUDNN and jnp.dtype(dtype) == jnp.float32:
         return "it computes in bfloat16 or float16 only, and the compute dtype is float32"
     if backend is Backend.SPLASH and seq_len % 128:
@@ -89,14 +92,15 @@ def _disproof(backend: Backend, config: ModelConfig, dtype) -> str | None:
 def deviation(backend: Backend, config: ModelConfig, dtype, window: int | None) -> float:
     """Largest difference from the reference, over outputs and gradients, as a share of the largest value of each."""
     query, key, value, segment_ids = _packed_sample(config)
-    rounded = [x.astype(dtype) for x in (query, key, value)]
+    sinks = [jnp.linspace(-1.0, 2.0, config.num_heads)] if config.attn_sinks else []
+    rounded = [x.astype(dtype) for x in (query, key, value, *sinks)]
     real = (segment_ids > 0)[:, :, None, None]
     scale = config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale
 
     def outputs(backend: Backend, inputs: list[jax.Array]) -> list[jax.Array]:
-        def attend(query, key, value):
-            options = {"scale": scale, "window": window, "soft_cap": config.attn_soft_cap}
-            mixed = attention(query, key, value, segment_ids, backend=backend, **options)
+        def attend(query, key, value, *sinks):
+            scoring = Scoring(scale, window, config.attn_soft_cap)
+            mixed = attention(query, key, value, segment_ids, *sinks, scoring=scoring, backend=backend)
             return jnp.where(real, mixed.astype(jnp.float32), 0.0)
 
         mixed, pull = jax.vjp(attend, *inputs)

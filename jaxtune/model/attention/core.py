@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune.model.attention import kernels
-from jaxtune.model.attention.blockwise import MASKED, blockwise
+from jaxtune.model.attention.blockwise import MASKED, Scoring, blockwise
 from jaxtune.model.linear import product
 
 
@@ -27,31 +27,38 @@ def attention(
     key: Float[Array, "b s k d"],
     value: Float[Array, "b s k d"],
     segment_ids: Int[Array, "b s"],
+    sinks: Float[Array, " h"] | None = None,
     *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
+    scoring: Scoring,
     backend: Backend = Backend.AUTO,
 ) -> Float[Array, "b s h d"]:
     """Causal attention inside each segment of packed rows; `h` is a multiple of `k` (grouped queries).
 
     softmax(cap(scale * q k^T)) v, with cap(x) = soft_cap * tanh(x / soft_cap); query i sees key j iff both are in the
     same segment and i - window < j <= i. Order is the place in the row, which inside a segment is that of positions.
-    Padding is segment 0: its queries see padding up to themselves, so that no row of scores is empty.
+    Padding is segment 0: its queries see padding up to themselves, so that no row of scores is empty. `sinks`: a score
+    of each head that every query sees beside those of its keys, with a value of zero (gpt-oss; arXiv 2309.17453).
     """
-    options = {"scale": scale, "window": window, "soft_cap": soft_cap}
-    match plain(query.shape[1], soft_cap=soft_cap) if backend is Backend.AUTO else backend:
+    inputs = (query, key, value, segment_ids)
+    backend = choose_plain(query.shape[1], scoring, sinks) if backend is Backend.AUTO else backend
+    if sinks is not None and backend in WITHOUT_SINKS:
+        raise ValueError(f"the backend {backend.value} has no attention sinks")
+    match backend:
         case Backend.REFERENCE:
-            return _reference(query, key, value, segment_ids, **options)
+            return _reference(*inputs, sinks, scoring)
         case Backend.BLOCKWISE:
-            return blockwise(query, key, value, segment_ids, **options)
+            return blockwise(*inputs, sinks, scoring=scoring)
         case Backend.DOT_PRODUCT:
-            return kernels.dot_product(query, key, value, segment_ids, implementation="xla", **options)
+            return kernels.dot_product(*inputs, implementation="xla", scoring=scoring)
         case Backend.CUDNN:
-            return kernels.dot_product(query, key, value, segment_ids, implementation="cudnn", **options)
+            return kernels.dot_product(*inputs, implementation="cudnn", scoring=scoring)
         case Backend.SPLASH:
-            return kernels.splash(query, key, value, segment_ids, **options)
+            return kernels.splash(*inputs, sinks, scoring=scoring)
     raise AssertionError(backend)
+
+
+WITHOUT_SINKS = (Backend.DOT_PRODUCT, Backend.CUDNN)
+"""Backends that cannot compute attention with sinks."""
 
 
 def cached_attention(
@@ -59,6 +66,7 @@ def cached_attention(
     key: Float[Array, "b t k d"],
     value: Float[Array, "b t k d"],
     positions: Int[Array, "b s"],
+    sinks: Float[Array, " h"] | None = None,
     *,
     scale: float,
     window: int | Int[Array, ""] | None = None,
@@ -69,24 +77,29 @@ def cached_attention(
     Slots beyond a query's position are invisible to it, so what stale or padding tokens left there does not matter.
     """
     allowed = _visible(positions, jnp.arange(key.shape[1]), window)
-    return _attend(query, key, value, allowed, scale=scale, soft_cap=soft_cap)
+    return _attend(query, key, value, allowed, sinks, scale=scale, soft_cap=soft_cap)
 
 
-def plain(length: int, *, platform: str | None = None, soft_cap: float | None = None) -> Backend:
+def choose_plain(length: int, scoring: Scoring, sinks: Float[Array, " h"] | None) -> Backend:
+    """`plain` on the default device, for what a layer computes."""
+    return plain(length, soft_cap=scoring.soft_cap, sinks=sinks is not None)
+
+
+def plain(length: int, *, platform: str | None = None, soft_cap: float | None = None, sinks: bool = False) -> Backend:
     """The faster of the backends without a kernel of their own, for rows of `length` tokens on a platform.
 
     Blocks are loops whose bounds the data decide: a CPU skips work by them, a GPU or TPU would wait at every turn, so
     these get whole rows at once. `platform` is by default that of the first device.
     """
     if (platform or jax.default_backend()) != "cpu":
-        return Backend.DOT_PRODUCT if soft_cap is None else Backend.REFERENCE
+        return Backend.DOT_PRODUCT if soft_cap is None and not sinks else Backend.REFERENCE
     return Backend.REFERENCE if length <= 128 else Backend.BLOCKWISE
 
 
-def _reference(query, key, value, segment_ids, *, scale, window, soft_cap):
+def _reference(query, key, value, segment_ids, sinks, scoring: Scoring):
     places = jnp.arange(query.shape[1])
-    allowed = _visible(places[None, :], places, window) & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    return _attend(query, key, value, allowed, scale=scale, soft_cap=soft_cap)
+    allowed = _visible(places[None, :], places, scoring.window) & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    return _attend(query, key, value, allowed, sinks, scale=scoring.scale, soft_cap=scoring.soft_cap)
 
 
 def _visible(
@@ -101,6 +114,7 @@ def _attend(
     key: Float[Array, "b t k d"],
     value: Float[Array, "b t k d"],
     allowed: Bool[Array, "#b s t"],
+    sinks: Float[Array, " h"] | None,
     *,
     scale: float,
     soft_cap: float | None,
@@ -112,6 +126,10 @@ def _attend(
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     scores = jnp.where(allowed[:, None, None, :, :], scores, MASKED)
-    shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = product("bkgst,btkd->bskgd", shares, value)
+    if sinks is not None:
+        by_head = sinks.astype(jnp.float32).reshape(1, key.shape[2], -1, 1, 1)
+        scores = jnp.concatenate([scores, jnp.broadcast_to(by_head, (*scores.shape[:-1], 1))], axis=-1)
+    shares = jax.nn.softmax(scores, axis=-1)
+    shares = shares if sinks is None else shares[..., :-1]
+    mixed = product("bkgst,btkd->bskgd", shares.astype(value.dtype), value)
     return mixed.reshape(batch, length, heads, value.shape[-1])

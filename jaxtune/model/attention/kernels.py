@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jaxtyping import Array, Float, Int
 
-from jaxtune.model.attention.blockwise import RESIDUAL
+from jaxtune.model.attention.blockwise import RESIDUAL, Scoring
 
 LANES = 128
 """Splash works on multiples of this: row length, and head dimension (padded with zeros)."""
@@ -19,12 +19,11 @@ def dot_product(
     segment_ids: Int[Array, "b s"],
     *,
     implementation: str,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
 ) -> Float[Array, "b s h d"]:
-    """jax.nn.dot_product_attention with the segments as a mask; it has no soft cap."""
-    assert soft_cap is None and implementation in ("xla", "cudnn")
+    """jax.nn.dot_product_attention with the segments as a mask; it has no soft cap, and no sinks."""
+    window = scoring.window
+    assert scoring.soft_cap is None and implementation in ("xla", "cudnn")
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     return jax.nn.dot_product_attention(
         query,
@@ -32,7 +31,7 @@ def dot_product(
         value,
         mask=same,
         is_causal=True,
-        scale=scale,
+        scale=scoring.scale,
         local_window_size=None if window is None else (window - 1, 0),
         implementation="xla" if implementation == "xla" else "cudnn",
     )
@@ -43,10 +42,9 @@ def splash(
     key: Float[Array, "b s k d"],
     value: Float[Array, "b s k d"],
     segment_ids: Int[Array, "b s"],
+    sinks: Float[Array, " h"] | None = None,
     *,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
     interpret: bool = False,
 ) -> Float[Array, "b s h d"]:
     """JAX's splash attention; blocks hidden by causal order or window are skipped. `interpret` needs no TPU."""
@@ -55,22 +53,23 @@ def splash(
     shape = (length, length)
     mask = (
         splash_attention_mask.CausalMask(shape)
-        if window is None
-        else splash_attention_mask.LocalMask(shape, (window - 1, 0), 0)
+        if scoring.window is None
+        else splash_attention_mask.LocalMask(shape, (scoring.window - 1, 0), 0)
     )
     kernel = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([mask] * heads),
         block_sizes=_block_sizes(length),
-        attn_logits_soft_cap=soft_cap,
+        attn_logits_soft_cap=scoring.soft_cap,
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=RESIDUAL,
         interpret=interpret,
     )
     # The kernel wants [heads, seq, dim] and applies no scale.
-    arguments = [_heads_first(x, dim) for x in ((query * scale).astype(query.dtype), key, value)]
+    arguments = [_heads_first(x, dim) for x in ((query * scoring.scale).astype(query.dtype), key, value)]
     segments = splash_attention_kernel.SegmentIds(q=segment_ids, kv=segment_ids)
-    mixed = jnp.asarray(jax.vmap(kernel)(*arguments, segments))
+    in_axes = (0, 0, 0, 0, None)
+    mixed = jnp.asarray(jax.vmap(kernel, in_axes=in_axes)(*arguments, segments, sinks))
     return jnp.moveaxis(mixed, 1, 2)[..., :dim].astype(query.dtype)
 
 
