@@ -125,7 +125,8 @@ logits, the loss, and folders that go both ways."""
 came from."""
     layers = """Layers of a stack may differ: in the reach of attention, in whether they are rotated, and in having a
 dense feed-forward or experts. Layers are scanned by the blocks that repeat, so that compile time does not grow
-with depth."""
+with depth. Weights that a checkpoint holds as MXFP4 (gpt-oss) are read into floats, and exported so. On GPUs, attention
+with sinks or soft caps takes memory that grows with the square of a row's length: no kernel there has them."""
     return "\n\n".join(
         [
             "# Models", said, layers, "\n".join(["| model_type | models | architecture |", "|---|---|---|", *families]),

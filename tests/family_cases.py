@@ -158,6 +158,18 @@ def granite(rng: np.random.Generator) -> Fields:
     return {"model_type": "granite", **shape(rng), "attention_bias": bool(rng.integers(2)), **scales}
 
 
+def granite_hybrid(rng: np.random.Generator) -> Fields:
+    """All layers are attention, rotated; the shared expert is all of the feed-forward."""
+    fields = granite(rng) | {"model_type": "granitemoehybrid", "num_local_experts": 0, "num_experts_per_tok": 0}
+    sizes = {"shared_intermediate_size": int(rng.integers(17, 60)), "mamba_n_heads": 1, "mamba_d_head": "auto"}
+    kinds = ["attention"] * fields["num_hidden_layers"]
+    return fields | sizes | {"layer_types": kinds, "position_embedding_type": "rope", "rope_theta": 300.0}
+
+
+def granite_hybrid_unrotated(rng: np.random.Generator) -> Fields:
+    return granite_hybrid(rng) | {"position_embedding_type": "nope"}
+
+
 def arcee(rng: np.random.Generator) -> Fields:
     return {"model_type": "arcee", **shape(rng), "hidden_act": "relu2", "mlp_bias": bool(rng.integers(2))}
 
@@ -213,13 +225,28 @@ def cohere2(rng: np.random.Generator) -> Fields:
     return cohere(rng) | {"model_type": "cohere2", "num_hidden_layers": 4, "layer_types": kinds, "sliding_window": 5}
 
 
+def gpt_oss(rng: np.random.Generator) -> Fields:
+    """Sinks, biases everywhere, and a limit that hidden units of these weights pass."""
+    experts = {"num_local_experts": 5, "num_experts_per_tok": 3, "swiglu_limit": 1.5, "swiglu_alpha": 1.3}
+    fields = {"model_type": "gpt_oss", **shape(rng), **experts, "num_hidden_layers": 4, "sliding_window": 5}
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+    return fields | {"attention_bias": bool(rng.integers(2)), "layer_types": kinds}
+
+
+def gpt_oss_plain(rng: np.random.Generator) -> Fields:
+    """The rope and the alternation of layers that no field states, and those that are stated."""
+    fields = gpt_oss(rng) | {"num_hidden_layers": 3, "rope_scaling": {"rope_type": "default"}, "rope_theta": 300.0}
+    return {name: value for name, value in fields.items() if name not in ("layer_types", "swiglu_limit")}
+
+
 CASES: dict[str, Callable[[np.random.Generator], Fields]] = {
     case.__name__: case
     for case in (
         llama, llama3, llama_linear, llama_yarn, smollm2, mistral, qwen2, qwen2_sliding, qwen3, gemma2, gemma3, phi3,
         phi3_longrope, mixtral, qwen3_moe, gemma, olmo2, olmo3, smollm3, granite, arcee, seed_oss,
         ministral, ministral3, glm, glm4, exaone4, exaone4_full, cohere, cohere2,
-        qwen3_moe_dense, qwen2_moe, qwen2_moe_sliding,
+        qwen3_moe_dense, qwen2_moe, qwen2_moe_sliding, gpt_oss, gpt_oss_plain,
+        granite_hybrid, granite_hybrid_unrotated,
     )
 }  # fmt: skip
 LENGTHS = (23, 14)

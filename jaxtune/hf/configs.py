@@ -8,6 +8,7 @@ from jaxtune.errors import UserError
 from jaxtune.hf.families import Family, family_of
 from jaxtune.hf.fields import ZERO, Fields
 from jaxtune.hf.ropes import RopeDefaults, read_ropes, write_rope
+from jaxtune.model.rope import RopeScaling
 from jaxtune.model.settings import MAX_LAYERS, Activation, ModelConfig
 
 SIZES = {
@@ -78,6 +79,7 @@ def _read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
                 partial=family.partial_default,
                 interleaved=family.interleaved,
                 query_growth=family.query_growth,
+                unstated=family.rope_default,
             ),
         ),
         **family.read(left, sizes),
@@ -99,6 +101,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         **({family.activation_field: ACTIVATION_NAMES[config.activation]} if family.activation_field else {}),
         **_write_partial(config, family),
         **write_rope(config.rope, config.max_seq_len, phi=config.family == "phi3"),
+        **_write_plain_rope(config, family),
         **family.write(config),
     }
     _check_round_trip(fields, config)
@@ -108,6 +111,12 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
 def _write_partial(config: ModelConfig, family: Family) -> dict[str, Any]:
     partial = config.rope.partial
     return {} if family.partial_default in (None, partial) else {"partial_rotary_factor": partial}
+
+
+def _write_plain_rope(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """A plain rope, where the absence of one would mean another."""
+    plain = family.rope_default and config.rope.scaling is RopeScaling.NONE
+    return {"rope_scaling": {"rope_type": "default"}} if plain else {}
 
 
 def _check_round_trip(fields: Mapping[str, Any], config: ModelConfig):

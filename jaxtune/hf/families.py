@@ -1,7 +1,6 @@
 """The table of model families: how the config.json and the tensor names of each `model_type` differ from Llama's."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,8 +18,10 @@ from jaxtune.hf.cohere import (
     write_exaone4,
     write_glm,
 )
-from jaxtune.hf.fields import Fields, Sizes, read_kinds, write_kinds
+from jaxtune.hf.fields import Fields, Sizes, read_biases, read_kinds, write_biases, write_kinds
 from jaxtune.hf.gemma import GEMMA_NAMES, read_gemma1, read_gemma2, read_gemma3, write_gemma, write_gemma1
+from jaxtune.hf.gpt_oss import GPT_OSS
+from jaxtune.hf.granite import read_granite, read_granite_hybrid, write_granite, write_granite_hybrid
 from jaxtune.hf.olmo import OLMO_NAMES, read_olmo2, read_olmo3, write_olmo2, write_olmo3
 from jaxtune.hf.qwen import (
     read_qwen2,
@@ -75,21 +76,16 @@ class Family:
     """Tensor names inside a layer that differ from LAYER_TENSORS, by parameter path."""
     fused: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Tensor name -> the parameters it holds."""
+    stacked: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Tensor name -> the parameters of all experts that it holds, in the form `Form.EXPERTS`."""
+    rope_default: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The rope of a config.json that states none, where it is not the plain one."""
 
 
 def family_of(name: Any, origin: str) -> Family:
     if not isinstance(name, str) or name not in FAMILIES:
         raise refuse(name, list(FAMILIES), origin)
     return FAMILIES[name]
-
-
-def _read_llama(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    bias = left.take("attention_bias", bool, False)
-    return {"qkv_bias": bias, "out_bias": bias, "mlp_bias": left.take("mlp_bias", bool, False)}
-
-
-def _write_llama(config: ModelConfig) -> dict[str, Any]:
-    return {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
 
 
 def _read_window(left: Fields, sizes: Sizes) -> dict[str, Any]:
@@ -137,7 +133,7 @@ def _read_smollm3(left: Fields, sizes: Sizes) -> dict[str, Any]:
     kinds = read_kinds(left, len(layers), lambda layer: used and window is not None and not rotated[layer])
     local = used and LayerKind.LOCAL in kinds
     return {
-        **_read_llama(left, sizes),
+        **read_biases(left, sizes),
         "unrotated_layers": tuple(layer for layer in layers if not rotated[layer]),
         **({"sliding_window": window, "layer_kinds": kinds} if local else {}),
     }
@@ -146,32 +142,11 @@ def _read_smollm3(left: Fields, sizes: Sizes) -> dict[str, Any]:
 def _write_smollm3(config: ModelConfig) -> dict[str, Any]:
     rotated = [int(layer not in config.unrotated_layers) for layer in range(config.num_layers)]
     window = {"use_sliding_window": config.sliding_window is not None, "sliding_window": config.sliding_window}
-    return {**_write_llama(config), "no_rope_layers": rotated, **window, "layer_types": write_kinds(config)}
-
-
-def _read_granite(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    scales = {
-        "embed_scale": left.positive("embedding_multiplier", 1.0),
-        "attn_scale": left.positive("attention_multiplier", 1.0),
-        "residual_scale": left.positive("residual_multiplier", 1.0),
-        "logit_scale": 1 / left.positive("logits_scaling", 1.0),
-    }
-    return {**_read_llama(left, sizes), **scales}
-
-
-def _write_granite(config: ModelConfig) -> dict[str, Any]:
-    divisor = 1 / config.logit_scale
-    scales = {
-        "embedding_multiplier": 1.0 if config.embed_scale is None else config.embed_scale,
-        "attention_multiplier": config.head_dim**-0.5 if config.attn_scale is None else config.attn_scale,
-        "residual_multiplier": config.residual_scale,
-        "logits_scaling": round(divisor) if math.isclose(divisor, round(divisor)) else divisor,
-    }
-    return {**_write_llama(config), **scales}
+    return {**write_biases(config), "no_rope_layers": rotated, **window, "layer_types": write_kinds(config)}
 
 
 def _read_arcee(left: Fields, sizes: Sizes) -> dict[str, Any]:
-    return {**_read_llama(left, sizes), "mlp_gate": False}
+    return {**read_biases(left, sizes), "mlp_gate": False}
 
 
 def _read_seed_oss(left: Fields, sizes: Sizes) -> dict[str, Any]:
@@ -227,7 +202,7 @@ COHERE: dict[str, Any] = {
 
 FAMILIES = {
     "llama": Family(
-        models="Llama 2, 3, 3.x; SmolLM2", architecture="LlamaForCausalLM", read=_read_llama, write=_write_llama
+        models="Llama 2, 3, 3.x; SmolLM2", architecture="LlamaForCausalLM", read=read_biases, write=write_biases
     ),
     "mistral": Family(
         models="Mistral 7B; Mistral Small", architecture="MistralForCausalLM", read=_read_mistral, write=_write_window
@@ -317,12 +292,12 @@ FAMILIES = {
         tie_default=True,
         theta_default=2_000_000.0,
     ),
-    "granite": Family(models="Granite 3", architecture="GraniteForCausalLM", read=_read_granite, write=_write_granite),
+    "granite": Family(models="Granite 3", architecture="GraniteForCausalLM", read=read_granite, write=write_granite),
     "arcee": Family(
         models="Arcee AFM",
         architecture="ArceeForCausalLM",
         read=_read_arcee,
-        write=_write_llama,
+        write=write_biases,
         activation_default="relu2",
         eps_default=1e-5,
     ),
@@ -380,6 +355,15 @@ FAMILIES = {
         read=read_cohere2,
         write=write_cohere2,
         **COHERE,
+    ),
+    "gpt_oss": Family(**GPT_OSS),
+    "granitemoehybrid": Family(
+        models="Granite 4 dense (Micro, 1B, 350M)",
+        architecture="GraniteMoeHybridForCausalLM",
+        read=read_granite_hybrid,
+        write=write_granite_hybrid,
+        names={"mlp.down.kernel": "shared_mlp.output_linear.weight"},
+        fused={"shared_mlp.input_linear.weight": ("mlp.gate.kernel", "mlp.up.kernel")},
     ),
 }
 """By `model_type`."""

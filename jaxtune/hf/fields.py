@@ -183,3 +183,13 @@ def read_kinds(left: Fields, num_layers: int, is_local: Callable[[int], bool]) -
 def write_kinds(config: ModelConfig) -> list[str]:
     names = {kind: name for name, kind in LAYER_NAMES.items()}
     return [names[kind] for kind in config.kinds]
+
+
+def read_biases(left: Fields, sizes: Sizes) -> dict[str, Any]:
+    """`attention_bias` and `mlp_bias`, as Llama has them."""
+    bias = left.take("attention_bias", bool, False)
+    return {"qkv_bias": bias, "out_bias": bias, "mlp_bias": left.take("mlp_bias", bool, False)}
+
+
+def write_biases(config: ModelConfig) -> dict[str, Any]:
+    return {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}

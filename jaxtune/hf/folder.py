@@ -19,7 +19,18 @@ from jax.experimental import multihost_utils
 from jaxtune.errors import UserError, first_line
 from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.configs import read_config, write_config
-from jaxtune.hf.layout import FLOATS, Params, TensorRows, from_stored, leaf_at, match_tensors, stored_layout, to_stored
+from jaxtune.hf.layout import (
+    FLOATS,
+    Params,
+    Piece,
+    Place,
+    from_stored,
+    leaf_at,
+    match_tensors,
+    stored_layout,
+    to_stored,
+)
+from jaxtune.hf.mxfp4 import joined
 from jaxtune.hf.safetensors import Entry
 from jaxtune.hf.tensors import Tensor, tensors
 from jaxtune.hf.text_files import GENERATION, TextFiles
@@ -106,7 +117,7 @@ def load_config(source: str | Path) -> ModelConfig:
 
 def model_tensors(folder: Path) -> dict[str, Entry]:
     """The tensors of a model folder by name; of a model of images and text, those of its text model."""
-    entries = safetensors_io.find_tensors(folder)
+    entries = joined(safetensors_io.find_tensors(folder))
     return text_tensors(entries) if is_wrapped(read_object(folder / "config.json")) else entries
 
 
@@ -177,9 +188,7 @@ def export_model(
 # -------------------------------------------------------------------------------------------------------------- import
 
 
-def _load(
-    path: tuple[str, ...], leaf: Any, pieces: list[TensorRows], sharding: jax.sharding.Sharding | None
-) -> jax.Array:
+def _load(path: tuple[str, ...], leaf: Any, pieces: list[Piece], sharding: jax.sharding.Sharding | None) -> jax.Array:
     """One parameter: its pieces read, transposed, cast, stacked and placed."""
     if not pieces[0].index:
         return _place(_read(path, pieces[0], leaf.shape, leaf.dtype), sharding)
@@ -201,12 +210,11 @@ def _load(
     return jax.jit(lambda *parts: jnp.concatenate(parts), out_shardings=sharding)(*chunks)
 
 
-def _read(path: tuple[str, ...], piece: TensorRows, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    value = safetensors_io.read_tensor(piece.entry, piece.rows)
-    safetensors_io.check_finite(piece.entry, value)
+def _read(path: tuple[str, ...], piece: Piece, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    value = from_stored(path, piece, shape)
     if value.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
-        value = (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)  # exact, and faster than astype
-    return from_stored(path, value, shape).astype(dtype, copy=False)
+        return (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)  # exact, and faster than astype
+    return value.astype(dtype, copy=False)
 
 
 def _place(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
@@ -225,6 +233,7 @@ class Outgoing:
     tensor: Tensor
     dtype: np.dtype
     shape: tuple[int, ...]
+    places: list[Place]
 
     @property
     def nbytes(self) -> int:
@@ -241,7 +250,7 @@ def _outgoing(config: ModelConfig, params: Params, dtype: Any) -> dict[str, Outg
         stored = np.dtype(leaf_at(params, tensor.parts[0].path).dtype if dtype is None else dtype)
         if stored not in safetensors_io.NAMES or safetensors_io.NAMES[stored] not in FLOATS:
             raise UserError(f"cannot export dtype {stored}; choose float32, bfloat16 or float16.")
-        outgoing[tensor.name] = Outgoing(tensor, stored, stored_layout(tensor, expected)[0])
+        outgoing[tensor.name] = Outgoing(tensor, stored, *stored_layout(tensor, expected))
     return outgoing
 
 
@@ -283,14 +292,16 @@ def _shards(outgoing: Mapping[str, Outgoing], shard_bytes: int) -> Iterator[list
 
 def _gather(outgoing: Outgoing, params: Params) -> np.ndarray:
     """The stored form of one tensor on the host; on several hosts a collective that all must call."""
-    parts = []
-    for part in outgoing.tensor.parts:
+    stored = np.empty(outgoing.shape, outgoing.dtype)
+    for part, place in zip(outgoing.tensor.parts, outgoing.places, strict=True):
         value = leaf_at(params, part.path)[part.index]
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
             value = multihost_utils.process_allgather(value, tiled=True)
-        parts.append(to_stored(part.path, np.asarray(value)))
-    stored = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return stored.astype(outgoing.dtype, copy=False)
+        if place.columns is None:
+            stored[place.rows] = to_stored(part.path, np.asarray(value))
+        else:
+            stored[place.rows, ..., place.columns] = np.asarray(value)
+    return stored
 
 
 def clear_remains(folder: Path) -> None:

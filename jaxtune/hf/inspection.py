@@ -10,7 +10,6 @@ from jaxtune import chat
 from jaxtune.chat import ChatTemplate, Conversation, Message, Tokenizer, load_template, load_tokenizer
 from jaxtune.chat.template import NoTemplate
 from jaxtune.errors import UserError
-from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.folder import load_config, model_tensors, resolve
 from jaxtune.hf.layout import match_tensors
 from jaxtune.hf.text_files import read_generation, tokenizer_files
@@ -33,7 +32,7 @@ def inspect(source: str | Path) -> dict[str, Any]:
     entries = model_tensors(folder)
     for pieces in match_tensors(folder, config, shapes, entries).values():
         for piece in pieces:
-            safetensors_io.check_finite(piece.entry, safetensors_io.read_tensor(piece.entry, piece.rows))
+            piece.read()  # which raises for values that are not finite
     read_generation(folder)
     files = tokenizer_files(folder)
     return {

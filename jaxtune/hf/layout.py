@@ -10,8 +10,10 @@ import numpy as np
 
 from jaxtune.errors import UserError
 from jaxtune.hf import safetensors as safetensors_io
+from jaxtune.hf.families import family_of
+from jaxtune.hf.mxfp4 import MXFP4, read_values
 from jaxtune.hf.safetensors import Entry
-from jaxtune.hf.tensors import Tensor, tensors
+from jaxtune.hf.tensors import Form, Tensor, tensors
 from jaxtune.model.settings import ModelConfig
 
 Params = dict[str, Any]
@@ -22,12 +24,27 @@ FLOATS = ("F32", "BF16", "F16")
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorRows:
-    """Rows of a stored tensor that are the parameter, or its slice at `index`."""
+class Place:
+    """The part of a stored tensor that is a parameter, or a slice of one."""
+
+    rows: slice
+    columns: slice | None = None
+    """Of one expert, in the form EXPERTS: its part along the last axis. None in the form ROWS."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A place in a stored tensor that is the parameter, or its slice at `index`."""
 
     entry: Entry
-    rows: slice
+    place: Place
     index: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        """Values of the place, read from disk now. Raises UserError where they are not finite."""
+        values = read_values(self.entry, self.place.rows)
+        safetensors_io.check_finite(self.entry, values)
+        return values if self.place.columns is None else values[0, ..., self.place.columns]
 
 
 def leaf_at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
@@ -45,46 +62,56 @@ def _stored_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, .
 
 
 def to_stored(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    """A part as it is stored in the form ROWS."""
     stored = _stored_shape(path, value.shape)
     return value.reshape(stored[::-1]).T if path[-1] == "kernel" else value.reshape(stored)
 
 
-def from_stored(path: tuple[str, ...], value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return (value.T if path[-1] == "kernel" else value).reshape(shape)
+def from_stored(path: tuple[str, ...], piece: Piece, shape: tuple[int, ...]) -> np.ndarray:
+    """The values of a piece, in the shape of the parameter's slice."""
+    value = piece.read()
+    return (value.T if path[-1] == "kernel" and piece.place.columns is None else value).reshape(shape)
 
 
-def stored_layout(tensor: Tensor, shapes: Params) -> tuple[tuple[int, ...], list[slice]]:
-    """Shape of a stored tensor, and the rows of each of its parts."""
-    rows, place, tail = [], 0, ()
-    for part in tensor.parts:
-        stored = _stored_shape(part.path, leaf_at(shapes, part.path).shape[len(part.index) :])
-        rows.append(slice(place, place + stored[0]))
-        place, tail = place + stored[0], stored[1:]
-    return (place, *tail), rows
+def stored_layout(tensor: Tensor, shapes: Params) -> tuple[tuple[int, ...], list[Place]]:
+    """Shape of a stored tensor, and the place of each of its parts."""
+    own = [leaf_at(shapes, part.path).shape[len(part.index) :] for part in tensor.parts]
+    if tensor.form is Form.EXPERTS:
+        experts = 1 + tensor.parts[-1].index[-1]
+        each = len(own) // experts
+        spans = [Place(slice(i // each, i // each + 1), slice(i % each, None, each)) for i in range(len(own))]
+        return (experts, *own[0][:-1], own[0][-1] * each), spans
+    places, row, tail = [], 0, ()
+    for part, shape in zip(tensor.parts, own, strict=True):
+        stored = _stored_shape(part.path, shape)
+        places.append(Place(slice(row, row + stored[0])))
+        row, tail = row + stored[0], stored[1:]
+    return (row, *tail), places
 
 
 def match_tensors(
     folder: Path, config: ModelConfig, shapes: Params, entries: Mapping[str, Entry]
-) -> dict[tuple[str, ...], list[TensorRows]]:
+) -> dict[tuple[str, ...], list[Piece]]:
     """The stored pieces of every parameter; raises one UserError with everything that does not fit."""
     dense = config.num_layers if config.moe is None else len(config.dense_layers)
-    least = dense + (config.num_layers - dense) * (1 if config.moe is None else config.moe.num_experts)
+    stacked = config.moe is None or bool(family_of(config.family, "the model config").stacked)
+    least = dense + (config.num_layers - dense) * (1 if stacked or config.moe is None else config.moe.num_experts)
     if least > len(entries):
         raise UserError(
             f"{folder}: config.json states {config.num_layers} layers, which are {least} tensors or more, and the "
             f"weights hold {len(entries)}. Use weights and config.json of the same model."
         )
-    pieces: dict[tuple[str, ...], list[TensorRows]] = {}
+    pieces: dict[tuple[str, ...], list[Piece]] = {}
     wrong, known = [], set()
     for tensor in tensors(config):
         known.add(tensor.name)
-        shape, rows = stored_layout(tensor, shapes)
+        shape, places = stored_layout(tensor, shapes)
         problem = _misfit(tensor.name, shape, entries)
         if problem is not None:
             wrong.append(problem)
             continue
-        for part, span in zip(tensor.parts, rows, strict=True):
-            pieces.setdefault(part.path, []).append(TensorRows(entries[tensor.name], span, part.index))
+        for part, place in zip(tensor.parts, places, strict=True):
+            pieces.setdefault(part.path, []).append(Piece(entries[tensor.name], place, part.index))
     wrong += [_foreign(name, config, entries) for name in sorted(set(entries) - known) if not _says_nothing(name)]
     wrong = [problem for problem in wrong if problem]
     if wrong:
@@ -103,7 +130,7 @@ def _misfit(name: str, shape: tuple[int, ...], entries: Mapping[str, Entry]) -> 
         return f"tensor {name!r} is missing (expected shape {list(shape)})"
     if entry.shape != shape:
         return f"tensor {name!r} in {entry.file.name} has shape {list(entry.shape)}, expected {list(shape)}"
-    if entry.dtype not in FLOATS:
+    if entry.dtype not in (*FLOATS, MXFP4):
         return f"tensor {name!r} in {entry.file.name} has dtype {entry.dtype}, expected {' or '.join(FLOATS)}"
     return None
 

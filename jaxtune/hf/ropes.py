@@ -1,6 +1,7 @@
 """Rotary settings of a config.json, in both spellings that files have."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtune.errors import UserError
@@ -33,6 +34,8 @@ class RopeDefaults:
     interleaved: bool
     query_growth: bool
     """The family reads `llama_4_scaling_beta`."""
+    unstated: Mapping[str, Any]
+    """The rope of a file that states none."""
 
 
 def read_ropes(left: Fields, max_seq_len: int, family: RopeDefaults) -> dict[str, RopeConfig]:
@@ -43,7 +46,8 @@ def read_ropes(left: Fields, max_seq_len: int, family: RopeDefaults) -> dict[str
     """
     parameters: dict[str, Any] = {"rope_theta": left.number("rope_theta", family.theta)}
     parameters["partial_rotary_factor"] = left.number("partial_rotary_factor", family.partial or 1.0)
-    parameters |= left.take("rope_scaling", dict, {})
+    older, stated = left.take("rope_scaling", dict, {}), left.left.get("rope_parameters") is not None
+    parameters |= older if older or stated else family.unstated
     local_theta, local_unscaled = family.local_theta, family.local_unscaled
     if local_theta is not None:
         local_theta = left.number("rope_local_base_freq", local_theta)

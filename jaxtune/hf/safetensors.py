@@ -98,7 +98,7 @@ def read_tensor(entry: Entry, rows: slice | None = None) -> np.ndarray:
 
 def check_finite(entry: Entry, values: np.ndarray) -> None:
     """Raise UserError if a tensor's values hold NaN or infinity: a model with such a weight computes nothing."""
-    kind, exponent = NOT_FINITE[entry.dtype]
+    kind, exponent = NOT_FINITE[NAMES[values.dtype]]
     bits = values.view(kind)
     wrong = int(np.count_nonzero((bits & kind(exponent)) == exponent))
     if wrong:

@@ -1,6 +1,7 @@
 """The tensors of a family's checkpoint, and the parameters that each of them holds."""
 
 import dataclasses
+import enum
 from collections.abc import Iterator
 
 from jaxtune.hf.families import Family, family_of
@@ -16,12 +17,20 @@ class ParameterSlice:
     index: tuple[int, ...]
 
 
+class Form(enum.Enum):
+    """Arrangement of a stored tensor's parts."""
+
+    ROWS = "rows"  # one after the other along the first axis; matrices are [outputs, inputs]
+    EXPERTS = "experts"  # [experts, inputs, outputs]; biases [experts, outputs]; parts alternate along the last axis
+
+
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of the checkpoint; its parts lie one after the other along its first axis."""
+    """A tensor of the checkpoint; parts of the form EXPERTS come expert by expert."""
 
     name: str
     parts: tuple[ParameterSlice, ...]
+    form: Form = Form.ROWS
 
 
 def tensors(config: ModelConfig) -> Iterator[Tensor]:
@@ -29,8 +38,8 @@ def tensors(config: ModelConfig) -> Iterator[Tensor]:
     family = family_of(config.family, "the model config")
     yield Tensor("model.embed_tokens.weight", (ParameterSlice(("embed", "embedding"), ()),))
     for layer in range(config.num_layers):
-        for name, parts in _layer_tensors(config, family, layer):
-            yield Tensor(f"model.layers.{layer}.{name}", parts)
+        for tensor in _layer_tensors(config, family, layer):
+            yield dataclasses.replace(tensor, name=f"model.layers.{layer}.{tensor.name}")
     yield Tensor("model.norm.weight", (ParameterSlice(("final_norm", "scale"), ()),))
     if not config.tie_embeddings:
         yield Tensor("lm_head.weight", (ParameterSlice(("head", "kernel"), ()),))
@@ -52,7 +61,8 @@ LAYER_TENSORS = {
 """Tensor names inside a layer, by parameter path, as Llama and Qwen have them."""
 
 
-def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[tuple[str, tuple[ParameterSlice, ...]]]:
+def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[Tensor]:
+    """The tensors of one layer, by their names inside it."""
     kinds = [own.feed_forward for own in config.layers]
     in_stack = {"mlp": place_in_part(kinds, layer), "moe": place_in_part(kinds, layer)}
 
@@ -61,15 +71,19 @@ def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[
         return ParameterSlice(("layers", name, *rest), (in_stack.get(name, layer), *index))
 
     for name, paths in family.fused.items():
-        yield name, tuple(part(path) for path in paths)
-    in_fused = {path for paths in family.fused.values() for path in paths}
+        yield Tensor(name, tuple(part(path) for path in paths))
+    experts = range(0 if config.moe is None else config.moe.num_experts)
+    for name, paths in family.stacked.items():
+        yield Tensor(name, tuple(part(path, expert) for expert in experts for path in paths), Form.EXPERTS)
+    in_fused = {path for paths in (*family.fused.values(), *family.stacked.values()) for path in paths}
     for path in _layer_paths(config, kinds[layer]):
+        if path in in_fused:
+            continue
         name = family.names.get(path) or LAYER_TENSORS[path]
-        if "{expert}" in name and config.moe is not None:
-            for expert in range(config.moe.num_experts):
-                yield name.format(expert=expert), (part(path, expert),)
-        elif path not in in_fused:
-            yield name, (part(path),)
+        if "{expert}" in name:
+            yield from (Tensor(name.format(expert=expert), (part(path, expert),)) for expert in experts)
+        else:
+            yield Tensor(name, (part(path),))
 
 
 def _layer_paths(config: ModelConfig, kind: FeedForward) -> Iterator[str]:
@@ -83,10 +97,14 @@ def _layer_paths(config: ModelConfig, kind: FeedForward) -> Iterator[str]:
         yield from (f"attn.{name}.bias" for name in "qkv")
     if config.out_bias:
         yield "attn.o.bias"
+    if config.attn_sinks:
+        yield "attn.sink_bias"
     if config.qk_norm:
         yield from ("attn.q_norm.scale", "attn.k_norm.scale")
     if kind is FeedForward.EXPERTS and config.moe is not None:
         yield from (f"moe.{name}.kernel" for name in ("router", "gate", "up", "down"))
+        if config.moe.bias:
+            yield from (f"moe.{name}.bias" for name in ("router", "gate", "up", "down"))
         if config.moe.shared_d_ff is not None:
             yield from (f"moe.{name}.kernel" for name in ("shared_gate", "shared.gate", "shared.up", "shared.down"))
         return

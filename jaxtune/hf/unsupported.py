@@ -9,14 +9,13 @@ PER_LAYER = "embeddings for each layer, and layers that share keys and values"
 LATENT = "latent attention, and a router of sigmoids with groups of experts"
 
 MISSING = {
-    "gpt_oss": "attention sinks, the clamped gate and biases of its experts, and MXFP4 weights",
     **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), DELTA),
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), PER_LAYER),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "mistral4"), LATENT),
     **dict.fromkeys(("llama4", "llama4_text"), "chunked attention, and experts whose inputs are weighted"),
     **dict.fromkeys(("glm4_moe", "dots1", "ernie4_5_moe", "minimax_m2"), "a router of sigmoids with corrections"),
     **dict.fromkeys(("olmoe", "granitemoe", "phimoe"), "this family's experts and router"),
-    **dict.fromkeys(("mamba", "mamba2", "falcon_h1", "nemotron_h", "granitemoehybrid", "minimax"), RECURRENT),
+    **dict.fromkeys(("mamba", "mamba2", "falcon_h1", "nemotron_h", "minimax"), RECURRENT),
     **dict.fromkeys(("kimi_linear", "bamba", "jamba"), RECURRENT),
     **dict.fromkeys(("lfm2", "lfm2_moe"), "convolution layers"),
     **dict.fromkeys(("gpt2", "gpt_neox", "opt", "bloom", "phi", "starcoder2", "stablelm", "nemotron", "olmo"), OLDER),

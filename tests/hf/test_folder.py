@@ -361,8 +361,8 @@ def test_a_stored_head_must_equal_the_embedding_it_is_tied_to(tmp_path):
         ({"num_experts_used": 3}, "unknown for this model_type: num_experts_used = 3"),
         ({"model_type": "unheard"}, "model_type 'unheard' is not supported; known: llama, mistral"),
         (
-            {"model_type": "gpt_oss"},
-            "model_type 'gpt_oss' is not supported: it needs attention sinks, .*; known: llama",
+            {"model_type": "qwen3_next"},
+            "model_type 'qwen3_next' is not supported: it needs gated delta net layers, .*; known: llama",
         ),
         ({"model_type": ["x"]}, r"model_type \['x'\] is not supported; known"),
         ({"model_type": "gemma3"}, "text_config is None; a gemma3 model needs an object there"),

@@ -37,6 +37,27 @@ def named(model_type: str, architecture: str) -> dict:
     return {"model_type": model_type, "architectures": [architecture]}
 
 
+def gpt_oss(layers: int, experts: int) -> dict:
+    fields = {name: value for name, value in COMMON.items() if name not in ("torch_dtype", "bos_token_id")}
+    return fields | named("gpt_oss", "GptOssForCausalLM") | sizes(201088, 2880, 2880, layers, 64, 8, 131072) | {
+        "attention_bias": True, "eos_token_id": 200002, "experts_per_token": 4, "head_dim": 64,
+        "initial_context_length": 4096, "layer_types": ["sliding_attention", "full_attention"] * (layers // 2),
+        "num_experts_per_tok": 4, "num_local_experts": experts, "output_router_logits": False, "pad_token_id": 199999,
+        "quantization_config": {
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head",
+            ],
+            "quant_method": "mxfp4",
+        },
+        "rms_norm_eps": 1e-5, "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128,
+        "rope_scaling": {
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+            "rope_type": "yarn", "truncate": False,
+        },
+        "swiglu_limit": 7.0, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
 PUBLISHED: dict[str, tuple[int, dict]] = {
     "Llama-2-7b": (6_738_415_616, COMMON | named("llama", "LlamaForCausalLM")
         | sizes(32000, 4096, 11008, 32, 32, 32, 4096)
@@ -206,6 +227,18 @@ PUBLISHED: dict[str, tuple[int, dict]] = {
            "moe_intermediate_size": 768, "norm_topk_prob": True, "num_experts": 128, "num_experts_per_tok": 8,
            "output_router_logits": False, "rope_scaling": None, "router_aux_loss_coef": 0.001,
            "sliding_window": None, "tie_word_embeddings": False}),
+    "granite-4.0-micro": (3_402_836_480, COMMON | named("granitemoehybrid", "GraniteMoeHybridForCausalLM")
+        | sizes(100352, 2560, 8192, 40, 40, 8, 131072)
+        | {"attention_bias": False, "attention_multiplier": 0.015625, "embedding_multiplier": 12, "init_method": "mup",
+           "layer_types": ["attention"] * 40, "logits_scaling": 10, "mamba_chunk_size": 256, "mamba_conv_bias": True,
+           "mamba_d_conv": 4, "mamba_d_head": 64, "mamba_d_state": 128, "mamba_expand": 2, "mamba_n_groups": 1,
+           "mamba_n_heads": 80, "mamba_proj_bias": False, "normalization_function": "rmsnorm",
+           "num_experts_per_tok": 0, "num_local_experts": 0, "output_router_logits": False,
+           "position_embedding_type": "rope", "residual_multiplier": 0.22, "rms_norm_eps": 1e-5, "rope_scaling": None,
+           "rope_theta": 10000000, "router_aux_loss_coef": 0.01, "shared_intermediate_size": 8192,
+           "tie_word_embeddings": True}),
+    "gpt-oss-20b": (20_914_757_184, gpt_oss(24, 32)),
+    "gpt-oss-120b": (116_829_156_672, gpt_oss(36, 128)),
 }  # fmt: skip
 """Name of a checkpoint -> its number of parameters, and its config.json."""
 
@@ -218,6 +251,10 @@ def test_every_field_is_read_and_the_size_is_the_published_one(name):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
     again = read_config(write_config(config), "config.json")
     assert (again.rope, again.kinds, again.moe) == (config.rope, config.kinds, config.moe)
+
+
+GPT_OSS_DEFAULTS = ("rope_scaling", "rope_theta", "layer_types", "swiglu_limit", "sliding_window", "attention_bias")
+"""Fields of a gpt-oss config.json that say what their absence says too."""
 
 
 def test_what_a_published_config_says_arrives():
@@ -234,6 +271,9 @@ def test_what_a_published_config_says_arrives():
     assert read("c4ai-command-r7b-12-2024").unrotated_layers == (3, 7, 11, 15, 19, 23, 27, 31)
     assert read("EXAONE-4.0-32B").unrotated_layers == tuple(range(3, 64, 4))
     assert read("EXAONE-4.0-1.2B").unrotated_layers == ()
+    assert read("gpt-oss-20b").kinds == (LayerKind.LOCAL, LayerKind.GLOBAL) * 12
+    bare = {name: value for name, value in PUBLISHED["gpt-oss-20b"][1].items() if name not in GPT_OSS_DEFAULTS}
+    assert read_config(bare | {"num_local_experts": 32}, "config.json") == read("gpt-oss-20b")
 
 
 @pytest.mark.parametrize(
@@ -264,6 +304,16 @@ def test_a_field_that_is_read_only_where_it_changes_nothing_is_refused_elsewhere
         ("Qwen1.5-MoE-A2.7B", {"mlp_only_layers": ["a"]}, "mlp_only_layers has 'a'; it must hold numbers of layers"),
         ("Qwen1.5-MoE-A2.7B", {"mlp_only_layers": list(range(24))}, "dense_layers has every layer"),
         ("Ministral-3-3B, its text", {"rope_parameters": {"rope_theta": 1e6}}, "only yarn is"),
+        ("granite-4.0-micro", {"layer_types": ["mamba"] * 40}, "layer_types has mamba: layers with a recurrent state"),
+        ("granite-4.0-micro", {"layer_types": None}, "layer_types has mamba: layers with a recurrent state"),
+        ("granite-4.0-micro", {"layer_types": ["attention"]}, "layer_types has 1 entries for 40 layers"),
+        ("granite-4.0-micro", {"num_local_experts": 62}, "num_local_experts is 62: experts beside a shared one"),
+        ("granite-4.0-micro", {"position_embedding_type": "alibi"}, "it must be 'rope' or 'nope'"),
+        ("gpt-oss-20b", {"quantization_config": {"quant_method": "fp8"}}, "quant_method = 'fp8' is not supported"),
+        ("gpt-oss-20b", {"quantization_config": {"quant_method": "mxfp4", "bits": 4}}, "quantization_config: unknown"),
+        ("gpt-oss-20b", {"experts_per_token": 2}, "experts_per_token = 2 is not supported; only 4 is"),
+        ("gpt-oss-20b", {"swiglu_limit": -1.0}, "'swiglu_limit' is -1.0; it must be above 0"),
+        ("gpt-oss-20b", {"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; only 'silu' is"),
     ],
 )
 def test_what_a_family_cannot_do_is_refused(name, changes, message):
