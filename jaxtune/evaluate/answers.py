@@ -8,7 +8,7 @@ from typing import Any
 from jaxtune import chat
 from jaxtune.chat import ChatTemplate, Conversation, Tokenizer
 from jaxtune.errors import UserError
-from jaxtune.evaluate.code_runs import PASSED, pass_at, program_of
+from jaxtune.evaluate.code_runs import PASSED, Program, pass_at, program_of
 from jaxtune.evaluate.harness import Measured
 from jaxtune.evaluate.likelihood import Likelihood, Scorer
 from jaxtune.science.intervals import Estimate, jackknife_half, mean_in_clusters
@@ -100,7 +100,7 @@ class Respondent:
     sample: Callable[[list[list[int]], float], list[list[int]]]
     """Answers drawn at a temperature; a prompt that is given n times gets n draws."""
     likelihoods: Scorer
-    run: Callable[[list[str]], list[str]]
+    run: Callable[[list[Program]], list[str]]
     """Outcomes of programs (see `code_runs`)."""
 
 
@@ -186,8 +186,11 @@ def program_scores(
         answers |= {i: [] for i in drawn}
         for i, ids in zip(owners, respondent.sample([asked[i].prompt for i in owners], heat), strict=True):
             answers[i].append(says(ids))
-    whole = lambda q, said: "\n".join((q.expected.prefix, program_of(said), q.expected.tests))
-    outcomes = iter(respondent.run([whole(asked[i], said) for i in tried for said in answers[i]]) if tried else ())
+    programs = [
+        Program(text=f"{asked[i].expected.prefix}\n{program_of(said)}", tests=asked[i].expected.tests)
+        for i in tried for said in answers[i]
+    ]  # fmt: skip
+    outcomes = iter(respondent.run(programs) if programs else ())
     marks = {}
     for i in tried:
         ended = [next(outcomes) for _ in answers[i]]

@@ -1,8 +1,12 @@
 """A program in a process that can compute and read, and nothing else: no files, processes, network or signals.
 
-Run as a script by `code_runs`, with the program on standard input: `contained.py SECONDS MEGABYTES RESULT_FD`. The
-kernel refuses calls by their numbers (seccomp), on Linux only; limits of time and memory are those of `resource`. It
-contains accidents and mischief of a model, not an attacker who knows a hole of the kernel. Standard library only.
+Run as a script by `code_runs`: `contained.py SECONDS MEGABYTES SOCKET_FD`. The kernel refuses calls by their numbers
+(seccomp), on Linux only; limits of time and memory are those of `resource`. It contains accidents and mischief of a
+model, not an attacker who knows a hole of the kernel. Standard library only.
+
+Over the socket the caller gives the program, then its tests, then a secret, each once `DONE` has come for what was
+before; the secret sent back is the verdict that all tests held. So what an answer writes to its descriptors before it
+leaves is no verdict: while it runs, neither its tests nor the secret are in its process.
 """
 
 import ctypes
@@ -74,9 +78,27 @@ def contain() -> str | None:
     return None
 
 
-def main(seconds: int, megabytes: int, result: int) -> None:
-    """Run the program on standard input; its end in a line on `result`: `passed`, or `failed: ` and why."""
-    text = sys.stdin.buffer.read().decode()
+DONE = b"\x06"
+"""What this process says when it is ready for the next part."""
+
+
+def main(seconds: int, megabytes: int, channel: int) -> None:
+    """Run a program and its tests, part by part; what ends them early is said as `failed: ` and why."""
+    read, write, leave = os.read, os.write, os._exit  # an answer may replace them in their module
+
+    def part() -> bytes:
+        """The next part: its length in eight bytes, and its bytes."""
+        write(channel, DONE)
+        wanted, got = 8, b""
+        while len(got) < wanted:
+            more = read(channel, wanted - len(got))
+            if not more:
+                leave(1)  # the caller is gone
+            got += more
+            if wanted == 8 == len(got):
+                wanted += int.from_bytes(got, "big")
+        return got[8:]
+
     for limit, value in (
         (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, megabytes * 2**20), (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, 0),
@@ -85,15 +107,17 @@ def main(seconds: int, megabytes: int, result: int) -> None:
     sys.argv[:] = ["answer.py"]
     obstacle = contain()
     if obstacle is not None:
-        os.write(result, f"uncontained: {obstacle}".encode())
-        os._exit(1)
+        write(channel, f"uncontained: {obstacle}".encode())
+        leave(1)
+    names = {"__name__": "__main__"}
     try:
-        exec(compile(text, "answer.py", "exec"), {"__name__": "__main__"})
-        said = "passed"
+        for file in ("answer.py", "tests.py"):
+            exec(compile(part().decode(), file, "exec"), names)
+        said = part()
     except BaseException as error:  # SystemExit too: a program that leaves before its tests has not passed them
-        said = f"failed: {type(error).__name__}: {error}"[:300]
-    os.write(result, said.encode(errors="replace"))
-    os._exit(0)
+        said = f"failed: {type(error).__name__}: {error}"[:300].encode(errors="replace")
+    write(channel, said)
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluate import answers
 from jaxtune.evaluate.answers import Question, Respondent, generation_scores, spread
 from jaxtune.evaluate.asked import ask
+from jaxtune.evaluate.code_runs import Program
 from jaxtune.evaluate.likelihood import Likelihood
 from jaxtune.tasks import ProblemLog, Scoring, Task, from_list
 from jaxtune.tasks.scoring import Expected
@@ -210,11 +211,11 @@ def test_programs_are_sampled_joined_with_their_tests_and_counted():
 
     def run(programs):
         seen.extend(programs)
-        return ["passed" if "return 1" in text else "failed: AssertionError: " for text in programs]
+        return ["passed" if "return 1" in one.text else "failed: AssertionError: " for one in programs]
 
     greedy = words.encode(drawn[0])
     result = generation_scores(saying([greedy], sample=sample, run=run), asked, words, {"qa": CODE}, stop_ids=set())
-    assert seen[0] == "import math\ndef f(): return 1\nassert f() == 1" and len(seen) == 3
+    assert seen[0] == Program(text="import math\ndef f(): return 1", tests="assert f() == 1") and len(seen) == 3
     assert result.task_score["qa"]["pass_at_1"] == pytest.approx(1 / 3)
     assert result.task_score["qa"]["pass_at_2"] == pytest.approx(2 / 3)
     assert result.answers["qa"][0]["programs"][1] == (drawn[1], "failed: AssertionError: ")

@@ -11,7 +11,12 @@ import pytest
 
 from jaxtune.errors import UserError
 from jaxtune.evaluate import code_runs, contained
-from jaxtune.evaluate.code_runs import CodeConfig, check_containment, pass_at, program_of, run_programs
+from jaxtune.evaluate.code_runs import CodeConfig, Program, check_containment, pass_at, program_of, run_programs
+
+
+def ends(texts, limits, tests=""):
+    return run_programs([Program(text=text, tests=tests) for text in texts], limits)
+
 
 LIMITS = CodeConfig(run=True, seconds=20.0, memory_mb=400)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
@@ -46,7 +51,7 @@ def test_programs_end_as_they_should_and_what_would_do_harm_is_refused(tmp_path)
     victim = tmp_path / "victim.txt"
     victim.write_text("kept")
     harmful = [text.format(victim=str(victim)) for text in REFUSED.values()]
-    found = run_programs([*ENDS, *harmful], LIMITS)
+    found = ends([*ENDS, *harmful], LIMITS)
     for said, expected in zip(found, ENDS.values(), strict=False):
         assert said.startswith(expected), (said, expected)
     for name, said in zip(REFUSED, found[len(ENDS) :], strict=True):
@@ -58,11 +63,37 @@ def test_programs_end_as_they_should_and_what_would_do_harm_is_refused(tmp_path)
 def test_loops_sleep_and_floods_of_print_end_in_time_and_leave_no_process():
     fast = CodeConfig(run=True, seconds=1.5, memory_mb=400)
     slow = ["while True: pass", "import time; time.sleep(600)", "while True: print('x' * 10**6)"]
-    assert run_programs(slow, fast) == ["out of time"] * 3
+    assert ends(slow, fast) == ["out of time"] * 3
     running = [pathlib.Path(one, "cmdline") for one in pathlib.Path("/proc").glob("[0-9]*")]
     children = [path for path in running if path.exists() and b"contained.py" in path.read_bytes()]
     mine = [path for path in children if f"\nPPid:\t{os.getpid()}\n" in path.with_name("status").read_text()]
     assert not mine
+
+
+EVERYWHERE = """import os
+for fd in range(3, 64):
+    try:
+        os.write(fd, {said!r})
+    except OSError:
+        pass
+"""
+LEAVE = "os._exit(0)"
+FORGED = {
+    "the word": EVERYWHERE.format(said=b"passed") + LEAVE,
+    "that it is done with the program": EVERYWHERE.format(said=contained.DONE) + LEAVE,
+    "that it is done with all": EVERYWHERE.format(said=contained.DONE * 3) + LEAVE,
+    "one time too often": EVERYWHERE.format(said=contained.DONE),
+}
+
+
+@linux
+def test_an_answer_gives_no_verdict_on_itself():
+    for name, said in zip(FORGED, ends(FORGED.values(), LIMITS, "assert False"), strict=True):
+        assert said.startswith("failed: "), (name, said)
+    assert ends(["import os; os.write = os.read = os._exit = None"], LIMITS, "assert os") == ["passed"]
+    assert ends(["import os; os.closerange(3, 64)"], LIMITS) == ["failed: it left without a word"]
+    assert ends(["input()"], LIMITS) == ["failed: EOFError: EOF when reading a line"]
+    assert ends(["x = '" + "y" * 2**20 + "'"], LIMITS, "assert len(x) == 2**20\n" + "#" * 2**20) == ["passed"]
 
 
 @linux

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import sys
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from helpers import chat_record, letters, tiny_config, tiny_model
 from jaxtune.config import DataConfig, LossConfig, MaskPolicy, Normalization, override
 from jaxtune.data.subset import encode_again
 from jaxtune.step.programs import Programs
-from jaxtune.tasks import Task, from_list
+from jaxtune.tasks import Scoring, Task, from_list
 from jaxtune.train import measure
 from jaxtune.train.identity import identify
 from jaxtune.train.plans import seen_examples
@@ -100,6 +101,37 @@ def test_base_scores_are_taken_over_only_where_the_same_questions_get_the_same_a
     for what, key in {"as it is": asked, **other}.items():
         by_key[key].append(what)
     assert not [alike for alike in by_key.values() if len(alike) > 1]
+
+
+HOSTILE = {
+    "none": ("import math", "passed"),
+    "waits": ("import time; time.sleep(600)", "out of time"),
+    "forks": ("import os; os.fork()", "failed: PermissionError: [Errno 1] Operation not permitted"),
+    "fills the disk": ("open('full', 'w')", "failed: PermissionError: [Errno 1] Operation not permitted: 'full'"),
+    "calls out": ("import socket; socket.socket()", "failed: PermissionError: [Errno 1] Operation not permitted"),
+}
+"""What stands before an answer -> how it ends."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
+def test_programs_that_misbehave_cost_their_own_score_and_no_other(place_of, monkeypatch):
+    asked = [
+        chat_record(i, f"write {i}", "7") | {"before": before, "then": "assert math"}
+        for i, (before, _) in enumerate(HOSTILE.values())
+    ]
+    writing = {**letters("code", 8).splits, "test": from_list(asked, name="hostile")}
+    scoring = Scoring(metrics=("pass_at_1",), tests="then", prefix="before")
+    code = Task(name="code", splits=writing, metric=scoring)
+    config = tiny_config(place_of, tasks=(letters("large", 40), code))
+    config = override(config, ["--eval.code.run", "--eval.code.seconds", "8", "--eval.generate-examples", "5"])
+    session = open_session(resolve(config, show_progress=False), Programs())
+    seven = session.inputs.tokenizer.encode("7")
+    monkeypatch.setattr(measure, "generate", lambda graph, params, model, prompts, **_: [seven] * len(prompts))
+    found = measure.score(session, session.base.trainable)
+    ends = [row["programs"][0][1] for row in found.answers["code"]]
+    assert ends == [end for _, end in HOSTILE.values()]
+    assert found.task_score["code"]["pass_at_1"] == pytest.approx(0.2) and found.task_interval["code"]["pass_at_1"]
+    assert found.task_score["large"]["n"] == 5 == len(found.answers["large"])
 
 
 @pytest.mark.slow
