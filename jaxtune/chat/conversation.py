@@ -119,6 +119,11 @@ def calls_as_text(message: PlainMessage) -> PlainMessage:
     return {**message, "tool_calls": [_with_arguments(call, _as_text) for call in message["tool_calls"]]}
 
 
+def without_blank_text(message: PlainMessage) -> PlainMessage:
+    """The message with None for its text where it has calls and no text, for templates that look for that."""
+    return {**message, "content": None} if message.get("tool_calls") and not message["content"].strip() else message
+
+
 def _with_arguments(call: Mapping[str, Any], change: Callable[[Any, str], Any]) -> dict[str, Any]:
     """The call with its arguments changed by a function of the arguments and the function's name."""
     function = call.get("function", call)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxtune.chat import sandbox, thinking
-from jaxtune.chat.conversation import PlainChat, calls_as_text
+from jaxtune.chat.conversation import PlainChat, PlainMessage, calls_as_text, without_blank_text
 from jaxtune.chat.cutting import Blurred, Control, Segment, SegmentEncoder, cut, find_controls
-from jaxtune.chat.probing import LONG_PROBE, PROBE, learn, takes_text
+from jaxtune.chat.probing import LONG_PROBE, PROBE, learn, takes_text, wants_none
 from jaxtune.chat.responses import (
     Aside,
     NotFound,
@@ -63,14 +63,16 @@ class Renderer:
         self.exact = template.exact_marks and self.marked
         self._encoder = SegmentEncoder(tokenizer)
         self._seconds, self._renders = 0.0, 0
-        self._calls_as_text = False
+        self._calls_as_text = self._wants_none = False
+        self._wants_none = wants_none(self)
         self._calls_as_text = takes_text(self)
         self.learned = learn(self)
 
     def layout(self, chat: PlainChat, *, generation_prompt: bool = False) -> ChatLayout:
         """Render a chat and take the text apart. Raises `UserError` where responses can't be found and verified."""
         rendered = self.render(chat, generation_prompt)
-        if self.learned.thinking and not self.exact and chat.speakers[-1:] == [len(chat.messages) - 1]:
+        after_prompt = (self.learned.thinking or self.learned.revises) and not self.exact
+        if after_prompt and chat.speakers[-1:] == [len(chat.messages) - 1]:
             rendered = self._after_prompt(rendered, chat)
         require_encodable(rendered.text)
         controls = self.find_controls(rendered, chat)
@@ -131,12 +133,17 @@ class Renderer:
         return UserError(f"chat template {self.template.name!r}: {text}")
 
     def _messages(self, chat: PlainChat) -> Sequence[Mapping[str, Any]]:
-        return [calls_as_text(message) for message in chat.messages] if self._calls_as_text else chat.messages
+        messages: Sequence[Mapping[str, Any]] = chat.messages
+        if self._wants_none:
+            messages = [without_blank_text(message) for message in messages]
+        return [calls_as_text(message) for message in messages] if self._calls_as_text else messages
 
     def _run(self, variables: Mapping[str, Any], chat: PlainChat, generation_prompt: bool) -> sandbox.Rendered:
         self._require_time()
         started = time.thread_time()
-        given = sum(len(message["content"]) + len(message.get("reasoning_content") or "") for message in chat.messages)
+        given = sum(
+            len(message["content"] or "") + len(message.get("reasoning_content") or "") for message in chat.messages
+        )
         seen = {**variables, "documents": None, "add_generation_prompt": generation_prompt}
         name, today = self.template.name, self.template.today
         try:
@@ -157,16 +164,22 @@ class Renderer:
             )
 
     def _after_prompt(self, rendered: sandbox.Rendered, chat: PlainChat) -> sandbox.Rendered:
-        """The chat with its last message put after the generation prompt, whose block of reasoning it does not repeat.
+        """The chat with its last message put after the generation prompt, where it does not stand after it already.
 
-        So what trains is what a model says after the prompt that it is given: its reasoning, which the template may
-        leave out of finished turns, or none; the end of the block; the answer.
+        A template may show earlier turns otherwise once the last one is said, or not repeat the block of reasoning that
+        the prompt opens. So what trains is what a model says after the prompt that it is given: its reasoning, which
+        the template may leave out of finished turns, or none; the end of the block; the answer.
         """
         last = len(chat.messages) - 1
         prompt = self.render(chat.before(last), True)
         first, stop = extent(rendered.pieces, last)
+        if rendered.text.startswith(prompt.text):
+            return rendered
+        start = prompt_end(rendered, prompt, first)
+        if start is not None:
+            return _joined(*prompt.pieces, *pieces_from(rendered.pieces, start))
         start = turn_start(rendered, prompt, first)
-        if prompt_end(rendered, prompt, first) is not None or start is None or not self.learned.closing:
+        if start is None or not self.learned.closing:
             return rendered
         tail = thinking.skip_tags(rendered.text, start, first if first >= 0 else len(rendered.text))
         written = "".join(text for text, source, _ in rendered.pieces if source == last)
@@ -175,8 +188,7 @@ class Renderer:
         reasoning = thinking.reasoning_of(chat.messages[last]).strip()
         if not reasoning or not thinking.is_shown(chat.messages[last], written):
             said = [(reasoning, last, block), (self.learned.closing, None, block)]
-        pieces = tuple(piece for piece in (*prompt.pieces, *said, *pieces_from(rendered.pieces, tail)) if piece[0])
-        return sandbox.Rendered("".join(text for text, _, _ in pieces), pieces)
+        return _joined(*prompt.pieces, *said, *pieces_from(rendered.pieces, tail))
 
     def _find_responses(
         self, rendered: sandbox.Rendered, controls: Sequence[Control], chat: PlainChat
@@ -191,9 +203,16 @@ class Renderer:
         for text, source, _ in rendered.pieces:
             if source is not None:
                 written[source] = written.get(source, "") + text
-        return [
-            response
-            if thinking.is_shown(chat.messages[response.message], written.get(response.message, ""))
-            else response._replace(aside=Aside.REASONING)
-            for response in found
-        ]
+        return [_judged(one, chat.messages[one.message], written.get(one.message, "")) for one in found]
+
+
+def _judged(response: Response, message: PlainMessage, written: str) -> Response:
+    """A response, set aside where what the template wrote of its message is not all that the message says."""
+    if not thinking.is_shown(message, written):
+        return response._replace(aside=Aside.REASONING)
+    return response._replace(aside=Aside.TEXT) if thinking.leaves_out_text(message, written) else response
+
+
+def _joined(*pieces: Piece) -> sandbox.Rendered:
+    kept = tuple(piece for piece in pieces if piece[0])
+    return sandbox.Rendered("".join(text for text, _, _ in kept), kept)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jaxtune.chat import thinking
-from jaxtune.chat.conversation import PlainChat, calls_as_text
+from jaxtune.chat.conversation import PlainChat, PlainMessage, calls_as_text, without_blank_text
 from jaxtune.chat.cutting import Control
 from jaxtune.chat.responses import Learned, blocks_of, extent, text_end
 from jaxtune.chat.traced import Piece
@@ -22,6 +22,32 @@ _THOUGHTFUL = PlainChat([_USER, {"role": "assistant", "content": "b", "reasoning
 _CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "lookup", "arguments": {"key": "value"}}}
 _TOOLS = [{"type": "function", "function": {"name": "lookup", "description": "d", "parameters": {"type": "object"}}}]
 _CALLING = PlainChat([_USER, {"role": "assistant", "content": "", "tool_calls": [_CALL]}], _TOOLS)
+
+_ANSWERED = PlainChat(
+    [
+        _USER,
+        {"role": "assistant", "content": "", "reasoning_content": "c", "thinking": "c", "tool_calls": [_CALL]},
+        {"role": "tool", "content": "d", "name": "lookup", "tool_call_id": "abcdefghi"},
+        _ASSISTANT,
+    ],
+    _TOOLS,
+)
+
+
+def wants_none(renderer: "Renderer") -> bool:
+    """Whether a template writes the calls of messages alone whose text is None; "" is text to it."""
+    plain, none = ([change(message) for message in _CALLING.messages] for change in (dict, without_blank_text))
+    return not _writes_call(renderer, plain) and _writes_call(renderer, none)
+
+
+def _writes_call(renderer: "Renderer", messages: Sequence[PlainMessage]) -> bool:
+    for spelled in (messages, [calls_as_text(message) for message in messages]):
+        try:
+            if "lookup" in renderer.render(PlainChat(spelled)).text:
+                return True
+        except UserError:  # it wants arguments of the other form, or has no place for calls
+            continue
+    return False
 
 
 def takes_text(renderer: "Renderer") -> bool:
@@ -58,6 +84,7 @@ def learn(renderer: "Renderer") -> Learned:
         header=_header(renderer),
         thinking=part,
         closing=_closing(renderer, part) if thinking.is_opened(part) else "",
+        revises=_revises(renderer),
     )
 
 
@@ -82,6 +109,15 @@ def _call_end(renderer: "Renderer", end: tuple[str, ...]) -> tuple[str, ...] | N
     except UserError:  # a template without a place for calls
         return None
     return None if "".join(end) in after or not tail else tuple(tail)
+
+
+def _revises(renderer: "Renderer") -> bool:
+    """Whether the text of an answered chat does not begin with the prompt for that answer."""
+    try:
+        prompt = renderer.text(_ANSWERED.before(3), generation_prompt=True)
+        return not renderer.text(_ANSWERED).startswith(prompt)
+    except UserError:  # a template without a place for calls, or for messages of tools
+        return False
 
 
 def _header(renderer: "Renderer") -> str:

@@ -182,6 +182,11 @@ def _require_reasoning(layout: ChatLayout, conversation: Conversation, template:
         last = response.message == len(conversation.messages) - 1
         if response.aside is None or stated_weight(conversation.messages[response.message]) == 0:
             continue
+        if last and response.aside is Aside.TEXT:
+            raise UserError(
+                f"chat template {template.name!r}: it leaves out the text before the calls of message "
+                f"{response.message}. Use a template that shows it, or remove that text."
+            )
         kept = template.reasoning is Reasoning.KEEP and response.aside is Aside.REASONING
         if last or kept:
             found = "leaves out" if response.aside is Aside.REASONING else "has no place for"

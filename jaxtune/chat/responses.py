@@ -19,6 +19,7 @@ class Aside(enum.Enum):
     """Why a response is set aside: its tokens weigh what prompts do. The value completes "message 3 ..."."""
 
     REASONING = "is shown without its reasoning, so training on it would teach to answer without thinking"
+    TEXT = "is shown without the text before its calls, so training on it would teach to leave that out"
     PROMPT = "is not shown as it would be generated, after a prompt that opens or closes a block of reasoning"
 
 
@@ -45,6 +46,8 @@ class Learned:
     """The end of the generation prompt that opens, or opens and closes, a block of reasoning, e.g. `<think>\\n`."""
     closing: str = ""
     """What ends a block of reasoning that the generation prompt opens."""
+    revises: bool = False
+    """Whether it shows finished turns with calls otherwise than in the prompt for the answer after them."""
     num_last: int = 1
     """The first so many `terminators` end a last turn, and so a generated answer."""
 
@@ -224,10 +227,13 @@ def extent(pieces: Sequence[Piece], message: int) -> tuple[int, int]:
 def text_end(pieces: Sequence[Piece], message: int, plain: PlainMessage) -> int:
     """End of a message's last character, or, in a message with calls, of the piece that completes them.
 
-    A template may name a call's function once more, in the header of the tool's turn.
+    A template may leave out the text before the calls, and may name a call's function once more, in the header of the
+    tool's turn.
     """
     _, last = extent(pieces, message)
+    whole = thinking.squash("".join(text for text, source, _ in pieces if source == message))
     wanted = [thinking.squash(text) for text in _call_texts(plain)] if plain.get("tool_calls") else []
+    wanted = [text for text in wanted if text in whole]
     start, written = 0, ""
     for text, source, _ in pieces:
         start += len(text)

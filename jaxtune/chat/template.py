@@ -55,10 +55,15 @@ class ChatTemplate:
                 raise UserError(f"a template variable can't be named {name!r}. Give the name that the template uses.")
 
     @property
+    def asks_date(self) -> bool:
+        """Whether it asks for today's date."""
+        return "strftime_now" in self.source
+
+    @property
     def described(self) -> str:
         """The template's name, with what it is told: its variables, and the date where it asks for one."""
         told = [f"{name}={value!r}" for name, value in self.variables]
-        told += [f"dated {self.today.isoformat()}"] * ("strftime_now" in self.source)
+        told += [f"dated {self.today.isoformat()}"] * self.asks_date
         told += ["exact marks"] * self.exact_marks + [f"BOS: {self.bos.value}"] * (self.bos is not Bos.TEMPLATE)
         return ", ".join([self.name, *told])
 

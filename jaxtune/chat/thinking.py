@@ -98,6 +98,11 @@ def is_shown(message: PlainMessage, written: str) -> bool:
     )
 
 
+def leaves_out_text(message: PlainMessage, written: str) -> bool:
+    """Whether the text that a template wrote of a message with calls lacks what the message says before them."""
+    return bool(message.get("tool_calls")) and squash(answer_of(message)) not in squash(written)
+
+
 def without_reasoning(conversation: Conversation) -> Conversation:
     """The conversation with the reasoning of every assistant message taken out."""
     return dataclasses.replace(conversation, messages=[_without(message) for message in conversation.messages])

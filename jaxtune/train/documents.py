@@ -42,6 +42,15 @@ def size_in_words(inputs: Inputs) -> str:
     return said
 
 
+def text_in_words(inputs: Inputs) -> str:
+    """What the chat template is told beyond messages: its variables, and the date, which is not today's; or nothing."""
+    template = inputs.template
+    if template.described == template.name:
+        return ""
+    dated = "; its date is --model.template-date, on every day" if template.asks_date else ""
+    return f"chat template {template.described}{dated}"
+
+
 def samples(inputs: Inputs, per_task: int = 3) -> dict[str, list[dict[str, Any]]]:
     """The first training examples of each task as pieces with weights, for people to look at."""
     return {

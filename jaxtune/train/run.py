@@ -81,7 +81,8 @@ def train(
         if resume and resume_step is None and not longer and answer_of_main(lambda: is_finished(run.run_dir)):
             return finished_before(run.run_dir, run.remote and run.remote.url)
         if is_main():
-            say(documents.size_in_words(run.inputs), file=sys.stderr, flush=True)
+            for line in filter(None, (documents.size_in_words(run.inputs), documents.text_in_words(run.inputs))):
+                say(line, file=sys.stderr, flush=True)
         outcome = train_stages(run, programs or Programs())
     if outcome.failure is not None:
         raise NotFinite(outcome.failure)

@@ -57,8 +57,11 @@ FORGETS = (
 
 CHANNELS = (
     _START + "{%- if m.role == 'assistant' %}{{- '<|start|>assistant' }}"
-    "{%- if m.thinking and (m.tool_calls or loop.last) %}"
-    "{{- '<|channel|>analysis<|message|>' + m.thinking + '<|end|><|start|>assistant' }}{%- endif %}"
+    "{%- set ns = namespace(later=false) %}{%- for f in messages[loop.index:] %}"
+    "{%- if f.role == 'assistant' and not f.tool_calls %}{%- set ns.later = true %}{%- endif %}{%- endfor %}"
+    "{%- set thought = m.thinking or (m.content if m.tool_calls else '') %}"
+    "{%- if thought and (loop.last or (m.tool_calls and not ns.later)) %}"
+    "{{- '<|channel|>analysis<|message|>' + thought + '<|end|><|start|>assistant' }}{%- endif %}"
     "{%- if m.tool_calls %}{%- set call = m.tool_calls[0].function %}"
     "{{- ' to=functions.' + call.name + '<|channel|>commentary json<|message|>' }}"
     "{{- call.arguments | tojson + '<|call|>' }}"
@@ -72,7 +75,8 @@ CHANNELS = (
     + "{%- if tools %}{{- tools | tojson }}{%- endif %}"
     "{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"
 )
-"""Reasoning and answer are messages of their own; calls end with a token of their own."""
+"""Reasoning and answer are messages of their own; calls end with a token of their own. What was thought, or said,
+before a call is shown until the answer has been given."""
 
 TEXT_ARGUMENTS = (
     _START + "{{- '<|im_start|>' + m.role + '\n' + m.content }}"
@@ -81,6 +85,15 @@ TEXT_ARGUMENTS = (
     "{{- '<|im_end|>\n' }}" + _END + "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
 """Joins the arguments of a call to text, so that they must be text."""
+
+SILENT_CALLS = (
+    _START + "{%- if m.role == 'assistant' and m.content is none %}{{- '<|im_start|>assistant\n' }}"
+    "{%- for call in m.tool_calls %}{{- call.function.name + '\n' + call.function.arguments + '<|call|>' }}"
+    "{%- endfor %}{%- else %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{%- endif %}"
+    + _END
+    + "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+"""Writes the calls of messages whose text is None, and those alone (DeepSeek-V3)."""
 
 SHAPES = {"opens": OPENS_ALWAYS, "opens-or-not": OPENS_OR_NOT, "forgets": FORGETS, "channels": CHANNELS}
 

@@ -6,7 +6,7 @@ import pytest
 from chats import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reasoning_templates import SHAPES, TOKENIZER, shape
+from reasoning_templates import SHAPES, SILENT_CALLS, TOKENIZER, shape
 
 from jaxtune.chat import (
     TEMPLATES,
@@ -192,6 +192,45 @@ def test_turns_with_calls_train_with_their_reasoning_and_their_end(name):
     texts = trained(CALLING, shape(name))
     assert len(texts) == 2 and "I must look." in texts[0] and "weather" in texts[0] and "It says 12." in texts[1]
     assert texts[0].endswith("<|call|>" if name == "channels" else "<|im_end|>")
+
+
+def test_the_answer_after_calls_trains_behind_the_prompt_that_was_given_for_it():
+    """The finished chat leaves out what was thought before the call; the prompt for the answer held it."""
+    template = shape("channels")
+    prompt = render_prompt(CALLING, template, TOKENIZER)
+    found = proven(CALLING, template)
+    assert found.example.tokens[: len(prompt)].tolist() == prompt and not found.aside
+    assert "I must look." in TOKENIZER.decode(prompt) and "I must look." in trained(CALLING, template)[0]
+
+
+def test_a_turn_with_calls_that_is_shown_without_its_text_is_set_aside():
+    said = dataclasses.replace(CALLING.messages[1], content="I look it up.", reasoning=None)
+    first = [CALLING.messages[0], said, *CALLING.messages[2:]]
+    once, template = Conversation(first), shape("channels")
+    assert "I look it up." in trained(once, template)[0] and aside(once, template) == []
+    twice = Conversation([*first, Message("user", "Thanks."), Message("assistant", "Welcome.")])
+    assert aside(twice, template) == [1, 3]  # the answer in the middle had reasoning, too
+    assert trained(twice, template) == ["<|channel|>final<|message|>Welcome.<|return|>"]
+    why = {one.message: one.aside.value for one in proven(twice, template).aside if one.aside}
+    assert "without the text before its calls" in why[1] and "without its reasoning" in why[3]
+    assert aside(twice, shape("opens-or-not")) == [1, 3]  # other templates show that text always
+    shown = trained(Conversation([*first[:3], Message("assistant", "12 degrees.")]), TEMPLATES["qwen2.5"])
+    assert "I look it up." in shown[0]
+    mute = dataclasses.replace(template, source=template.source.replace("(m.content if m.tool_calls else '')", "''"))
+    with pytest.raises(UserError, match="leaves out the text before the calls of message 1. Use a template that shows"):
+        proven(Conversation(first[:2]), mute)
+
+
+@pytest.mark.parametrize("text", [None, "", " "])
+def test_calls_without_text_are_written_by_templates_that_look_for_none(text):
+    template = ChatTemplate(name="silent", source=SILENT_CALLS)
+    call = Message("assistant", text, tool_calls=[CALL])
+    last = Message("assistant", "12 degrees.")
+    chat = Conversation([CALLING.messages[0], call, CALLING.messages[2], last])
+    assert trained(chat, template) == ['weather\n{"city": "Bern"}<|call|>', "12 degrees.<|im_end|>"]
+    said = dataclasses.replace(call, content="I look it up.")
+    with pytest.raises(UserError, match="leaves out the tool calls of message 1"):
+        proven(Conversation([chat.messages[0], said, *chat.messages[2:]]), template)
 
 
 def test_generation_stops_at_the_end_of_calls_and_not_inside_an_answer():

@@ -1,5 +1,6 @@
 """Masks against TRL's training templates and `transformers`' own assistant masks."""
 
+import dataclasses
 import datetime
 import json
 import os
@@ -114,6 +115,40 @@ def test_masks_equal_trls_with_tools_and_reasoning(pair, name):
     ids, mask = their_mask(theirs, TOOLS, template.source)
     example = render(TOOLS, template, ours)
     assert example.tokens.tolist() == ids and example.loss_weights.tolist() == mask
+
+
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Köln"}}}
+CALLING = Conversation(
+    [
+        Message("user", "Is it warm in Köln?"),
+        Message("assistant", "", reasoning="I need the weather.", tool_calls=[CALL]),
+        Message("tool", "21", name="get_weather"),
+        Message("assistant", "Yes, 21 °C.", reasoning="21 is warm."),
+    ],
+    tools=[TOOL],
+)
+
+
+@pytest.mark.parametrize("name", ["gptoss", "gptoss_training", "qwen3_5_think", "qwen3_6"])
+def test_the_answer_after_a_call_stands_behind_the_prompt_that_transformers_gives_for_it(pair, name):
+    """The finished chat of gpt-oss leaves out what was thought before the call; the prompt for the answer holds it."""
+    theirs, ours = pair
+    template = ChatTemplate(name=name, source=(FOLDER / f"{name}.jinja").read_text(encoding="utf-8"))
+    template = dataclasses.replace(template, today=datetime.date.today())
+    messages = [
+        {"role": "user", "content": "Is it warm in Köln?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]}
+        | dict.fromkeys(("reasoning_content", "thinking"), "I need the weather."),
+        {"role": "tool", "content": "21", "name": "get_weather"},
+    ]
+    prompt = theirs.apply_chat_template(
+        messages, tools=[TOOL], chat_template=template.source, add_generation_prompt=True
+    )["input_ids"]
+    example = render(CALLING, template, ours)
+    assert example.tokens[: len(prompt)].tolist() == prompt == render_prompt(CALLING, template, ours)
+    assert "I need the weather." in ours.decode(prompt) and check(example, CALLING, template, ours) == []
+    trains = ours.decode(example.tokens[example.loss_weights > 0].tolist())
+    assert all(text in trains for text in ("I need the weather.", "get_weather", "21 is warm.", "Yes, 21 °C."))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in OPEN_THOUGHT])

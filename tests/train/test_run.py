@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import fresh, tiny_config, tiny_model
 
+from jaxtune.chat import ChatTemplate
 from jaxtune.config import EarlyStoppingConfig, HealthConfig
 from jaxtune.errors import UserError
 from jaxtune.model.moe import ClampedGate, MoeConfig
@@ -132,6 +133,11 @@ def test_the_size_of_a_run_is_said_before_it_starts(place):
     text = documents.size_in_words(inputs)
     assert text.startswith("6 steps of 4 rows of 64 tokens: ")
     assert "; 3 validations of 16 examples; 8 test questions" in text
+    assert documents.text_in_words(inputs) == ""
+    asks = ChatTemplate(name="asks", source="{{ strftime_now('%d') }}", variables={"effort": "low"})
+    assert documents.text_in_words(dataclasses.replace(inputs, template=asks)) == (
+        "chat template asks, effort='low', dated 2024-07-26; its date is --model.template-date, on every day"
+    )
 
 
 def test_the_ledger_equals_the_plan(finished, place):
