@@ -115,7 +115,7 @@ def run_program(program: Program, limits: CodeConfig, folder: str) -> str:
 
 
 def verdict(channel: socket.socket, program: Program) -> str:
-    """What a process of `contained` says of a program: `passed`, `failed: ERROR`, `uncontained: WHY`; "" for nothing.
+    """Verdict of a process of `contained` on a program: `passed`, `failed: ERROR`, `uncontained: WHY`; "" for none.
 
     It has passed when it sends back a secret that it is told only after its tests.
     """

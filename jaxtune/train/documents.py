@@ -43,7 +43,7 @@ def size_in_words(inputs: Inputs) -> str:
 
 
 def text_in_words(inputs: Inputs) -> str:
-    """What the chat template is told beyond messages: its variables, and the date, which is not today's; or nothing."""
+    """Chat template with what it is told beyond messages: variables, and a date, which is not today's; or nothing."""
     template = inputs.template
     if template.described == template.name:
         return ""
