@@ -1,5 +1,6 @@
 """Cached, batched generation: equal to plain recomputation, and its sampling, limits and errors."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -105,6 +106,45 @@ def test_prompt_and_answer_lengths_share_a_program(model, prompts, greedy):
         sampling = SamplingConfig(max_new_tokens=new_tokens)
         answer(model, chosen, sampling, {1, 2, 3}, rows=8)
     assert program._cache_size() == before
+
+
+def test_prompts_of_like_length_share_a_batch_and_batches_of_like_length_a_program(model, monkeypatch):
+    """So a long prompt makes few others wait, and programs are counted by cache sizes, not by batches."""
+    lengths = [3, 150, 5, 120, 4, 130, 90, 6, 7]
+    prompts = [[7] * length for length in lengths]
+    seen = []
+
+    def pretend(program, params, rows, *_):
+        seen.append((rows.lengths[rows.limits > 0].tolist(), program))
+        return np.repeat(rows.lengths[:, None], 4, axis=1), np.full(len(rows.lengths), 1)
+
+    monkeypatch.setattr(generation, "_jitted", lambda function, dtype: pretend)
+    roomy = dataclasses.replace(CONFIG, max_seq_len=256)
+    found = generation.generate(
+        model[0], model[1], roomy, prompts, stop_ids=NEVER, sampling=SamplingConfig(max_new_tokens=8),
+        batching=generation.Batching(rows=2),
+    )  # fmt: skip
+    assert [batch for batch, _ in seen] == [[3, 4], [5, 6], [7, 90], [120, 130], [150]]
+    assert [program.slots for _, program in seen] == [128, 128, 128, 256, 256]
+    assert len({program for _, program in seen}) == 2
+    assert found == [[length] for length in lengths]  # each answer where its prompt stands
+
+
+def test_a_batch_ends_with_its_last_answer_and_not_at_the_limit(model, prompts, greedy, monkeypatch):
+    steps: list[int] = []
+    extend = generation._extend
+
+    def counted(*given: Any) -> Any:
+        jax.debug.callback(lambda: steps.append(1))
+        return extend(*given)
+
+    monkeypatch.setattr(generation, "_extend", counted)
+    traced_anew = lambda function, dtype: jax.jit(lambda *given: function(*given), static_argnums=0)
+    monkeypatch.setattr(generation, "_jitted", traced_anew)
+    stops = {row[k] for row, k in zip(greedy, (2, 1, 3), strict=False)}
+    found = answer(model, prompts[:3], SamplingConfig(max_new_tokens=12), stops)
+    jax.effects_barrier()
+    assert len(steps) == max(map(len, found)) - 1 < 4  # the first token comes with the prompt
 
 
 def test_a_draw_does_not_depend_on_its_neighbours(model, prompts):
