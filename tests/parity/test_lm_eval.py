@@ -1,14 +1,22 @@
 """lm-eval through our language model and its backend `hf` on the same folder: numbers and answers by sample."""
 
+import csv
+import dataclasses
 import json
 import logging
+import shutil
 
 import pytest
+from helpers import tiny_config, tiny_model
 from toy_tokenizers import write_hf
 
 from jaxtune.errors import UserError
 from jaxtune.evaluate.dialogue import measure_folder
 from jaxtune.evaluate.harness import LmEvalConfig, check_tasks
+from jaxtune.sweep import run as sweep
+from jaxtune.sweep.language import crossed
+from jaxtune.sweep.record import trials_of
+from jaxtune.train.decisions import Status
 
 lm_eval = pytest.importorskip("lm_eval")
 torch = pytest.importorskip("torch")
@@ -114,6 +122,37 @@ def test_numbers_and_answers_are_those_of_the_backend_hf(place, chat, shots, mon
     assert ours["toy_read"]["word_perplexity"] == pytest.approx(
         expected["results"]["toy_read"]["word_perplexity,none"], rel=1e-4
     )
+
+
+def test_runs_of_a_sweep_measure_tasks_before_and_after_and_show_them(place, tmp_path):
+    """In summaries, in results.csv and on both pages; the task whose data are lost has its error there."""
+    folder = tmp_path / "tasks"
+    shutil.copytree(place / "tasks", folder, ignore=shutil.ignore_patterns("broken.yaml"))
+    (folder / "lost.yaml").write_text((folder / "pick.yaml").read_text().replace("toy_pick", "toy_lost"))
+    (folder / "lost.yaml").write_text((folder / "lost.yaml").read_text().replace("rows.jsonl", "lost.jsonl"))
+    tiny_model(tmp_path / "base")
+    settings = LmEvalConfig(tasks=("toy_lost", "toy_pick", "toy_say"), include=str(folder), limit=3)
+    config = tiny_config(tmp_path)
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, lm_eval=settings))
+    trials = trials_of(crossed({"mixture.temperature": ["1", "inf"]}), [0])
+    assert sweep.sweep(config, tmp_path / "sweep", trials) is Status.FINISHED
+    rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").read_text().splitlines()))
+    runs = sorted((tmp_path / "sweep" / "runs").iterdir())
+    assert len(rows) == len(runs) == 2
+    for row, run in zip(rows, runs, strict=True):
+        summary = json.loads((run / "summary.json").read_text())
+        for when in ("before", "after"):
+            found = summary[when]["lm_eval"]
+            assert "lost.jsonl" in found["toy_lost"]["error"] and found["toy_pick"]["n"] == found["toy_say"]["n"] == 3
+            assert 0 <= found["toy_pick"]["acc"] <= 1
+        assert float(row["lm_eval/toy_pick/acc"]) == summary["after"]["lm_eval"]["toy_pick"]["acc"]
+        page = (run / "report.html").read_text()
+        assert "toy_pick" in page and "lost.jsonl" in page
+        asked = json.loads((run / "lm_eval.json").read_text())
+        assert len(asked["after"]["toy_pick"]) == 3
+    assert "toy_pick" in (tmp_path / "sweep" / "report.html").read_text()
+    whole = json.loads((runs[0] / "summary.json").read_text())["after"]["lm_eval"]
+    assert measure_folder(runs[0] / "model", settings)["toy_pick"] == pytest.approx(whole["toy_pick"])
 
 
 def test_a_task_that_fails_leaves_the_results_of_the_others(place):
