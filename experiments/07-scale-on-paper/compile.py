@@ -23,7 +23,6 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-128")
 
-import hlo
 import jax
 from jax.experimental import topologies
 
@@ -33,7 +32,7 @@ from jaxtune.model.settings import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
 from jaxtune.parallel.mesh import AXES, MeshConfig, make_mesh
 from jaxtune.step import losses
-from jaxtune.train import memory
+from jaxtune.train import hlo, memory
 
 LLAMA = {
     "8b": {"d_model": 4096, "num_layers": 32, "num_heads": 32, "d_ff": 14336},

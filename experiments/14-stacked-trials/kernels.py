@@ -12,8 +12,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
-import sys
 import time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,9 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "07-scale-on-paper"))
-from hlo import Instruction, Program, called_by, sizes_of
 
 from jaxtune.batch import Batch
 from jaxtune.model import lora
@@ -41,6 +36,7 @@ from jaxtune.parallel.mesh import MeshConfig, make_mesh
 from jaxtune.step import programs, trials
 from jaxtune.step.room import Room
 from jaxtune.step.update import Hparams, LossConfig, hparams
+from jaxtune.train.hlo import Instruction, Program, called_by, sizes_of
 
 FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "iota")
 """Instructions that launch nothing."""

@@ -70,6 +70,11 @@ def jit(
     return jax.jit(function, compiler_options=chosen, **settings)
 
 
+def parsed_options(given: Mapping[str, str]) -> Options:
+    """Options as XLA takes them, from a config's texts."""
+    return {name: {"true": True, "false": False}.get(value, value) for name, value in given.items()}
+
+
 @functools.cache
 def compiler_options(
     platform: str, dtype: str, given: tuple[tuple[str, str], ...] = (), *, fills: bool = False
@@ -80,7 +85,7 @@ def compiler_options(
     that is not here (compiled ahead of time) get what is given. Raises UserError for given options that XLA refuses.
     """
     options: Options = {}
-    asked: Options = {name: {"true": True, "false": False}.get(value, value) for name, value in given}
+    asked = parsed_options(dict(given))
     if platform == jax.default_backend():
         said = os.environ.get("XLA_FLAGS", "") + os.environ.get("LIBTPU_INIT_ARGS", "")
         ours = {YNN: ""} if platform == "cpu" and dtype == "float32" else PREFERRED.get(platform, {})

@@ -178,6 +178,27 @@ def lower(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
         )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Shapes of the parameters of a step."""
+
+    params: PyTree
+    """All of the model."""
+    trained: PyTree
+
+
+def shapes_of(work: Work) -> Shapes:
+    """Shapes of the parameters of `work`."""
+    params, trained, _ = _shapes(work.model, work.param_dtype, work.lora)
+    return Shapes(params=params, trained=trained)
+
+
+def mesh_config(work: Work) -> MeshConfig:
+    """The mesh of `work`, as a config names it."""
+    sizes: dict[str, Any] = dict(work.axes)
+    return MeshConfig(**sizes, devices=math.prod(sizes.values()), indivisible=work.indivisible)
+
+
 @functools.lru_cache(maxsize=64)
 def _shapes(shape: ModelConfig, dtype: str, adapters: LoraConfig | None) -> tuple[PyTree, PyTree, PyTree | None]:
     """Shapes of all parameters, of those that train, and of the frozen base (None without adapters)."""

@@ -29,12 +29,19 @@ class Resolution:
 
 
 def resolve(
-    config: ModelConfig, seq_len: int, dtype, *, platform: str | None = None, sequence_shards: int = 1
+    config: ModelConfig,
+    seq_len: int,
+    dtype,
+    *,
+    platform: str | None = None,
+    sequence_shards: int = 1,
+    proven: bool = True,
 ) -> tuple[ModelConfig, Resolution]:
     """The config with a definite attention backend for rows of `seq_len` tokens, and how it was chosen.
 
     AUTO takes the first kernel of the platform that can run and is proven, else the faster plain path. A backend asked
     for by name raises UserError if it cannot run here or fails its proof. `platform` is that of the default device.
+    Kernels of a platform that is not here cannot be `proven`.
     """
     platform = jax.default_backend() if platform is None else platform
     wide = plain(seq_len, platform=platform, soft_cap=config.attn_soft_cap, sinks=config.attn_sinks)
@@ -43,9 +50,8 @@ def resolve(
     candidates = (*PREFERRED.get(platform, ()), plainly) if automatic else (config.attention,)
     rejected = {}
     for backend in candidates:
-        reason = _obstacle(backend, config, seq_len, dtype, platform, sequence_shards) or _disproof(
-            backend, config, dtype
-        )
+        reason = _obstacle(backend, config, seq_len, dtype, platform, sequence_shards)
+        reason = reason or (_disproof(backend, config, dtype) if proven else None)
         if reason is None:
             return dataclasses.replace(config, attention=backend), Resolution(backend=backend, rejected=rejected)
         rejected[backend.value] = reason

@@ -2,12 +2,16 @@
 
 XLA's CPU and TPU compilers write a reduce-scatter as an all-reduce whose result is sliced, and the TPU compiler an
 all-gather as an all-reduce of a device's part written into zeros. Both are counted as what they are.
+
+An operation is hidden where the device computes while it runs: where XLA starts it and waits for it later, or fuses it
+with a product. The others stop the device.
 """
 
 import collections
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -46,35 +50,53 @@ class Program:
                 self.computations[name][instruction.name] = instruction
 
     def collectives(self, chunks: int) -> dict[str, dict[str, float]]:
-        """Operations and gigabytes received by a device in one run, by kind and group size.
+        """Operations and gigabytes received by a device in one run, and those hidden, by kind and group size.
 
         The body of a loop counts as often as it runs; a loop without a fixed count (that over chunks of the loss) runs
         `chunks` times.
         """
-        found: dict[str, dict[str, float]] = collections.defaultdict(lambda: {"operations": 0, "gigabytes": 0.0})
+        found: dict[str, dict[str, float]] = collections.defaultdict(
+            lambda: {"operations": 0, "gigabytes": 0.0, "hidden_gigabytes": 0.0}
+        )
+        for name, instruction, times, fused in self.runs(chunks):
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in KINDS or (group := self._group(instruction)) == 1:
+                continue
+            kind = self._meaning(kind, name, instruction, group)
+            received = _received(kind, instruction, group) * times / 1e9
+            total = found[f"{kind} over {group}"]
+            total["operations"] += times
+            total["gigabytes"] += received
+            total["hidden_gigabytes"] += received if fused or instruction.opcode.endswith("-start") else 0.0
+        return {key: found[key] for key in sorted(found)}
 
-        def visit(name: str, times: int) -> None:
+    def cycles(self, chunks: int) -> float:
+        """Cycles of a device by the compiler's own estimates, which it gives for its fusions; 0 where it gives none.
+
+        Kernels that are no part of XLA, such as attention, and collective operations have none.
+        """
+        estimates = re.compile(r'"estimated_cycles":"?(\d+)')
+        each = ((estimates.search(instruction.line), times) for _, instruction, times, _ in self.runs(chunks))
+        return float(sum(int(found[1]) * times for found, times in each if found is not None))
+
+    def runs(self, chunks: int) -> Iterator[tuple[str, Instruction, int, bool]]:
+        """Every instruction with its computation, how often it runs, and whether it is part of a fusion."""
+
+        def visit(name: str, times: int, fused: bool) -> Iterator[tuple[str, Instruction, int, bool]]:
             for instruction in self.computations[name].values():
-                kind = instruction.opcode.removesuffix("-start")
-                if kind in KINDS:
-                    group = self._group(instruction)
-                    if group == 1:
-                        continue
-                    kind = self._meaning(kind, name, instruction, group)
-                    total = found[f"{kind} over {group}"]
-                    total["operations"] += times
-                    total["gigabytes"] += _received(kind, instruction, group) * times / 1e9
-                    continue
+                yield name, instruction, times, fused
+                if instruction.opcode.removesuffix("-start") in KINDS:
+                    continue  # it calls the sum of two numbers
+                inside = fused or instruction.opcode in ("fusion", "async-start")
                 for role, called in called_by(instruction):
                     often = times * (self.trips(instruction) or chunks) if role == "body" else times
                     if called in self.computations and role != "condition":
-                        visit(called, often)
+                        yield from visit(called, often, inside)
 
-        visit(self.entry, 1)
-        return {key: found[key] for key in sorted(found)}
+        yield from visit(self.entry, 1, False)
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often a loop runs, if its condition compares with a constant."""
+        """Turns of a loop, if its condition compares with a constant."""
         known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.line)
         if known is not None:
             return int(known[1])
@@ -140,6 +162,7 @@ def _parse(line: str) -> Instruction | None:
 
 
 def called_by(instruction: Instruction) -> list[tuple[str, str]]:
+    """(role, computation) of the computations that an instruction runs, such as a loop's body and condition."""
     roles = re.findall(r"\b(body|condition|calls|to_apply|branch_computations)=(\{[^}]*\}|%[\w.\-]+)", instruction.line)
     return [(role, name) for role, names in roles for name in re.findall(r"%([\w.\-]+)", names)]
 
