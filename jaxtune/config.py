@@ -131,8 +131,8 @@ class DataConfig:
     cache_dir: str | None = None
     """Folder of tokenised data and of copies of data files; by default `$JAXTUNE_CACHE`, else `.cache/jaxtune` in the
     working folder. At a URL, hosts share tokens, which lie in the default folder as well."""
-    processes: Annotated[int, Range(1, 1024)] = 1
-    """Processes that tokenise."""
+    processes: Annotated[int, Range(1, 1024)] | None = None
+    """Processes that tokenise; None: the cores, as far as there is work for them; in a Python script one."""
 
     def __post_init__(self):
         check_fields(self, "data")

@@ -18,17 +18,24 @@ def free_port() -> int:
 
 
 def spawn(
-    command: Sequence[object], processes: int, hosts: Sequence[pathlib.Path] | None = None
+    command: Sequence[object],
+    processes: int,
+    hosts: Sequence[pathlib.Path] | None = None,
+    *,
+    devices: int = 1,
+    folders: Sequence[str] = (),
 ) -> list[subprocess.Popen]:
     """Start a Python command as every process of a job, with the package and the test helpers on its path.
 
     With `hosts` each process has a folder of its own as working folder and home, as on machines without a shared disk.
+    Each has so many `devices`, and the tests in `folders` on its path as well.
     """
     tests = pathlib.Path(__file__).parent
     shared = {
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAXTUNE_COORDINATOR": f"localhost:{free_port()}",
         "JAXTUNE_PROCESSES": str(processes),
-        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
+        "PYTHONPATH": os.pathsep.join(map(str, [tests.parent, tests, *(tests / name for name in folders)])),
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"]),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.values["jax_compilation_cache_max_size"]),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
@@ -50,7 +57,7 @@ def spawn(
 def finish(children: Sequence[subprocess.Popen]) -> list[str]:
     """What the processes printed, when all have ended."""
     try:
-        return [child.communicate(timeout=180)[0] for child in children]
+        return [child.communicate(timeout=600)[0] for child in children]
     finally:
         for child in children:
             child.kill()

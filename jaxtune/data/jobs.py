@@ -32,6 +32,8 @@ from jaxtune.terminal.progress import ItemProgress
 
 PART = 1024
 """Records in one part: what a kill can lose, and what one job of a process does."""
+PARTS_EACH = 8
+"""Fewest parts for which a further process is worth its start, where nobody says how many: a few seconds of work."""
 _LOCKS = 32
 _PACKAGE = Path(__file__).parent.parent
 _LIBRARIES = (
@@ -52,14 +54,15 @@ def tokenize(
     encoding: Encoding,
     folder: Path | str,
     *,
-    processes: int = 1,
+    processes: int | None = 1,
     show_progress: bool = True,
     shared: Store | None = None,
 ) -> dict[str, TaskTokens]:
     """The tokenised split of every task; from `folder`, where it is there already and whole.
 
     What is missing there is brought from `shared`, a folder in a bucket, and what is made is sent to it, for other
-    hosts and for this one on another disk. Raises `StoreError` where that cannot be reached.
+    hosts and for this one on another disk. Raises `StoreError` where that cannot be reached. `processes` of None are
+    those of `automatic_processes`, each with `PARTS_EACH` parts at least.
 
     The examples of a task are the records that pass the length policy in every wording. Raises UserError, with the
     first problems of all tasks and the number of all, when records cannot be used; and for a task with no usable
@@ -199,12 +202,19 @@ def _slug(name: str) -> str:
     return name.replace("/", "_")[:60]
 
 
-def _run(jobs: Sequence[Job], processes: int, show_progress: bool) -> None:
-    """Tokenise all missing parts of some jobs; raises one UserError for all errors."""
+def _run(jobs: Sequence[Job], processes: int | None, show_progress: bool) -> None:
+    """Tokenise all missing parts of some jobs."""
     todo = []
     for k, job in enumerate(jobs):
         job.parts.mkdir(parents=True, exist_ok=True)
         todo += [(k, number) for number in job.missing_parts()]
+    encode_parts(jobs, todo, processes, show_progress)
+
+
+def encode_parts(
+    jobs: Sequence[Job], todo: Sequence[tuple[int, int]], processes: int | None, show_progress: bool
+) -> None:
+    """Do parts, given as (number of the job, number of the part); raises one UserError for all errors."""
     total = sum(len(jobs[k].records_of(number)) for k, number in todo)
     log = ProblemLog()
     with contextlib.ExitStack() as stack:
@@ -217,9 +227,11 @@ def _run(jobs: Sequence[Job], processes: int, show_progress: bool) -> None:
 
 
 def _results(
-    jobs: Sequence[Job], todo: Sequence[tuple[int, int]], processes: int
+    jobs: Sequence[Job], todo: Sequence[tuple[int, int]], processes: int | None
 ) -> Iterator[tuple[int, list[Problem]]]:
     """Results of the parts as they are done."""
+    if processes is None:
+        processes = max(1, min(automatic_processes(), len(todo) // PARTS_EACH))
     if processes == 1 or len(todo) < 2:
         for k, number in todo:
             yield jobs[k].encode(number)
@@ -243,6 +255,16 @@ def _results(
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def automatic_processes() -> int:
+    """The cores that this process may use, where it is the command line's or nobody's script; else one.
+
+    A new process reads the file of the program that started it, and a script may do its work all over again there.
+    """
+    main = sys.modules["__main__"]
+    named = getattr(getattr(main, "__spec__", None), "name", None) or Path(getattr(main, "__file__", _PACKAGE)).name
+    return len(os.sched_getaffinity(0)) if named.split(".")[0] == _PACKAGE.name else 1
 
 
 _jobs: Sequence[Job] = ()

@@ -31,6 +31,7 @@ from jaxtune.storage.documents import (
     replacing,
     write_sealed,
 )
+from jaxtune.storage.notes import noted_fingerprint
 
 FORMAT = "jaxtune tokens 2"
 _SECTIONS = {
@@ -160,12 +161,14 @@ class TaskTokens:
         return int(self.records[number])
 
     def verify(self, facts: Mapping[str, Any] | None = None) -> None:
-        """Read every byte and compare digests; raises DamagedStore, also for content made from other facts."""
+        """Compare digests, of every byte or of a note (see `noted_fingerprint`).
+
+        Raises DamagedStore, also for content made from other facts.
+        """
         if facts is not None and self.meta["facts"] != dict(facts):
             raise DamagedStore(f"{self.folder}: made from other facts")
-        with open(self.folder / "data", "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != self.meta["sha256"]:
-                raise DamagedStore(f"{self.folder / 'data'}: the content is not what was written")
+        if noted_fingerprint(self.folder / "data") != self.meta["sha256"]:
+            raise DamagedStore(f"{self.folder / 'data'}: the content is not what was written")
 
     def check_unchanged(self) -> None:
         """Raises UserError when the data changed since they were opened."""

@@ -1,6 +1,7 @@
 """Hugging Face model folders in and out: config.json, safetensors and tokenizer files, strict both ways."""
 
 import dataclasses
+import functools
 import glob
 import math
 import os
@@ -14,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxtune.errors import UserError, first_line
 from jaxtune.hf import safetensors as safetensors_io
@@ -37,6 +37,7 @@ from jaxtune.hf.text_files import GENERATION, TextFiles
 from jaxtune.hf.wrapped import is_wrapped, text_fields, text_tensors
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
+from jaxtune.parallel.job import answer_of_main
 from jaxtune.storage.documents import made_folder, read_object, write_json
 from jaxtune.storage.fetching import fetched_folder
 from jaxtune.storage.stores import default_cache, is_url, refuse_unserved
@@ -160,7 +161,7 @@ def export_model(
     hosts all call this and the first one writes.
     """
     folder = Path(folder)
-    if folder.exists() and not overwrite:
+    if not overwrite and answer_of_main(folder.exists):
         raise UserError(f"{folder}: already there; nothing was written. Choose another folder, or overwrite it.")
     outgoing = _outgoing(config, params, dtype)
     stored = {"torch_dtype": str(next(iter(outgoing.values())).dtype)}
@@ -258,7 +259,9 @@ def _write_weights(folder: Path, outgoing: Mapping[str, Outgoing], params: Param
     """One model.safetensors, or shards of at most `shard_bytes` (or one tensor) with their index."""
 
     def load(name: str) -> np.ndarray:
-        return _gather(outgoing[name], params)
+        stored = _gather(outgoing[name], params)
+        assert stored is not None, "process 0 writes"
+        return stored
 
     shards = list(_shards(outgoing, shard_bytes))
     files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
@@ -270,7 +273,7 @@ def _write_weights(folder: Path, outgoing: Mapping[str, Outgoing], params: Param
             safetensors_io.write_file(folder / file, header, load)
         else:
             for name in names:
-                load(name)
+                _gather(outgoing[name], params)
     if writing and len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         total = sum(tensor.nbytes for tensor in outgoing.values())
@@ -290,18 +293,33 @@ def _shards(outgoing: Mapping[str, Outgoing], shard_bytes: int) -> Iterator[list
     yield names
 
 
-def _gather(outgoing: Outgoing, params: Params) -> np.ndarray:
-    """The stored form of one tensor on the host; on several hosts a collective that all must call."""
+def _gather(outgoing: Outgoing, params: Params) -> np.ndarray | None:
+    """The stored form of one tensor on the host that writes, None on others; a collective that all hosts must call."""
+    whole = [_whole(leaf_at(params, part.path)[part.index]) for part in outgoing.tensor.parts]
+    if jax.process_index() != 0:
+        return None
     stored = np.empty(outgoing.shape, outgoing.dtype)
-    for part, place in zip(outgoing.tensor.parts, outgoing.places, strict=True):
-        value = leaf_at(params, part.path)[part.index]
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
-            value = multihost_utils.process_allgather(value, tiled=True)
+    for part, place, value in zip(outgoing.tensor.parts, outgoing.places, whole, strict=True):
         if place.columns is None:
             stored[place.rows] = to_stored(part.path, np.asarray(value))
         else:
             stored[place.rows, ..., place.columns] = np.asarray(value)
     return stored
+
+
+def _whole(value: Any) -> Any:
+    """An array that this host can read whole; one that lies on several hosts goes to all devices for it."""
+    if not isinstance(value, jax.Array) or value.is_fully_addressable:
+        return value
+    if value.is_fully_replicated:
+        return value.addressable_data(0)
+    everywhere = jax.sharding.NamedSharding(value.sharding.mesh, jax.sharding.PartitionSpec())
+    return _copied_to(everywhere)(value).addressable_data(0)
+
+
+@functools.lru_cache(maxsize=8)
+def _copied_to(place: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=place)
 
 
 def clear_remains(folder: Path) -> None:

@@ -15,6 +15,7 @@ from jaxtune.plan import order
 from jaxtune.plan.planning import Plan
 from jaxtune.runs import manifest
 from jaxtune.storage.fingerprints import array_fingerprint, file_fingerprint
+from jaxtune.storage.notes import noted_fingerprint
 from jaxtune.train.resolution import TRAIN, VALIDATION, Inputs
 from jaxtune.train.texts import place
 
@@ -62,7 +63,7 @@ def base_files(folder: pathlib.Path) -> dict[str, str]:
     """SHA-256 of the weights and settings in a base model's folder, by name."""
     kinds = (".safetensors", ".json")
     files = sorted(path for path in folder.iterdir() if path.suffix in kinds and "token" not in path.name)
-    return {path.name: file_fingerprint(path) for path in files}
+    return {path.name: noted_fingerprint(path) for path in files}
 
 
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
@@ -74,7 +75,7 @@ def adapter_files(adapters: LoraConfig | None) -> dict[str, str]:
     if adapters is None or adapters.start is None:
         return {}
     folder = adapter_folder(adapters.start)
-    return {name: file_fingerprint(folder / name) for name in ADAPTERS}
+    return {name: noted_fingerprint(folder / name) for name in ADAPTERS}
 
 
 def pinned_steps(inputs: Inputs) -> list[int]:

@@ -13,6 +13,7 @@ from jaxtune.data.encoding import Encoding
 from jaxtune.data.jobs import tokenize
 from jaxtune.data.store import TaskTokens
 from jaxtune.data.subset import Encoded, Subset
+from jaxtune.data.together import tokenize_together
 from jaxtune.errors import UserError
 from jaxtune.evaluate.answers import Question
 from jaxtune.evaluate.asked import ask
@@ -248,13 +249,12 @@ def resolve(config: ExperimentConfig, *, questions: bool = True, show_progress: 
     prepared = prepare(config)
     place = config.data.cache_dir or ""
     shared = Store(f"{place.rstrip('/')}/tokens", "tokens") if is_url(place) else None
-    tokens = {
-        split: tokenize(
-            tasks, split, prepared.encoding_of(split), cache_folder(config) / "tokens",
-            processes=config.data.processes, show_progress=show_progress, shared=shared,
-        )
-        for split, tasks in prepared.tokenised.items()
-    }  # fmt: skip
+    tokens, folder = {}, cache_folder(config) / "tokens"
+    how: dict[str, Any] = {"processes": config.data.processes, "show_progress": show_progress}
+    for split, tasks in prepared.tokenised.items():
+        if shared is not None:
+            tokenize_together(tasks, split, prepared.encoding_of(split), folder, shared, **how)
+        tokens[split] = tokenize(tasks, split, prepared.encoding_of(split), folder, shared=shared, **how)
     validation = plans.choose(tokens[VALIDATION], config)
     plan = plans.make_training_plan(config, tokens[TRAIN], list(prepared.kept.values()))
     texts = read_texts(config.eval.retention, prepared.tokenizer, config.data.seq_len, tokens[TRAIN])

@@ -31,6 +31,9 @@ FREE = frozenset(
 )
 """Options that a resumed run takes as they are now."""
 
+WORK = ("data.workers", "data.prefetch", "data.processes")
+"""Of the `FREE` options, those that say only how a machine does its work."""
+
 PINNED = frozenset(
     {
         *("tasks", "held_out", "seed", "duration.examples", "duration.epochs", "duration.steps", "duration.tokens"),
@@ -86,6 +89,12 @@ def differences(run_dir: pathlib.Path, identity: Json) -> list[Change]:
     """
     runfolder.check_same(run_dir, identity)
     return changed(documents.read_manifest(run_dir)["config"], identity["config"])
+
+
+def without_work(config: Json) -> Json:
+    """A config as JSON without the options that say how a machine does its work, which may be any machine's."""
+    data = {name: value for name, value in config["data"].items() if f"data.{name}" not in WORK}
+    return {**config, "data": data}
 
 
 def check(

@@ -6,14 +6,14 @@ import stat
 from pathlib import Path
 
 from jaxtune.errors import UserError
-from jaxtune.storage.fingerprints import file_fingerprint
+from jaxtune.storage.notes import noted_fingerprint
 from jaxtune.storage.userfiles import looked_for
 from jaxtune.tasks.problems import Problem, RecordError
 
 
 @functools.lru_cache(maxsize=4096)
 def _sha256(path: Path, _state: tuple[int, int, int]) -> str:
-    return file_fingerprint(path)
+    return noted_fingerprint(path)
 
 
 _KINDS = {
