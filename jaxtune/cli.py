@@ -19,7 +19,7 @@ from jaxtune.mixture import OnCap, Strategy
 from jaxtune.storage.faults import FaultsOfThreads, foreseen
 from jaxtune.sweep import arguments as arms
 from jaxtune.terminal import streams
-from jaxtune.terminal.arguments import local_path, run_place, whole
+from jaxtune.terminal.arguments import add_job, local_path, run_place, whole
 from jaxtune.terminal.display import Phase
 
 EPILOG = (
@@ -163,13 +163,7 @@ def add_train(rows: Subparsers) -> None:
     parser.add_argument("--overwrite", action="store_true", help="delete what is in that folder first")
     text = "for launchers that give the same command again: resume if there is a checkpoint, else start"
     parser.add_argument("--restartable", action="store_true", help=text)
-    parser.add_argument("--coordinator", help="host:port of process 0, to join a job of several processes")
-    parser.add_argument("--processes", type=int, help="processes in the job")
-    parser.add_argument("--process", type=int, help="number of this process, from 0")
-    text = "silence after which a process of the job counts as dead"
-    parser.add_argument("--heartbeat-seconds", type=int, default=30, help=text)
-    text = "time within which all processes of the job must be there"
-    parser.add_argument("--start-seconds", type=int, default=300, help=text)
+    add_job(parser)
 
 
 def add_init(rows: Subparsers) -> None:
@@ -234,6 +228,9 @@ def add_plan_memory(rows: Subparsers) -> None:
         "--devices", type=whole(1, 2**24), help="devices of the job (default: those of the mesh, or those here)"
     )
     parser.add_argument("--platform", choices=["cpu", "gpu", "tpu"], help="kind of the devices (default: as here)")
+    text = "compile the step for a TPU slice that need not be here, e.g. v5p:4x4x4 or v6e:4x4 (extra tpu): its memory, "
+    text += "its collective operations, an estimate of its speed, and rows and rematerialisation that fit"
+    parser.add_argument("--compile", metavar="SLICE", help=text)
     add_json(parser)
 
 
@@ -246,6 +243,7 @@ def add_evaluate(rows: Subparsers) -> None:
     text = "measure these tasks of lm-eval too (extra lm-eval); with --model and no config, only them"
     parser.add_argument("--lm-eval", nargs="+", default=[], metavar="TASK", help=text)
     parser.add_argument("--lm-eval-include", metavar="FOLDER", help="folder of your own lm-eval task files")
+    add_job(parser)
     add_json(parser)
 
 
@@ -261,6 +259,7 @@ def add_generate(rows: Subparsers) -> None:
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--min-p", type=float)
     parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
+    add_job(parser)
     add_json(parser)
 
 
@@ -283,6 +282,9 @@ def add_sweep(rows: Subparsers) -> None:
     parser.add_argument("--rungs", metavar="SHARE,...", help=text)
     text = "judge each rung at the end of a branch, so long in parts of the steps so far, on which the rate goes to 0"
     parser.add_argument("--rung-decay", type=float, metavar="SHARE", help=text)
+    text = "join no job, whatever the environment says: take whole runs that no other process of the folder has claimed"
+    parser.add_argument("--alone", action="store_true", help=text)
+    add_job(parser)
 
 
 def add_transfer(rows: Subparsers) -> None:
@@ -331,6 +333,7 @@ def add_verify(rows: Subparsers) -> None:
     parser.add_argument("--config", help="config file (default: the one the run recorded)")
     text = "re-train up to N steps, up to a checkpoint where one is near enough"
     parser.add_argument("--replay", type=whole(), metavar="N", default=0, help=text)
+    add_job(parser)
     add_json(parser)
 
 
@@ -353,6 +356,7 @@ def add_export(rows: Subparsers) -> None:
     parser.add_argument("--push", metavar="NAME", help=text)
     parser.add_argument("--private", action="store_true", help="a model that --push makes is private")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
+    add_job(parser)
 
 
 COMMANDS: tuple[Callable[[Subparsers], None], ...] = (

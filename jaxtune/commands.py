@@ -4,6 +4,7 @@ Everything heavy is imported where it is used: `jaxtune mix` must not wait for J
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
@@ -110,17 +111,27 @@ def run_options(arguments: argparse.Namespace) -> None:
         say(config.describe(settings))
 
 
-def run_train(arguments: argparse.Namespace) -> int:
-    from jaxtune.parallel import job as distributed
+def in_job(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[Any]:
+    """Context of a command that all processes of a job give: joined to the others; a process that fails leaves at once.
+
+    Without a job, by arguments or environment, it does nothing.
+    """
+    from jaxtune.parallel import job
     from jaxtune.storage import faults
+
+    place = job.detect(
+        os.environ, coordinator=arguments.coordinator, processes=arguments.processes, process=arguments.process
+    )
+    job.start(place, heartbeat_seconds=arguments.heartbeat_seconds, timeout_seconds=arguments.start_seconds)
+    return job.Guard(faults.foreseen)
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    from jaxtune.parallel.job import is_main
     from jaxtune.terminal.tables import print_summary
     from jaxtune.train.run import train
 
-    place = distributed.detect(
-        os.environ, coordinator=arguments.coordinator, processes=arguments.processes, process=arguments.process
-    )
-    distributed.start(place, heartbeat_seconds=arguments.heartbeat_seconds, timeout_seconds=arguments.start_seconds)
-    with distributed.Guard(faults.foreseen):
+    with in_job(arguments):
         config = load_config(arguments)
         resume, overwrite = arguments.resume or arguments.resume_step is not None, arguments.overwrite
         if arguments.accept_change and not (resume or arguments.restartable):
@@ -136,7 +147,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             overwrite=overwrite,
             accept_change=arguments.accept_change,
         )
-    if distributed.is_main():
+    if is_main():
         print_summary(outcome.summary)
         say(f"run folder: {outcome.where()}    report: {outcome.where('report.html')}")
     return outcome.exit_code
@@ -198,6 +209,15 @@ def run_plan_memory(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.device_gib <= 2**20:
         raise UserError(f"--device-gib must be above 0 and at most {2**20}; it is {arguments.device_gib:g}")
     settings = load_config(arguments)
+    if arguments.compile is not None:
+        from jaxtune.train import ahead
+
+        if arguments.devices is not None or arguments.platform is not None:
+            raise UserError("--compile SLICE says which devices, and how many; leave --devices and --platform away")
+        with Phase(f"compiling for {arguments.compile}"):
+            plan = ahead.plan_ahead(settings, arguments.compile)
+        print_json(plan) if arguments.json else say("\n".join(ahead.lines(plan)))
+        return
     with Phase("planning memory"):
         table = memory.plan_memory(
             settings, device_bytes=int(arguments.device_gib * 2**30), devices=arguments.devices,
@@ -210,77 +230,51 @@ def run_plan_memory(arguments: argparse.Namespace) -> None:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
+    from jaxtune.parallel.job import is_main
     from jaxtune.terminal import tables as terminal
     from jaxtune.train.evaluation import evaluate
 
-    result = evaluate(arguments, load_config)
-    if arguments.json:
-        print_json(result)
-    else:
-        terminal.print_evaluation(result)
+    with in_job(arguments):
+        result = evaluate(arguments, load_config)
+    if is_main():
+        print_json(result) if arguments.json else terminal.print_evaluation(result)
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
     from jaxtune.evaluate.decoding import SamplingConfig
     from jaxtune.evaluate.dialogue import answer, converse
+    from jaxtune.parallel.job import is_alone, is_main
     from jaxtune.runs import folder as runfolder
     from jaxtune.runs.remote import read_places
 
-    with read_places([arguments.model], model=True) as (local,):
-        folder = runfolder.resolve_model_folder(local)
+    if arguments.json and not arguments.prompt:
+        raise UserError("--json needs --prompt; without it jaxtune generate is a chat")
     sampling = SamplingConfig(
         max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, top_k=arguments.top_k,
         top_p=arguments.top_p, min_p=arguments.min_p, seed=arguments.seed,
     )  # fmt: skip
-    if arguments.prompt:
+    with in_job(arguments):
+        if not arguments.prompt and not is_alone():
+            raise UserError("a chat is typed into one process; give a job --prompt, or leave its variables away")
+        with read_places([arguments.model], model=True) as (local,):
+            folder = runfolder.resolve_model_folder(local)
+        if not arguments.prompt:
+            converse(folder, system=arguments.system, sampling=sampling)
+            return
         answers = answer(folder, arguments.prompt, system=arguments.system, sampling=sampling)
-        if arguments.json:
-            print_json(
-                [{"prompt": prompt, "answer": text} for prompt, text in zip(arguments.prompt, answers, strict=True)]
-            )
-        else:
-            say("\n".join(answers))
-        return
-    if arguments.json:
-        raise UserError("--json needs --prompt; without it jaxtune generate is a chat")
-    converse(folder, system=arguments.system, sampling=sampling)
+    pairs = [{"prompt": prompt, "answer": text} for prompt, text in zip(arguments.prompt, answers, strict=True)]
+    if is_main():
+        print_json(pairs) if arguments.json else say("\n".join(answers))
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    from jaxtune.runs.remote import read_places
-    from jaxtune.step.trials import StackMode
-    from jaxtune.sweep import run as sweep
-    from jaxtune.sweep.choice import measure_named, power_table
-    from jaxtune.sweep.halving import parse_halving
-    from jaxtune.sweep.request import Request, dry_run, dry_run_text, requested_trials
-    from jaxtune.train.decisions import Status
+    from jaxtune.sweep import command
 
-    measure = measure_named(arguments.measure)
-    halving = parse_halving(arguments.halving, arguments.rungs, arguments.rung_decay)
-    if arguments.json and arguments.power is None and not arguments.dry_run:
-        raise UserError("--json of jaxtune sweep goes with --dry-run or --power; the runs' numbers are in results.csv")
-    with read_places([arguments.sweep_dir], missing=True) as (there,):
-        if arguments.power is not None:
-            table = power_table(there, arguments.power, measure)
-            shown = "\n".join(f"{name}: {value}" for name, value in table.items())
-            print_json(table) if arguments.json else say(shown)
-            return 0
-        config = load_config(arguments)
-        request = Request(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Request)})
-        trials = requested_trials(request, config, there, arguments.seeds, measure)
-        if arguments.dry_run:
-            plan = dry_run(config, there, trials)
-            print_json(plan) if arguments.json else say(dry_run_text(plan))
-            return 0
-    status = sweep.sweep(
-        config, arguments.sweep_dir, trials,
-        command=sweep.Command(config=arguments.config, overrides=arguments.rest), overwrite=arguments.overwrite,
-        stacking=sweep.Stacking(
-            stacked=arguments.stacked, size=arguments.stack_size, mode=StackMode(arguments.stack_mode)
-        ),
-        halving=halving,
-    )  # fmt: skip
-    return 0 if status is Status.FINISHED else 130
+    command.check_arguments(arguments)
+    if arguments.power is not None:
+        return command.power(arguments)
+    with contextlib.nullcontext() if arguments.alone else in_job(arguments):
+        return command.run(load_config(arguments), arguments)
 
 
 def run_transfer(arguments: argparse.Namespace) -> int:
@@ -340,9 +334,12 @@ def run_report(arguments: argparse.Namespace) -> None:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     from jaxtune import verify
+    from jaxtune.parallel.job import is_main
 
-    outcome = verify.verify(arguments.run_dir, config_path=arguments.config, replay=arguments.replay)
-    print_json(outcome.to_json()) if arguments.json else verify.print_outcome(outcome)
+    with in_job(arguments):
+        outcome = verify.verify(arguments.run_dir, config_path=arguments.config, replay=arguments.replay)
+    if is_main():
+        print_json(outcome.to_json()) if arguments.json else verify.print_outcome(outcome)
     return 0 if outcome.ok else 1
 
 
@@ -356,16 +353,20 @@ def run_import(arguments: argparse.Namespace) -> None:
 
 def run_export(arguments: argparse.Namespace) -> None:
     from jaxtune.hf.push import check_push, push
+    from jaxtune.parallel.job import is_main
     from jaxtune.train.export import export_checkpoint
 
     if arguments.push is not None:
         check_push(arguments.push)
     elif arguments.private:
         raise UserError("--private goes with --push NAME")
-    export_checkpoint(
-        arguments.run_dir, arguments.out, arguments.step, arguments.dtype, overwrite=arguments.overwrite,
-        adapter=arguments.adapter,
-    )  # fmt: skip
+    with in_job(arguments):
+        export_checkpoint(
+            arguments.run_dir, arguments.out, arguments.step, arguments.dtype, overwrite=arguments.overwrite,
+            adapter=arguments.adapter,
+        )  # fmt: skip
+    if not is_main():
+        return
     say(arguments.out)
     if arguments.push is not None:
         with Phase(f"uploading to {arguments.push}"):

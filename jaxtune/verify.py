@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from jaxtune import config as configs
-from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError, say
 from jaxtune.optim import rate_table
+from jaxtune.parallel.gathering import lines_of_all
 from jaxtune.runs import documents, manifest, seal
 from jaxtune.runs.checkpoints import Checkpoints, abstract
 from jaxtune.runs.history import METRICS, TrainRow, check_row, read_rows
@@ -22,12 +22,15 @@ from jaxtune.runs.remote import read_places
 from jaxtune.runs.retention import has_checkpoint
 from jaxtune.step.programs import Programs
 from jaxtune.step.trials import StackMode
-from jaxtune.step.update import StepMetrics, TrainState
+from jaxtune.step.update import TrainState
 from jaxtune.storage.documents import number, read_json
+from jaxtune.storage.notes import reading_anew
 from jaxtune.storage.stores import is_url
 from jaxtune.terminal.display import Phase
 from jaxtune.train import resolution, resuming, staging
+from jaxtune.train.agreement import compare_processes
 from jaxtune.train.identity import global_batch, identify
+from jaxtune.train.replay import TOLERANCE, differences, start_step
 from jaxtune.train.resolution import TRAIN, Inputs
 from jaxtune.train.rooms import read_room
 from jaxtune.train.session import Session, open_session
@@ -36,8 +39,6 @@ BOUND = ("data", "tokenizer", "template", "base_model", "plan", "seeds", "batche
 """Parts of a manifest that must be equal: what is trained, on what, and how."""
 CIRCUMSTANCES = ("code", "environment")
 """Parts whose differences may change the last bits; they are told, and loosen the comparison of a replay."""
-TOLERANCE = 1e-4
-"""Largest relative difference of a replayed loss where code, libraries or hardware differ from the run's."""
 DRAWN = 16
 """Further steps, drawn anew each time: trained tokens by task are counted in the batch and looked up in the log."""
 
@@ -73,17 +74,20 @@ class Verification:
 def verify(run_dir: pathlib.Path | str, *, config_path: str | None = None, replay: int = 0) -> Verification:
     """Check a run folder, or one at a URL, against config, data, tokenizer, model and code as they are now.
 
-    What is at a URL is copied into the cache first, the checkpoints too.
+    What is at a URL is copied into the cache first, the checkpoints too. All processes of a job verify together, each
+    with the folder before its eyes, and a check holds where it holds for all.
     `config_path` replaces the config file that the run recorded. `replay`: so many steps are trained again. Raises
     UserError for a folder that is no run, or whose config no longer loads.
     """
     url = str(run_dir) if is_url(str(run_dir)) else None
-    with read_places([url or pathlib.Path(run_dir)], model=True) as (folder,):
+    with reading_anew(), read_places([url or pathlib.Path(run_dir)], model=True) as (folder,):
         return _verify(folder, url, config_path, replay)
 
 
 def _verify(run_dir: pathlib.Path, url: str | None, config_path: str | None, replay: int) -> Verification:
-    if not (run_dir / "manifest.json").exists():
+    written = run_dir / "manifest.json"
+    compare_processes({"the run's manifest": written.read_text("utf-8", "replace") if written.is_file() else None})
+    if not written.exists():
         raise UserError(f"{run_dir} is not a run folder: it has no manifest.json")
     try:
         recorded = documents.read_manifest(run_dir)
@@ -112,7 +116,16 @@ def _verify(run_dir: pathlib.Path, url: str | None, config_path: str | None, rep
     ]
     if replay:
         checks.append(check_replay(run_dir, config, inputs, replay, loosened=why_loosened(recorded, now)))
-    return Verification(run_dir=run_dir, checks=tuple(checks))
+    return Verification(run_dir=run_dir, checks=tuple(of_all(checks)))
+
+
+def of_all(checks: Sequence[Check]) -> list[Check]:
+    """The checks as all processes of a job found them: what any of them found wrong is wrong."""
+    wrong = [
+        line.partition("\t") for line in lines_of_all([f"{c.name}\t{x}" for c in checks if not c.ok for x in c.lines])
+    ]
+    found = {check.name: tuple(line for name, _, line in wrong if name == check.name) for check in checks}
+    return [dataclasses.replace(c, ok=False, lines=found[c.name]) if found[c.name] else c for c in checks]
 
 
 def check_recorded_config(run_dir: pathlib.Path, recorded: Mapping[str, Any]) -> Check:
@@ -127,7 +140,8 @@ def check_inputs(recorded: Mapping[str, Any], now: Mapping[str, Any], inputs: In
     """Config, data, tokenizer, template, base model, plan and pinned batches, each with what differs and why."""
     causes: list[str] = []
     for part in BOUND:
-        lines = manifest.compare_manifests({part: recorded.get(part)}, {part: now.get(part)})
+        keep = resuming.without_work if part == "config" else lambda same: same
+        lines = manifest.compare_manifests({part: keep(recorded.get(part))}, {part: keep(now.get(part))})
         if part == "data":
             lines = [line + place_of_change(line, recorded, inputs) for line in lines]
         if part in ("plan", "batches") and lines and causes:
@@ -324,68 +338,18 @@ def check_replay(
             return replay(session, state, rows, states, steps, loosened=loosened)
 
 
-def start_step(saved: Sequence[int], logged: int, steps: int) -> int:
-    """From where to replay: so that another checkpoint is reached, if possible, else the latest that leaves room."""
-    starts = [0, *saved]
-    reaching = [a for a in starts if any(a < b <= a + steps for b in saved)]
-    if reaching:
-        return max(reaching, key=lambda start: (min(steps, logged - start), start))
-    return max(start for start in starts if start + steps <= logged or start == 0)
-
-
 def replay(
     session: Session, state: TrainState, rows: Mapping[int, Mapping[str, Any]], states: Mapping[int, TrainState],
     steps: int, *, loosened: str | None,
 ) -> Check:  # fmt: skip
     """Train `steps` steps from `state`, comparing each with its logged row and with the saved states on the way."""
     start, exact = int(state.step), loosened is None
-    lines, last = [], min(start + steps, max(rows))
-    with Phase("replay", last - start, unit="steps") as phase:
-        for step, batch in zip(range(start, last), stream(session, start, last), strict=True):
-            state, metrics = session.program.train_step(state, session.base.frozen, batch, session.numbers_at(step))
-            lines += compare_row(rows[step + 1], jax.device_get(metrics), exact=exact)
-            if step + 1 in states:
-                lines += compare_state(step + 1, state, states[step + 1], exact=exact)
-            phase.advance()
+    last = min(start + steps, max(rows))
+    lines = differences(session, state, rows, states, last, exact=exact)
     how = "bit for bit" if exact else f"within {TOLERANCE:g}, as {loosened}"
     compared = f", and the state{'s' * (len(states) > 1)} of step {', '.join(map(str, states))}" if states else ""
     text = f"steps {start + 1} to {last}: losses and gradient norms{compared} are equal {how}"
     return Check(name="replay", ok=not lines, lines=tuple(lines) or (text,))
-
-
-def stream(session: Session, start: int, stop: int) -> Iterator[Batch]:
-    """Device batches of the steps [start, stop)."""
-    batches = session.train_batches(start)
-    try:
-        for _ in range(start, stop):
-            yield session.put(next(batches))
-    finally:
-        batches.close()
-
-
-def compare_row(row: Mapping[str, Any], metrics: StepMetrics, *, exact: bool) -> list[str]:
-    """Differences between a logged step and its replay."""
-    lines = []
-    for name, value in (("loss", float(metrics.loss)), ("grad_norm", float(metrics.grad_norm))):
-        limit = 0.0 if exact else TOLERANCE
-        logged = number(row.get(name))
-        if not abs(value - logged) <= limit * abs(logged):
-            lines.append(f"step {row['step']}: {name} was {logged!r}, the replay has {value!r}")
-    return lines
-
-
-def compare_state(step: int, replayed: TrainState, saved: TrainState, *, exact: bool) -> list[str]:
-    """Leaves of the state that differ from the checkpoint's."""
-    different, worst = [], 0.0
-    for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(replayed), jax.tree.leaves(saved), strict=True):
-        a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-        gap = float(np.max(np.abs(a - b), initial=0.0))
-        if gap > (0.0 if exact else TOLERANCE * max(1.0, float(np.max(np.abs(b), initial=0.0)))):
-            different.append(jax.tree_util.keystr(path, simple=True, separator="."))
-            worst = max(worst, gap)
-    if not different:
-        return []
-    return [f"state after step {step}: {len(different)} leaves differ by up to {worst:g}: {', '.join(different[:5])}"]
 
 
 def print_outcome(outcome: Verification) -> None:

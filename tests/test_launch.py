@@ -103,6 +103,35 @@ def test_without_a_type_nothing_is_made(slice_of_one):
     assert not any("create" in call for call in lines(slice_of_one / "calls"))
 
 
+def test_a_sweep_is_started_and_goes_on_by_the_same_script(slice_of_one):
+    done = launch(slice_of_one, 75, 0, COMMAND="sweep")
+    assert done.returncode == 0, done.stderr
+    assert lines(slice_of_one / "runs") == ["sweep configs/my config.py --run-dir /mnt/runs/my"] * 2
+
+
+SCRIPTS = ("ssh.sh", "slurm.sbatch", "tpu-vm.sh")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_sound_and_start_sweeps_too(name):
+    assert subprocess.run(["bash", "-n", str(LAUNCH / name)], capture_output=True, check=False).returncode == 0
+    text = (LAUNCH / name).read_text()
+    assert "${COMMAND:-train}" in text and "jaxtune train" not in text
+
+
+def test_the_ssh_script_starts_a_sweep_on_every_host_as_one_job(tmp_path):
+    said = tmp_path / "said"
+    (tmp_path / "ssh").write_text(f'#!/bin/bash\nfor word in "$@"; do last=$word; done\necho "$last" >> {said}\n')
+    (tmp_path / "ssh").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOSTS": "a b", "COMMAND": "sweep"}
+    command = ["bash", str(LAUNCH / "ssh.sh"), "c.py", "--grid", "mixture.weights=qa 1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    for number, line in enumerate(sorted(said.read_text().splitlines())):
+        assert f"JAXTUNE_PROCESSES=2 JAXTUNE_PROCESS={number}" in line
+        assert ".venv/bin/jaxtune sweep c.py --grid mixture.weights=qa\\ 1" in line and "--restartable" not in line
+
+
 def test_slurm_hands_the_cores_on_and_logs_where_a_clone_has_a_folder():
     text = (LAUNCH / "slurm.sbatch").read_text()
     assert "--cpus-per-task" in text.split("srun", 1)[1]

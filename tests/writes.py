@@ -21,3 +21,8 @@ class Writes:
                 self.seen.add(os.path.abspath(path))
         elif event in ("os.mkdir", "os.rename", "shutil.copyfile", "os.symlink"):
             self.seen.add(os.path.abspath(arguments[0 if event == "os.mkdir" else 1]))
+
+    def outside(self, *allowed: object) -> set[str]:
+        """What was written neither below one of some folders nor to devices nor as compiled Python."""
+        below = (*map(str, allowed), "/dev/")
+        return {path for path in self.seen if not path.startswith(below) and "__pycache__" not in path}

@@ -11,6 +11,7 @@ folder=${FOLDER:-$PWD}
 port=${PORT:-29400}
 restarts=${RESTARTS:-20}
 jaxtune=${JAXTUNE:-.venv/bin/jaxtune}
+restartable=$([ "${COMMAND:-train}" = train ] && echo --restartable) # COMMAND=sweep goes on in any case
 
 stop() { for pid in "${pids[@]}"; do kill -INT "$pid" 2>/dev/null; done; stopping=1; }
 stopping=0
@@ -23,7 +24,7 @@ for ((try = 0; try <= restarts; try++)); do
         # -tt passes Ctrl-C on, and ends the process when the connection breaks.
         ssh -tt -o ServerAliveInterval=15 "${hosts[$i]}" "cd $(printf %q "$folder") && exec env \
             JAXTUNE_COORDINATOR=${hosts[0]}:$((port + try)) JAXTUNE_PROCESSES=${#hosts[@]} JAXTUNE_PROCESS=$i \
-            $jaxtune train $arguments --restartable" < /dev/null &
+            $jaxtune ${COMMAND:-train} $arguments $restartable" < /dev/null &
         pids+=($!)
     done
     code=0

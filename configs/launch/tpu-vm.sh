@@ -8,7 +8,10 @@
 # Every host logs to jaxtune/logs/job.log in its home:
 #   gcloud compute tpus tpu-vm ssh my-slice --zone us-east5-a --worker=0 --command 'tail -f jaxtune/logs/job.log'
 #
-# Variables: RUNTIME (v2-alpha-tpuv5), SPOT (1; empty for a slice on demand), ACCOUNT (service account that may write the
+# A sweep of runs, each over all chips, or with --stacked --mesh.trial side by side:
+#   COMMAND=sweep ... configs/launch/tpu-vm.sh configs/my.py --sweep-dir gs://bucket/sweeps/my --grid optim.peak_lr=1e-5,3e-5
+#
+# Variables: COMMAND (train), RUNTIME (v2-alpha-tpuv5), SPOT (1; empty for a slice on demand), ACCOUNT (service account that may write the
 # bucket), EXTRAS (tpu,gs,hub), RESTARTS (20), PAUSE (30 seconds between two looks). Without TYPE nothing is created.
 #
 # The run folder is in a bucket, so nothing is lost with the slice; or on a disk that all hosts mount, such as Filestore.
@@ -17,6 +20,7 @@ set -u
 tpu=${TPU:?name of the slice}
 zone=${ZONE:?its zone}
 pause=${PAUSE:-30}
+restartable=$([ "${COMMAND:-train}" = train ] && echo --restartable) # a sweep goes on in any case
 source=${TMPDIR:-/tmp}/jaxtune-source.tar.gz
 
 on() { # on WORKERS COMMAND
@@ -48,7 +52,7 @@ install() { # the committed files, without .git, runs and environments; the imag
 
 start() { # detached; its exit code is left in logs/exit. Processes of a job that lost its way hold the chips: end them
     local job
-    printf -v job '%q ' .venv/bin/jaxtune train "$@" --restartable
+    printf -v job '%q ' .venv/bin/jaxtune "${COMMAND:-train}" "$@" ${restartable:+"$restartable"}
     printf -v job '%q' "$job > logs/job.log 2>&1; echo \$? > logs/exit"
     on all "cd jaxtune && mkdir -p logs && { [ ! -f logs/pid ] || kill -KILL -- -\$(cat logs/pid) 2> /dev/null; true; } &&
         rm -f logs/exit && (setsid nohup bash -c $job < /dev/null > /dev/null 2>&1 & echo \$! > logs/pid)"

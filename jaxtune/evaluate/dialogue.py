@@ -1,22 +1,26 @@
 """Talking to a model: answers to given prompts, and a chat in the terminal."""
 
 import codecs
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 
 from jaxtune import chat
 from jaxtune.chat import ChatTemplate, Conversation, Message, Tokenizer, load_template, load_tokenizer
 from jaxtune.errors import UserError, say
-from jaxtune.evaluate.decoding import SamplingConfig, generate, stream
+from jaxtune.evaluate.decoding import Batching, SamplingConfig, generate, stream
 from jaxtune.evaluate.harness import LmEvalConfig, Model, check_tasks, evaluate_tasks
 from jaxtune.evaluate.likelihood import likelihoods
 from jaxtune.hf import folder as hf
 from jaxtune.hf.text_files import end_tokens, read_generation
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
+from jaxtune.parallel import sharding
+from jaxtune.parallel.mesh import Indivisible, MeshConfig, make_mesh
 from jaxtune.step.update import Params
 from jaxtune.storage.documents import Json
 from jaxtune.terminal.display import Phase
@@ -47,14 +51,22 @@ class Speaker:
         return self.tokenizer.decode([i for i in ids if i not in self.stop_ids])
 
 
-def load(folder: pathlib.Path) -> Speaker:
-    """A Hugging Face folder, ready to answer."""
+def load(folder: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Speaker:
+    """A Hugging Face folder, ready to answer; on the default device, or split over the devices of a mesh."""
     with Phase("reading the model"):
-        config, params = hf.import_model(folder, dtype=jnp.float32)
+        config, params = hf.import_model(folder, dtype=jnp.float32, sharding=mesh and places(folder, mesh))
     return Speaker(
         config=config, params=params, tokenizer=load_tokenizer(folder), template=load_template(folder),
         named_ends=tuple(end_tokens(read_generation(folder))),
     )  # fmt: skip
+
+
+def places(folder: pathlib.Path, mesh: jax.sharding.Mesh) -> hf.ShardingRule:
+    """Place of each parameter of a model folder on a mesh; whole on every device where it does not divide."""
+    shapes = abstract_params(hf.load_config(folder))[1]
+    placed = sharding.shardings(mesh, shapes, indivisible=Indivisible.REPLICATE)
+    by_path = {sharding.path_name(path): where for path, where in jax.tree_util.tree_leaves_with_path(placed)}
+    return by_path.__getitem__
 
 
 def measure_folder(folder: pathlib.Path, settings: LmEvalConfig) -> Json:
@@ -79,13 +91,18 @@ def opening(system: str | None) -> list[Message]:
 
 
 def answer(folder: pathlib.Path, prompts: Sequence[str], *, system: str | None, sampling: SamplingConfig) -> list[str]:
-    """One answer for each prompt, each in a conversation of its own."""
-    speaker = load(folder)
+    """One answer for each prompt, each in a conversation of its own.
+
+    In a job the model is split over all devices; all processes call this, with the same prompts, and get all answers.
+    """
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1)) if jax.process_count() > 1 else None
+    speaker = load(folder, mesh)
     ids = [speaker.prompt([*opening(system), Message("user", prompt)]) for prompt in prompts]
-    found = generate(
-        abstract_params(speaker.config)[0], speaker.params, speaker.config, ids,
-        stop_ids=speaker.stop_ids, sampling=sampling,
-    )  # fmt: skip
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        found = generate(
+            abstract_params(speaker.config)[0], speaker.params, speaker.config, ids,
+            stop_ids=speaker.stop_ids, sampling=sampling, batching=Batching(mesh=mesh),
+        )  # fmt: skip
     return [speaker.text(tokens) for tokens in found]
 
 

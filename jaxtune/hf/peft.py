@@ -23,6 +23,7 @@ from jaxtune.hf.text_files import TextFiles
 from jaxtune.model.lora import ADAPTABLE, LoraConfig, Scaling, Variant, adapter_shapes, init_lora
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
+from jaxtune.parallel.job import answer_of_main
 from jaxtune.storage.documents import made_folder, read_object, write_json
 from jaxtune.storage.fetching import fetched_folder
 from jaxtune.storage.stores import default_cache, is_url, refuse_unserved
@@ -67,7 +68,7 @@ def export_peft(
     family stores fused).
     """
     folder = Path(folder)
-    if folder.exists() and not overwrite:
+    if not overwrite and answer_of_main(folder.exists):
         raise UserError(f"{folder}: already there; nothing was written. Choose another folder, or overwrite it.")
     modules = dict(_modules(config))
     found = {path: parts for path, parts in _adapters(adapters)}

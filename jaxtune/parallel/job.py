@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -93,11 +93,13 @@ def start(place: Place | None, *, heartbeat_seconds: int = 30, timeout_seconds: 
 
     A process that sends no heartbeat for `heartbeat_seconds` is dead, and ends the job on every host: at once where the
     collective operations notice, else by JAX's runtime, which prints that another task died.
+
+    A process that has joined before, for an earlier command, stays in its job.
     """
     for name, seconds in (("--heartbeat-seconds", heartbeat_seconds), ("--start-seconds", timeout_seconds)):
         if not 1 <= seconds <= 86400:
             raise UserError(f"{name} is {seconds}; it must be a whole number in [1, 86400]")
-    if place is None:
+    if place is None or jax.distributed.is_initialized():
         return
     if place.source is Source.TPU:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds, initialization_timeout=timeout_seconds)
@@ -136,6 +138,11 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def is_alone() -> bool:
+    """True in a process that is no part of a job of several."""
+    return jax.process_count() == 1
+
+
 def from_main(value: float | bool) -> float:
     """Process 0's number, on every process: one decision for the whole job."""
     if jax.process_count() == 1:
@@ -162,10 +169,11 @@ def bytes_from_main(data: bytes) -> bytes:
     return b"".join(piece.tobytes() for piece in received)[:size]
 
 
-def answer_of_main(ask: Callable[[], Any]) -> Any:
+def answer_of_main(ask: Callable[[], Any], *, kinds: Sequence[type[UserError]] = ()) -> Any:
     """Answer of process 0 to a question (plain JSON), on every process; the other hosts' disks do not count.
 
-    A UserError that `ask` raises there is raised on every process, with the same message. All processes must call it.
+    A UserError that `ask` raises there is raised on every process, with the same message; one of the `kinds` is of that
+    kind on all of them. All processes must call it.
     """
     if jax.process_count() == 1:
         return ask()
@@ -175,12 +183,13 @@ def answer_of_main(ask: Callable[[], Any]) -> Any:
         try:
             reply = {"answer": ask()}
         except UserError as error:
-            refused, reply = error, {"refused": str(error)}
+            kind = next((index for index, kind in enumerate(kinds) if type(error) is kind), None)
+            refused, reply = error, {"refused": str(error), "kind": kind}
     reply = json.loads(bytes_from_main(json.dumps(reply).encode()))
     if refused is not None:
         raise refused
     if "refused" in reply:
-        raise UserError(reply["refused"])
+        raise (UserError if reply["kind"] is None else kinds[reply["kind"]])(reply["refused"])
     return reply["answer"]
 
 

@@ -19,6 +19,8 @@ AXES = ("trial", "data", "fsdp", "tensor", "sequence")
 
 ROWS = ("data", "fsdp")
 """Mesh axes that split the rows of a batch."""
+BETWEEN_SLICES = ("trial", "data")
+"""Mesh axes that may run over TPU slices, whose network is slow: nothing crosses the first, and least the second."""
 
 
 class Indivisible(enum.Enum):
@@ -71,7 +73,8 @@ def all_devices() -> list[Any]:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with the axes `AXES`, all of type Auto (the compiler places the collectives).
 
-    Devices joined by a data-centre network (TPU slices) are split along `data`, the axis that communicates least.
+    Devices joined by a data-centre network (TPU slices) are split along `trial`, or along `data`, which of the others
+    communicates least.
     """
     devices = all_devices() if devices is None else list(devices)
     if config.devices > len(devices):
@@ -107,11 +110,13 @@ def _arrange(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    data = AXES.index("data")
-    if shape[data] % slices:
-        raise UserError(f"mesh.data is {shape[data]}; with {slices} TPU slices it must be a multiple of {slices}")
-    within = tuple(n // slices if i == data else n for i, n in enumerate(shape))
-    across = tuple(slices if i == data else 1 for i in range(len(shape)))
+    split = [axis for axis in BETWEEN_SLICES if shape[AXES.index(axis)] % slices == 0]
+    if not split:
+        sizes = " and ".join(f"mesh.{axis} is {shape[AXES.index(axis)]}" for axis in BETWEEN_SLICES)
+        raise UserError(f"{sizes}; with {slices} TPU slices one of them must be a multiple of {slices}")
+    place = AXES.index(split[0])
+    within = tuple(n // slices if i == place else n for i, n in enumerate(shape))
+    across = tuple(slices if i == place else 1 for i in range(len(shape)))
     return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 

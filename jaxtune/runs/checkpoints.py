@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from jaxtune.errors import UserError, say
+from jaxtune.parallel.gathering import lines_of_all
 from jaxtune.parallel.job import barrier
 from jaxtune.runs.documents import read_checkpoint
 from jaxtune.runs.leaves import described, differences, mismatch, parts, placed
@@ -31,7 +31,6 @@ from jaxtune.storage.stores import StoreError
 
 ITEMS = ("params", "rest")
 SET_ASIDE = "set-aside"
-_MESSAGE_BYTES = 4096
 _SAVE_SECONDS = 3600  # how long the processes of a job wait for one another's arrays, the digests and the copies
 
 
@@ -342,7 +341,7 @@ class Checkpoints:
                 self._metrics[step] = {name: number(value) for name, value in document["metrics"].items()}
 
     def _agree(self, lines: list[str]) -> list[str]:
-        return lines if self._alone else _agree(lines)
+        return lines if self._alone else lines_of_all(lines)
 
     def _wait_for_all(self, name: str) -> None:
         if not self._alone:
@@ -370,14 +369,3 @@ def abstract(state: Any, shardings: Any = None) -> Any:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), state
         )
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-
-
-def _agree(lines: list[str]) -> list[str]:
-    """The lines found by all processes together, on every process."""
-    text = "\n".join(lines).encode()[:_MESSAGE_BYTES]
-    padded = np.frombuffer(text.ljust(_MESSAGE_BYTES, b"\0"), np.uint8)
-    gathered = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, _MESSAGE_BYTES)
-    everyones = [
-        line for row in gathered for line in bytes(row).rstrip(b"\0").decode(errors="replace").split("\n") if line
-    ]
-    return list(dict.fromkeys(everyones))

@@ -21,7 +21,7 @@ from jaxtune.runs import documents, manifest, seal
 from jaxtune.runs.history import read_rows
 from jaxtune.runs.remote import RemoteFolder
 from jaxtune.storage import locks, userfiles
-from jaxtune.storage.documents import clear_remains, read_object, write_json, write_sealed
+from jaxtune.storage.documents import clear_remains, made_folder, read_object, write_json, write_sealed
 
 MARK = "config.json"
 """The file that makes a folder a run folder; the first one written."""
@@ -32,20 +32,23 @@ def only_writer(folder: pathlib.Path, remote: RemoteFolder | None = None) -> Ite
     """Be the only job that writes a run's or a sweep's folder; process 0 holds the lock, all learn whether it could.
 
     With `remote` the folder is its working copy, which the store fills at the start and is filled from at the end.
-    Raises UserError on every process, before anything is touched, where another job writes there.
+    Raises FolderInUse on every process, before anything is touched, where another job writes there.
     """
-    if not folder.is_absolute() and folder.parts and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", folder.parts[0]):
-        raise UserError(f"{folder} comes of a URL; run folders are local, and checkpoint.directory may be a URL")
     with contextlib.ExitStack() as held:
-
-        def claim() -> None:
-            if folder.exists() and not folder.is_dir():
-                raise UserError(f"{folder} is a file; a folder is needed here, for example runs/first")
-            held.enter_context(locks.only_writer(folder) if remote is None else remote.writing())
-
-        answer_of_main(claim)
+        answer_of_main(lambda: held.enter_context(writing(folder, remote)), kinds=(locks.FolderInUse,))
         yield
         answer_of_main(held.close)  # what could not be sent at the end is every process's error
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path, remote: RemoteFolder | None = None) -> Iterator[None]:
+    """Be the only process that writes a run's or a sweep's folder: `only_writer` for a process that asks nobody."""
+    if not folder.is_absolute() and folder.parts and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", folder.parts[0]):
+        raise UserError(f"{folder} comes of a URL; run folders are local, and checkpoint.directory may be a URL")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; a folder is needed here, for example runs/first")
+    with locks.only_writer(folder) if remote is None else remote.writing():
+        yield
 
 
 _PROBE = ".probe-"
@@ -54,11 +57,12 @@ PROBE_SECONDS = 5.0
 
 
 def refuse_private_disks(folder: pathlib.Path) -> None:
-    """Refuse a local folder for checkpoints that not all processes of the job see; does nothing in a process alone.
+    """Refuse a local folder for checkpoints that not all processes of the job see. In a process alone, only make it.
 
     Process 0 writes a file with a name of chance and the others look for it, so a folder of the same name on another
     disk is told from the same folder. Raises UserError on every process. All processes must call it.
     """
+    answer_of_main(lambda: str(made_folder(folder)))
     if jax.process_count() == 1:
         return
     probe = folder / answer_of_main(lambda: _place_probe(folder))
@@ -75,12 +79,12 @@ def refuse_private_disks(folder: pathlib.Path) -> None:
         raise UserError(
             f"process {', '.join(map(str, blind[:8]))}{' and more' if len(blind) > 8 else ''} of this job cannot see "
             f"the folder {folder} of process 0, into which all processes write checkpoints; give a bucket "
-            "(--run-dir gs://bucket/runs/name) or a folder on a disk that all hosts mount"
+            "(--run-dir gs://bucket/runs/name, --sweep-dir gs://bucket/sweeps/name) or a folder on a disk that all "
+            "hosts mount"
         )
 
 
 def _place_probe(folder: pathlib.Path) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"{_PROBE}{secrets.token_hex(8)}"
     (folder / name).touch()
     return name

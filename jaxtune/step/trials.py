@@ -120,8 +120,23 @@ class TrialPrograms:
     """A stacked state with one trial replaced."""
     take: Callable[[TrainState, int], TrainState]
     """One trial's state, placed as a single run's."""
+    everywhere: Callable[[PyTree], PyTree]
+    """Numbers of all trials, whole on every device: a process of a job holds those of its own trials alone.
+
+    A program of its own, as nothing crosses the trial axis in the others.
+    """
     jitted_train_step: Callable[..., tuple[TrainState, StepMetrics]]
     jitted_eval_step: Callable[..., LossSums]
+
+    def fetch(self, tree: PyTree) -> PyTree:
+        """Numbers of all trials [trial, ...] as NumPy arrays; waits for the devices. All processes must call it."""
+        whole = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree))
+        return jax.device_get(tree if whole else self.everywhere(tree))
+
+    def here(self) -> list[int]:
+        """Trials that devices of this process compute, ascending."""
+        places = NamedSharding(self.mesh, OVER_TRIALS).addressable_devices_indices_map((self.size,)).values()
+        return sorted({int(k) for index in places for k in np.arange(self.size)[index]})
 
     def train_step(
         self, state: TrainState, frozen: Params, batch: Batch, numbers: Hparams, active: Sequence[int]
@@ -166,6 +181,7 @@ def build(
         blank=jit(blank, fills=True, out_shardings=places),
         put=jit(put_at, donate_argnums=0, out_shardings=places),
         take=jit(at, out_shardings=program.state_shardings),
+        everywhere=jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec())),
         jitted_train_step=jit(
             side_by_side(train_step, mesh, shared=(False, True, False, False, False, True)),
             donate_argnums=0,

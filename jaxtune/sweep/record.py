@@ -19,6 +19,7 @@ from jaxtune.storage.documents import dotted, plain, write_json
 from jaxtune.storage.fingerprints import text_fingerprint
 from jaxtune.storage.lease import Lease
 from jaxtune.sweep.language import Setting
+from jaxtune.train.resuming import WORK
 
 LONGEST_NAME = 100
 """Characters of a run's folder; file systems stop at 255."""
@@ -56,6 +57,12 @@ class Trial:
         row: dict[str, Any] = {"name": self.name, "overrides": dict(self.setting.overrides), "seed": self.seed}
         row |= {"tag": self.setting.tag} if self.setting.tag else {}
         return row | {"dir": f"runs/{self.name}"} | ({"confirms": True} if self.confirms else {})
+
+    @classmethod
+    def of_entry(cls, row: Mapping[str, Any]) -> "Trial":
+        """The trial of an entry."""
+        setting = Setting(overrides=dict(row["overrides"]), tag=row.get("tag", ""))
+        return cls(setting=setting, seed=row["seed"], confirms=row.get("confirms", False))
 
 
 def trials_of(settings: Sequence[Setting], seeds: Sequence[int]) -> list[Trial]:
@@ -117,6 +124,8 @@ def share_rooms(place: Place, needed: Mapping[str, Room]) -> dict[str, Room]:
 def written_alone(place: Place) -> Iterator[None]:
     """Be the sweep folder's only writer for a moment; processes that share the folder take turns.
 
+    Of a job, process 0 alone calls it, and whatever calls it.
+
     Of a folder in a bucket, the working copy is brought at the start and what was changed in it is sent at the end.
     """
     remote = place if isinstance(place, RemoteFolder) else None
@@ -124,7 +133,7 @@ def written_alone(place: Place) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         while True:
             try:
-                held.enter_context(runfolder.only_writer(folder_of(place), remote))
+                held.enter_context(runfolder.writing(folder_of(place), remote))
                 break
             except locks.FolderInUse:
                 if time.monotonic() > until:
@@ -144,16 +153,19 @@ def refuse_running(place: Place) -> None:
                 pass
         return
     for folder in (place / "runs").glob("*/"):
-        with runfolder.only_writer(folder):
+        with runfolder.writing(folder):
             pass
 
 
 def check_config(sweep_dir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """The folder's config must be this one; options that are younger than the folder may be at their defaults."""
+    """The folder's config must be this one; options that are younger than the folder may be at their defaults.
+
+    How a machine does its work may differ, as it may from host to host.
+    """
     then, now = dotted(read_record(sweep_dir).get("config")), dotted(plain(config))
     defaults = dotted(configs.to_json(_defaults()))
-    added = {name for name in now.keys() - then.keys() if name in defaults and now[name] == defaults[name]}
-    named = [name for name in (*then, *now) if name not in added and then.get(name) != now.get(name)]
+    aside = {*WORK, *(name for name in now.keys() - then.keys() if name in defaults and now[name] == defaults[name])}
+    named = [name for name in (*then, *now) if name not in aside and then.get(name) != now.get(name)]
     if named:
         lines = [f"\n  - {name}: was {then.get(name)!r}, is {now.get(name)!r}"[:200] for name in dict.fromkeys(named)]
         more = f"\n  - and {len(lines) - 10} more" if len(lines) > 10 else ""

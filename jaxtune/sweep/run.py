@@ -18,11 +18,15 @@ import jax
 from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError, say
+from jaxtune.parallel.job import answer_of_main
+from jaxtune.parallel.mesh import make_mesh
 from jaxtune.reports.sweep import write_sweep_report
 from jaxtune.reports.sweep_rungs import agreement_lines
+from jaxtune.runs.folder import refuse_private_disks
 from jaxtune.runs.remote import RemoteFolder, folder_of
 from jaxtune.runs.sweeps import RECORD, read_sweep, record_entries, sweep_table
 from jaxtune.step.programs import Programs
+from jaxtune.step.room import Room
 from jaxtune.step.trials import StackMode
 from jaxtune.storage.documents import naming, number, read_object
 from jaxtune.storage.stores import is_url
@@ -39,7 +43,7 @@ from jaxtune.sweep.halving import (
     start_branch,
 )
 from jaxtune.sweep.record import Place, Trial, grow, share_rooms, written_alone
-from jaxtune.sweep.waiting import Waiting, claimed_now, planned_one_by_one, waiting_runs
+from jaxtune.sweep.waiting import Waiting, claimed_now, planned_one_by_one, tell, waiting_runs
 from jaxtune.terminal.display import Phase
 from jaxtune.terminal.numbers import duration
 from jaxtune.terminal.progress import ItemProgress
@@ -71,10 +75,20 @@ class Stacking:
     mode: StackMode = StackMode.ORDER
 
 
+@dataclasses.dataclass(kw_only=True)
+class Ends:
+    """Ends of a sweep's runs that are no success."""
+
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What ended a run that failed, by its name."""
+    exit_code: int = 0
+    """That of a signal that stopped the sweep; 0 without one."""
+
+
 def sweep(
     config: ExperimentConfig, sweep_dir: pathlib.Path | str, trials: Sequence[Trial], *,
     command: Command = Command(), overwrite: bool = False, stacking: Stacking = Stacking(),
-    halving: Halving | None = None,
+    halving: Halving | None = None, ends: Ends | None = None,
 ) -> Status:  # fmt: skip
     """Add the runs to the folder, run what is not finished yet, then write results.csv, the heatmap and report.html.
 
@@ -82,38 +96,47 @@ def sweep(
     whose numbers stop being finite ends, the others go on; at the end that is a UserError. With `halving` only the best
     settings go on from each rung.
 
-    `sweep_dir` may be a URL such as gs://bucket/sweeps/x, for processes of hosts that share no disk.
+    `sweep_dir` may be a URL such as gs://bucket/sweeps/x, for processes of hosts that share no disk. All processes of a
+    job train each run, or each stack of runs, together; process 0 alone reads and writes the folder.
+
+    `ends` receives how runs ended otherwise than well.
     """
+    ends = ends or Ends()
     place = place_of(sweep_dir, config, halving)
     resolved = [configs.override(config, trial.arguments()) for trial in trials]
     check_devices_and_folders(resolved, stacking)
     if halving is not None and any(settings.mixture.staged for settings in resolved):
         raise UserError("--halving stops runs at rungs, and a mixture.policy at its stages; give one of the two")
-    grow(place, configs.to_json(config), trials, overwrite=overwrite)
+    refuse_unshared(place, resolved)
+    answer_of_main(lambda: grow(place, configs.to_json(config), trials, overwrite=overwrite))
     waiting = in_shared_rooms(place, waiting_runs(place, trials, resolved, command.of))
-    failures: dict[str, str] = {}
-    train = functools.partial(train_all, stacking=stacking, programs=Programs(), failures=failures)
+    train = functools.partial(train_all, stacking=stacking, programs=Programs(), ends=ends)
     if halving is None:
         status = train(waiting)
     else:
         folder = folder_of(place)
         runs = contenders(folder, trials, resolved, waiting, halving)
-        status = train_by_rungs(folder, waiting, runs, halving, train, failures)
+        status = train_by_rungs(folder, waiting, runs, halving, train, ends.failures)
     if status is Status.STOPPED:
-        say("stopped; the same command continues the sweep")
+        tell("stopped; the same command continues the sweep")
         return status
-    if isinstance(place, RemoteFolder) or any(is_finished(place / "runs" / trial.name) for trial in trials):
-        write_results(place)
-    if failures:
-        listed = "".join(f"\n  - {name}: {message}" for name, message in failures.items())
+    if answer_of_main(lambda: any_finished(place, trials)):
+        answer_of_main(lambda: write_results(place))
+    if ends.failures:
+        listed = "".join(f"\n  - {name}: {message}" for name, message in ends.failures.items())
         raise UserError(
-            f"{len(failures)} of {len(trials)} runs of {sweep_dir} failed, the others are finished:{listed}"
+            f"{len(ends.failures)} of {len(trials)} runs of {sweep_dir} failed, the others are finished:{listed}"
         )
     return Status.FINISHED
 
 
 def place_of(sweep_dir: pathlib.Path | str, config: ExperimentConfig, halving: Halving | None) -> Place:
     """A sweep's folder on this disk, or at a URL. Raises UserError for a URL that cannot be served."""
+    if halving is not None and jax.process_count() > 1:
+        raise UserError(
+            "--halving compares runs on the way, which a process alone does; give --alone on one host, or leave "
+            "--halving away"
+        )
     if not is_url(str(sweep_dir)):
         return pathlib.Path(sweep_dir)
     if halving is not None:
@@ -124,15 +147,13 @@ def place_of(sweep_dir: pathlib.Path | str, config: ExperimentConfig, halving: H
     return RemoteFolder(str(sweep_dir), cache_folder(config), mark=RECORD)
 
 
-def train_all(
-    waiting: Sequence[Waiting], *, stacking: Stacking, programs: Programs, failures: dict[str, str]
-) -> Status:
-    """Train runs, together or one after the other, each as far as it is to go; failures are noted by name."""
+def train_all(waiting: Sequence[Waiting], *, stacking: Stacking, programs: Programs, ends: Ends) -> Status:
+    """Train runs, together or one after the other, each as far as it is to go; how they end is noted in `ends`."""
     with ItemProgress("sweep", len(waiting), unit="runs") as display:
         planned = planned_together(waiting, stacking) if stacking.stacked else planned_one_by_one(waiting)
         with contextlib.closing(planned):
             for group in planned:
-                if train_group(group, programs, failures) is Status.STOPPED:
+                if train_group(group, programs, ends) is Status.STOPPED:
                     return Status.STOPPED
                 display.advance(len(group))
     return Status.FINISHED
@@ -199,24 +220,27 @@ def in_shared_rooms(place: Place, waiting: Sequence[Waiting]) -> list[Waiting]:
     """The runs resolved, all before the first starts, and those of one shape in a room that all of them fit in."""
     with Phase("preparing", len(waiting), unit="settings") as phase:
         resolved = [resolve(run.settings) for run in phase.count(waiting)]
-        rooms = share_rooms(place, rooms_needed(resolved))
+        needed = rooms_needed(resolved)
+        shared = answer_of_main(lambda: {key: one.to_json() for key, one in share_rooms(place, needed).items()})
+    rooms = {key: Room.from_json(one) for key, one in shared.items()}
     return [
         dataclasses.replace(run, inputs=inputs if run.settings.mixture.staged else in_shared_room(inputs, rooms))
         for run, inputs in zip(waiting, resolved, strict=True)
     ]
 
 
-def train_group(runs: Sequence[Planned], programs: Programs, failures: dict[str, str]) -> Status:
-    """Train runs together; failures are noted by the run's name."""
+def train_group(runs: Sequence[Planned], programs: Programs, ends: Ends) -> Status:
+    """Train runs together; how they end is noted in `ends`."""
     staged = runs[0].inputs.config.mixture.staged  # such a run is alone
     for outcome in [train_stages(runs[0], programs)] if staged else train_together(runs, programs):
         if outcome.failure is not None:
-            failures[outcome.run_dir.name] = outcome.failure
-            say(f"{outcome.run_dir.name} ended, the others go on: {outcome.failure}", flush=True)
+            ends.failures[outcome.run_dir.name] = outcome.failure
+            tell(f"{outcome.run_dir.name} ended, the others go on: {outcome.failure}")
         if outcome.status is Status.STOPPED:
+            ends.exit_code = outcome.exit_code
             return Status.STOPPED
         if outcome.failure is None:
-            say(f"{outcome.run_dir.name}: {reached(outcome.summary)}", flush=True)
+            tell(f"{outcome.run_dir.name}: {reached(outcome.summary)}")
     return Status.FINISHED
 
 
@@ -265,14 +289,30 @@ def check_devices_and_folders(resolved: Sequence[ExperimentConfig], stacking: St
         )
     if not stacking.stacked and any(settings.mesh.trial != 1 for settings in resolved):
         raise UserError("mesh.trial is the axis of runs that train together; give --stacked, or leave mesh.trial at 1")
-    if stacking.stacked and jax.process_count() > 1:
-        raise UserError("--stacked runs in one process; start the sweep on one host, or leave --stacked away")
+    for mesh in dict.fromkeys(settings.mesh for settings in resolved):
+        make_mesh(mesh)  # refuses one that does not fit the devices
     folders = [settings.checkpoint.directory for settings in resolved if settings.checkpoint.directory is not None]
     if len(set(folders)) < len(folders):
         raise UserError(
             f"checkpoint.directory {folders[0]} would be shared by the runs of the sweep; leave it away, and each "
             "keeps its checkpoints in its own folder"
         )
+
+
+def refuse_unshared(place: Place, resolved: Sequence[ExperimentConfig]) -> None:
+    """Refuse a local folder for checkpoints that not all processes of a job see. Does nothing in a process alone."""
+    if jax.process_count() == 1:
+        return
+    remote = place if isinstance(place, RemoteFolder) else None
+    kept = [settings.checkpoint.kept_at(remote and remote.url) for settings in resolved]
+    shared = {one.written_by_all(folder_of(place), remote=remote is not None) for one in kept}
+    for folder in sorted(folder for folder in shared if folder is not None):
+        refuse_private_disks(folder)
+
+
+def any_finished(place: Place, trials: Sequence[Trial]) -> bool:
+    """Whether a run may be finished; of a folder in a bucket, other hosts' runs are not known before it is brought."""
+    return isinstance(place, RemoteFolder) or any(is_finished(place / "runs" / trial.name) for trial in trials)
 
 
 def write_results(place: Place) -> None:

@@ -33,13 +33,14 @@ def transfer(config: Any, arguments: argparse.Namespace) -> int:
     stored = configs.to_json(planned.config)
     grow(arguments.sweep_dir, stored, planned.trials, overwrite=arguments.overwrite)
     study.begin(arguments.sweep_dir, planned.design)
+    ends = sweep.Ends()
     status = sweep.sweep(
         planned.config, arguments.sweep_dir, planned.trials,
         command=sweep.Command(config=arguments.config, overrides=[*arguments.rest, *planned.options]),
-        stacking=sweep.Stacking(stacked=arguments.stacked, size=arguments.stack_size),
+        stacking=sweep.Stacking(stacked=arguments.stacked, size=arguments.stack_size), ends=ends,
     )  # fmt: skip
     if status is not Status.FINISHED:
-        return 130
+        return ends.exit_code
     found = study.conclude(arguments.sweep_dir)
     print_json(found) if arguments.json else say(transfer_text(found))
     return 0

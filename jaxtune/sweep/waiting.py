@@ -6,10 +6,9 @@ import pathlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import say
+from jaxtune.parallel.job import answer_of_main, is_main
 from jaxtune.runs import folder as runfolder
 from jaxtune.runs.remote import LATE, RemoteFolder, folder_of, how_far
 from jaxtune.storage import locks
@@ -21,6 +20,12 @@ from jaxtune.train.resolution import Inputs
 from jaxtune.train.run import ENDS, is_finished
 
 CommandOf = Callable[[Trial], Mapping[str, Any]]
+
+
+def tell(text: str) -> None:
+    """Print a line about a sweep, once for all processes of a job."""
+    if is_main():
+        say(text, flush=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,12 +48,12 @@ class Waiting:
 
     def say(self, text: str = "") -> None:
         """A line on the terminal about this run."""
-        say(f"{self.label} {self.folder.name}{text}", flush=True)
+        tell(f"{self.label} {self.folder.name}{text}")
 
     def plan(self) -> Planned:
         """The run checked and planned: from its last checkpoint if it was interrupted, else from its start."""
         place = self.folder if self.remote is None else self.remote.url
-        saved, started = how_far(place, self.settings.checkpoint)
+        saved, started = answer_of_main(lambda: how_far(place, self.settings.checkpoint))
         saved = saved and started
         if started:
             self.say(f": {'goes on from its last checkpoint' if saved else 'has no checkpoint, starts again'}")
@@ -60,13 +65,13 @@ class Waiting:
         return planned if self.until is None else dataclasses.replace(planned, until=self.until, decay=self.decay)
 
     def claim(self, held: contextlib.ExitStack) -> bool:
-        """Become the run's only writer for as long as `held` is open; False where another process has finished it.
+        """Become the run's only writer for as long as `held` is open; False where others have finished it.
 
-        Raises `FolderInUse` where another process trains it.
+        Of a job process 0 writes, and all processes must call it. Raises `FolderInUse` on all where others train it.
         """
-        if self.remote is None or not ended(self.remote):
+        if not answer_of_main(lambda: self.remote is not None and ended(self.remote)):
             held.enter_context(runfolder.only_writer(self.folder, self.remote))
-            if not is_finished(self.folder):
+            if not answer_of_main(lambda: is_finished(self.folder)):
                 return True
         self.say(": another process has finished it")
         return False
@@ -76,8 +81,12 @@ class Waiting:
 
         On a disk the system forgets a claim with its process, so that trying is quick.
         """
-        holder = None if self.remote is None else holder_of(self.remote.store)
-        return holder is not None and not holder.is_gone
+
+        def look() -> bool:
+            holder = None if self.remote is None else holder_of(self.remote.store)
+            return holder is not None and not holder.is_gone
+
+        return answer_of_main(look)
 
     def clean(self) -> None:
         """Remove the working copy of a run that is finished and in its bucket: there may be many, and one disk."""
@@ -92,15 +101,15 @@ def waiting_runs(
     command_of: Callable[[Trial], Mapping[str, Any]],
 ) -> list[Waiting]:
     """The runs that are not finished."""
-    waiting = []
+    waiting, runs = [], folder_of(place) / "runs"
+    finished = set(answer_of_main(lambda: [trial.name for trial in trials if is_finished(runs / trial.name)]))
     for index, (trial, settings) in enumerate(zip(trials, resolved, strict=True), start=1):
         remote = place.run(trial.name) if isinstance(place, RemoteFolder) else None
-        known = folder_of(place) / "runs" / trial.name
         run = Waiting(
-            label=f"[{index}/{len(trials)}]", folder=known if remote is None else remote.folder, settings=settings,
-            command=command_of(trial), remote=remote,
+            label=f"[{index}/{len(trials)}]", folder=runs / trial.name if remote is None else remote.folder,
+            settings=settings, command=command_of(trial), remote=remote,
         )  # fmt: skip
-        if is_finished(known):
+        if trial.name in finished:
             run.say(": finished before")
         else:
             waiting.append(run)
@@ -128,19 +137,12 @@ def planned_one_by_one(waiting: Sequence[Waiting]) -> Generator[Sequence[Planned
                 try:
                     is_mine = run.claim(held)
                 except locks.FolderInUse as error:
-                    refuse_in_job(error)
                     run.say(f": left out, {error}") if last else claimed.append(run)
                     continue
                 if is_mine:
                     run.say()
                     yield [run.plan()]
             run.clean()
-
-
-def refuse_in_job(error: locks.FolderInUse) -> None:
-    """Raise the error in a job of several processes, which go on together or not at all."""
-    if jax.process_count() > 1:
-        raise error
 
 
 def claimed_now(waiting: Sequence[Waiting], held: contextlib.ExitStack) -> dict[str, Waiting]:
@@ -151,6 +153,5 @@ def claimed_now(waiting: Sequence[Waiting], held: contextlib.ExitStack) -> dict[
             if run.claim(held):
                 mine[run.folder.name] = run
         except locks.FolderInUse as error:
-            refuse_in_job(error)
             run.say(f": left out, {error}")
     return mine

@@ -31,6 +31,17 @@ def run_place(text: str) -> pathlib.Path | str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """Options with which a command becomes one process of a job, where the environment does not say so."""
+    parser.add_argument("--coordinator", help="host:port of process 0, to join a job of several processes")
+    parser.add_argument("--processes", type=int, help="processes in the job")
+    parser.add_argument("--process", type=int, help="number of this process, from 0")
+    text = "silence after which a process of the job counts as dead"
+    parser.add_argument("--heartbeat-seconds", type=int, default=30, help=text)
+    text = "time within which all processes of the job must be there"
+    parser.add_argument("--start-seconds", type=int, default=300, help=text)
+
+
 def whole(low: int = 0, high: int = 2**63 - 1) -> Callable[[str], int]:
     """The parser of a whole number from `low` to `high`, both allowed."""
 

@@ -39,9 +39,19 @@ def check_processes(identity: Json, start: Mapping[str, Any]) -> None:
         zip(FIRST, (identity["code"]["sha256"], identity["environment"]["packages"]), strict=True)
     )
     for things in (first, compared(identity, start)):
-        gathered = np.asarray(multihost_utils.process_allgather(digests(things)))
-        if found := disagreements(gathered, list(things)):
-            raise UserError(in_words(found, things))
+        compare_processes(things)
+
+
+def compare_processes(things: Mapping[str, Any]) -> None:
+    """Compare things (plain JSON by name; the same names everywhere) with those of process 0.
+
+    Raises the same UserError on every process where one differs; in a process alone nothing can.
+    """
+    if jax.process_count() == 1:
+        return
+    gathered = np.asarray(multihost_utils.process_allgather(digests(things)))
+    if found := disagreements(gathered, list(things)):
+        raise UserError(in_words(found, things))
 
 
 def compared(identity: Json, start: Mapping[str, Any]) -> dict[str, Any]:

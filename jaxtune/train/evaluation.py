@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from jaxtune import config as configs
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError
@@ -50,6 +52,11 @@ def evaluate_folder(arguments: argparse.Namespace) -> Json:
     """Tasks of lm-eval on a model folder or a run's model, without a config: nothing else is measured."""
     if not arguments.lm_eval or arguments.model is None:
         raise UserError("jaxtune evaluate takes a config, --run-dir with a run folder, or --model with --lm-eval")
+    if jax.process_count() > 1:
+        raise UserError(
+            "jaxtune evaluate --model without a config measures on one device; leave the job's options and variables "
+            "away, or give a config, whose mesh splits the model"
+        )
     if arguments.rest:
         raise UserError(f"{arguments.rest[0]}: options of a config go with one; give the config first")
     with read_places([arguments.model], model=True) as (local,):

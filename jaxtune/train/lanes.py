@@ -30,8 +30,12 @@ from jaxtune.train.session import Session
 class Lane(Protocol):
     """The states of runs that share a program, by the runs' numbers, and what computes on them."""
 
+    def computes(self, number: int) -> bool:
+        """Whether devices of this process compute on a run's batches; no other process needs to make them."""
+        ...
+
     def put(self, batches: Mapping[int, Batch]) -> Batch:
-        """Host batches [micro_batches, rows, seq] by run, on the devices."""
+        """Host batches [micro_batches, rows, seq] by run, on the devices; of runs that are computed here."""
         ...
 
     def update(self, batch: Batch, steps: Mapping[int, int]) -> StepMetrics:
@@ -65,6 +69,9 @@ class Solo:
         self.session = session
         self._state = session.take_initial_state()
 
+    def computes(self, number: int) -> bool:
+        return True
+
     def put(self, batches: Mapping[int, Batch]) -> Batch:
         [batch] = batches.values()
         return self.session.put(batch)
@@ -95,12 +102,20 @@ class Stacked:
     def __init__(self, sessions: Sequence[Session], compiled: TrialPrograms):
         self.session, self._sessions, self._compiled = sessions[0], sessions, compiled
         self._numbers = stacked_numbers([session.numbers for session in sessions], compiled.size)
+        self._here = frozenset(compiled.here())
+        self._padding: Batch | None = None
         self._state = compiled.blank()
         for number, session in enumerate(sessions):
             self.replace(number, session.initial_state())
 
+    def computes(self, number: int) -> bool:
+        return number in self._here
+
     def put(self, batches: Mapping[int, Batch]) -> Batch:
-        batch = stacked_batch(batches, self._compiled.size)
+        if not batches and self._padding is None:  # all runs of this process have ended, or it only fills up the mesh
+            with contextlib.closing(self.session.train_batches(0)) as stream:
+                self._padding = next(stream)
+        batch = stacked_batch(batches, self._compiled.size, self._padding)
         return sharding.put_batch(self.session.mesh, batch, self.session.inputs.micro_rows, trials=True)
 
     def update(self, batch: Batch, steps: Mapping[int, int]) -> StepMetrics:
@@ -113,7 +128,7 @@ class Stacked:
         return metrics
 
     def fetch(self, metrics: StepMetrics, numbers: Collection[int]) -> dict[int, StepMetrics]:
-        values = jax.device_get(metrics)
+        values = self._compiled.fetch(metrics)
         return {number: trial(values, number) for number in numbers}
 
     def state(self, number: int) -> TrainState:
@@ -150,10 +165,10 @@ class Stacked:
             frozen = self.session.base.frozen
             sums = self._compiled.eval_step(self._state.measured, frozen, batch, self._numbers, sorted(numbers))
             if waiting is not None:
-                yield jax.device_get(waiting)
+                yield self._compiled.fetch(waiting)
             waiting = sums
         if waiting is not None:
-            yield jax.device_get(waiting)
+            yield self._compiled.fetch(waiting)
 
 
 def make_lane(sessions: Sequence[Session], programs: Programs, mode: StackMode = StackMode.ORDER) -> Lane:
@@ -182,7 +197,7 @@ def stacked_numbers(numbers: Sequence[Hparams], size: int) -> Hparams:
     return jax.tree.map(lambda *values: np.stack(values), *filled)
 
 
-def stacked_batch(own: Mapping[int, Batch], size: int) -> Batch:
-    """Host batches by trial as one [trial, micro_batches, rows, seq]; trials without one get padding."""
-    padding = jax.tree.map(np.zeros_like, next(iter(own.values())))
+def stacked_batch(own: Mapping[int, Batch], size: int, like: Batch | None = None) -> Batch:
+    """Host batches by trial as one [trial, micro_batches, rows, seq]; trials without one get padding, as `like`."""
+    padding = jax.tree.map(np.zeros_like, next(iter(own.values()), like))
     return jax.tree.map(lambda *arrays: np.stack(arrays), *[own.get(k, padding) for k in range(size)])

@@ -99,7 +99,8 @@ def train_to_end(ensemble: Ensemble) -> int:
     """The updates of every arm, and what comes between and after them; returns the exit code of the process."""
     running = ensemble.running
     with contextlib.ExitStack() as stack:
-        feeds = {arm.number: arm.session.train_batches(arm.done) for arm in running}
+        mine = [arm for arm in running if ensemble.lane.computes(arm.number)]
+        feeds = {arm.number: arm.session.train_batches(arm.done) for arm in mine}
         for feed in feeds.values():
             stack.enter_context(contextlib.closing(feed))
         first = ensemble.arms[0]  # a run that is traced has no others beside it
@@ -147,7 +148,7 @@ def update(ensemble: Ensemble, feeds: Mapping[int, BatchIterator], trace: StepTr
     first = running[0].done + 1
     trace.before(first)
     asked = time.monotonic()
-    batch = lane.put({arm.number: next(feeds[arm.number]) for arm in running})
+    batch = lane.put({arm.number: next(feeds[arm.number]) for arm in running if arm.number in feeds})
     waited = time.monotonic() - asked
     for arm in running:
         arm.updated(waited)

@@ -19,7 +19,6 @@ from jaxtune.runs.folder import only_writer, refuse_private_disks
 from jaxtune.runs.remote import RemoteFolder
 from jaxtune.step.programs import Programs, keep_programs
 from jaxtune.storage import faults
-from jaxtune.storage.documents import made_folder
 from jaxtune.storage.stores import is_url
 from jaxtune.terminal.display import Phase
 from jaxtune.terminal.progress import GroupProgress, TrainProgress
@@ -27,6 +26,7 @@ from jaxtune.train import documents, measure, staging
 from jaxtune.train.agreement import check_processes
 from jaxtune.train.arm import Arm, NotFinite, open_arm
 from jaxtune.train.decisions import Status
+from jaxtune.train.identity import identify
 from jaxtune.train.lanes import make_lane
 from jaxtune.train.loop import Ensemble, Stopwatch
 from jaxtune.train.loop import run as train_arms
@@ -68,10 +68,8 @@ def train(
     remote = RemoteFolder(str(run_dir), cache_folder(config)) if is_url(str(run_dir)) else None
     folder = pathlib.Path(run_dir) if remote is None else remote.folder
     with only_writer(folder, remote):
-        if (
-            shared := config.checkpoint.kept_at(remote and remote.url).written_by_all(folder, remote=remote is not None)
-        ) is not None:
-            answer_of_main(lambda: str(made_folder(shared)))
+        kept = config.checkpoint.kept_at(remote and remote.url)
+        if (shared := kept.written_by_all(folder, remote=remote is not None)) is not None:
             refuse_private_disks(shared)
         run = plan_run(
             config, remote or folder, command=command, resume=resume, resume_step=resume_step,
@@ -186,6 +184,8 @@ def evaluate_only(config: ExperimentConfig) -> dict[str, Any]:
     keep_programs(config.compilation_cache)
     with Phase("preparing"):
         inputs = resolve(config)
+        if jax.process_count() > 1:
+            check_processes(identify(inputs), {})
     session = open_session(inputs, Programs())
     with jax.set_mesh(session.mesh):
         loss = measure.validation_loss(session, session.base.trainable)

@@ -43,10 +43,28 @@ def test_any_axis_may_run_over_gpu_nodes_and_the_last_ones_stay_inside_a_node(co
     assert all(len({device.process_index for device in group}) == 1 for group in inside)
 
 
-def test_tpu_slices_are_split_along_data_only():
+@pytest.mark.parametrize(
+    ("shape", "across"),
+    [((1, 4, 4), (1, 2, 1)), ((2, 1, 8), (2, 1, 1)), ((4, 2, 2), (2, 1, 1)), ((3, 2, 4), (1, 2, 1))],
+)
+def test_tpu_slices_are_split_along_trials_or_else_data(shape, across, monkeypatch):
+    rest = (1,) * (len(AXES) - len(shape))
+    given = []
+
+    def create(within, across, devices, **_):
+        given.append((within, across))
+        return np.array(devices)
+
+    monkeypatch.setattr(mesh.mesh_utils, "create_hybrid_device_mesh", create)
+    mesh._arrange((*shape, *rest), [dataclasses.replace(device, platform="tpu") for device in nodes(2)])
+    within = tuple(n // m for n, m in zip(shape, across, strict=True))
+    assert given == [((*within, *rest), (*across, *rest))]
+
+
+def test_tpu_slices_are_split_along_no_other_axis():
     devices = [dataclasses.replace(device, platform="tpu") for device in nodes(2)]
-    with pytest.raises(UserError, match="mesh.data is 1; with 2 TPU slices it must be a multiple of 2"):
-        mesh._arrange((1, 1, 16, 1, 1), devices)
+    with pytest.raises(UserError, match="mesh.trial is 1 and mesh.data is 1; with 2 TPU slices one of them must be"):
+        mesh._arrange((1, 1, 16, *(1,) * (len(AXES) - 3)), devices)
 
 
 def test_a_mesh_of_the_devices_here_has_all_axes():

@@ -56,6 +56,14 @@ def test_a_sweep_of_an_earlier_version_grows_on(tmp_path):
         grow(tmp_path / "s", then, [], overwrite=False)
 
 
+def test_hosts_of_a_sweep_may_do_their_work_in_their_own_ways(tmp_path):
+    now = configs.to_json(tiny_config(tmp_path))
+    grow(tmp_path / "s", {**now, "data": {**now["data"], "processes": 1, "workers": 4}}, [], overwrite=False)
+    grow(tmp_path / "s", now, [], overwrite=False)
+    with pytest.raises(UserError, match="data.seq_len: was 64, is 32"):
+        grow(tmp_path / "s", {**now, "data": {**now["data"], "seq_len": 32}}, [], overwrite=False)
+
+
 def test_a_seed_that_confirmed_a_setting_chooses_none(tmp_path):
     folder = tmp_path / "s"
     setting = Setting(overrides={"a": "1"}, tag="mine")
