@@ -140,8 +140,10 @@ def check_inputs(recorded: Mapping[str, Any], now: Mapping[str, Any], inputs: In
     """Config, data, tokenizer, template, base model, plan and pinned batches, each with what differs and why."""
     causes: list[str] = []
     for part in BOUND:
-        keep = resuming.without_work if part == "config" else lambda same: same
-        lines = manifest.compare_manifests({part: keep(recorded.get(part))}, {part: keep(now.get(part))})
+        then, again = recorded.get(part), now.get(part)
+        if part == "config":
+            then, again = (resuming.without_work(whole["config"]) for whole in (recorded, now))
+        lines = manifest.compare_manifests({part: then}, {part: again})
         if part == "data":
             lines = [line + place_of_change(line, recorded, inputs) for line in lines]
         if part in ("plan", "batches") and lines and causes:

@@ -313,6 +313,7 @@ def _whole(value: Any) -> Any:
         return value
     if value.is_fully_replicated:
         return value.addressable_data(0)
+    assert isinstance(value.sharding, jax.sharding.NamedSharding), "parameters of a job lie on a mesh"
     everywhere = jax.sharding.NamedSharding(value.sharding.mesh, jax.sharding.PartitionSpec())
     return _copied_to(everywhere)(value).addressable_data(0)
 

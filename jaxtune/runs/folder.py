@@ -62,6 +62,7 @@ def refuse_private_disks(folder: pathlib.Path) -> None:
     Process 0 writes a file with a name of chance and the others look for it, so a folder of the same name on another
     disk is told from the same folder. Raises UserError on every process. All processes must call it.
     """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     answer_of_main(lambda: str(made_folder(folder)))
     if jax.process_count() == 1:
         return
@@ -72,8 +73,9 @@ def refuse_private_disks(folder: pathlib.Path) -> None:
     sights = np.asarray(multihost_utils.process_allgather(np.array([seen], np.int32))).reshape(-1)
     if is_main():
         probe.unlink()
-        with contextlib.suppress(OSError):  # it holds something, or never was made here
-            folder.rmdir()
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for path in missing:
+                path.rmdir()
     blind = np.flatnonzero(sights == 0).tolist()
     if blind:
         raise UserError(

@@ -122,7 +122,7 @@ def compile_step(work: Work, place: Slice, devices: Sequence[Any], given: compil
         raise UserError(
             f"--compile {place.name}: the step cannot be built: {first_line(error)}; choose another --model.attention"
         ) from error
-    flags = {**compilation.PREFERRED["tpu"], **given}
+    flags: dict[str, Any] = {**compilation.PREFERRED["tpu"], **given}
     while True:
         try:
             compiled = lowered.compile(compiler_options=flags)
@@ -135,6 +135,7 @@ def compile_step(work: Work, place: Slice, devices: Sequence[Any], given: compil
                 raise UserError(f"--compile {place.name}: XLA refuses the step: {first_line(error)}") from error
             flags = {name: value for name, value in flags.items() if name not in unknown}
     account = compiled.memory_analysis()
+    assert account is not None, "XLA's TPU compiler accounts for memory"
     program, chunks = Program(compiled.as_text() or "", len(devices)), chunks_of(work)
     fresh = account.output_size_in_bytes - account.alias_size_in_bytes
     return Compiled(

@@ -9,7 +9,7 @@ from jaxtune.data import jobs
 from jaxtune.data.jobs import tokenize
 from jaxtune.storage.stores import Store
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.slow]
 
 WORKER = """
 import json, os, pathlib, sys

@@ -12,7 +12,7 @@ import pytest
 from helpers import tiny_model
 from local_job import finish, spawn
 
-pytestmark = pytest.mark.xdist_group("processes")
+pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.slow]
 
 GRID = ["--grid", "optim.peak_lr=1e-2,3e-3,1e-3"]
 NAMES = ["peak_lr=1e-2_seed=0", "peak_lr=3e-3_seed=0", "peak_lr=1e-3_seed=0"]
@@ -85,7 +85,6 @@ def alone(place):
     return place / "alone" / "s"
 
 
-@pytest.mark.slow
 def test_all_processes_train_each_run_together_and_lose_nothing_with_their_disks(place, alone, tmp_path):
     command, bucket = sweep(place, f"file://{tmp_path}/bucket/s"), tmp_path / "bucket" / "s"
     job = spawn(command, 2, make_hosts(tmp_path))
@@ -113,12 +112,10 @@ def wait_for_checkpoint(bucket: pathlib.Path, name: str) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
-def test_stacked_runs_train_side_by_side_on_two_hosts_with_the_bits_of_runs_alone(place, tmp_path):
+def test_stacked_runs_train_side_by_side_on_two_hosts_with_the_bits_of_one_process(place, tmp_path):
     side_by_side = ["--mesh.fsdp", "1", "--mesh.trial", "2", "--stacked"]
     [host] = make_hosts(tmp_path / "one", 1)
-    one = ["--mesh.fsdp", "1", "--mesh.devices", "1"]
-    [child] = spawn(sweep(place, tmp_path / "one" / "s", *one), 1, [host])
+    [child] = spawn(sweep(place, tmp_path / "one" / "s", *side_by_side), 1, [host], devices=2)
     job = spawn(sweep(place, f"file://{tmp_path}/bucket/s", *side_by_side), 2, make_hosts(tmp_path))
     logs = finish(job)
     assert [process.returncode for process in job] == [0, 0], logs
@@ -147,7 +144,6 @@ def test_what_cannot_be_is_told_in_one_line_on_every_host(place, tmp_path, more,
     assert not any(path.name != ".cache" for host in hosts for path in host.iterdir())
 
 
-@pytest.mark.slow
 def test_processes_that_are_asked_for_other_runs_are_told_so(place, tmp_path):
     hosts = make_hosts(tmp_path)
     for number, host in enumerate(hosts):
