@@ -44,8 +44,9 @@ def noted_fingerprint(path: str | os.PathLike[str]) -> str:
         return known
     begun = time.time()
     digest = file_fingerprint(file)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_json(note, {**before, "read": begun, "sha256": digest})
+    with contextlib.suppress(OSError):  # without its note, the file is read again the next time, and nothing is lost
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, {**before, "read": begun, "sha256": digest})
     return digest
 
 

@@ -72,3 +72,9 @@ def test_a_damaged_note_is_none(file, reads, note):
     [path] = (file.parent / "cache" / "digests").iterdir()
     path.write_bytes(note)
     assert noted_fingerprint(file) == digest(b"first content") and len(reads) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_a_second_reading(file, reads, monkeypatch):
+    monkeypatch.setenv("JAXTUNE_CACHE", "/dev/null/cache")
+    assert [noted_fingerprint(file), noted_fingerprint(file)] == [digest(b"first content")] * 2
+    assert reads == [file, file]
