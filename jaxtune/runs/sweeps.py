@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,11 +117,9 @@ class Sweep:
 
     @functools.cached_property
     def axes(self) -> dict[str, list[str]]:
-        """Every option that was varied with its values, in the order of the record."""
+        """Every option that was varied with its values: numbers by size, others in the order of the record."""
         options = dict.fromkeys(option for setting in self.settings for option in setting)
-        return {
-            option: list(dict.fromkeys(one[option] for one in self.settings if option in one)) for option in options
-        }
+        return {option: by_size({one[option]: None for one in self.settings if option in one}) for option in options}
 
     @property
     def is_grid(self) -> bool:
@@ -157,6 +155,14 @@ class Sweep:
         """A setting in words: its tag, or its options and values."""
         tag = next((arm.tag for arm in self.arms if arm.setting == setting and arm.tag), "")
         return tag or ", ".join(f"{option_name(option)} {value}" for option, value in setting.items()) or "the config"
+
+
+def by_size(values: Iterable[str]) -> list[str]:
+    """Values of an option, smallest first where all are numbers; a sweep grows by settings between those it has."""
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return list(values)
 
 
 def key(setting: Setting) -> tuple[tuple[str, str], ...]:

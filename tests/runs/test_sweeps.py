@@ -5,7 +5,7 @@ import pytest
 import toy_runs
 
 from jaxtune.errors import UserError
-from jaxtune.runs.sweeps import LOSS, MATCH, is_sweep, read_sweep, sweep_table, task_measure
+from jaxtune.runs.sweeps import LOSS, MATCH, by_size, is_sweep, read_sweep, sweep_table, task_measure
 from jaxtune.storage.documents import read_json, write_json
 
 
@@ -39,6 +39,21 @@ def test_the_table_has_a_flat_row_per_run(sweep_dir):
     assert rows[0]["macro_exact_match"] == pytest.approx(np.mean([one["exact_match"] for one in after.values()]))
     assert {f"loss/{task}" for task in toy_runs.SIZES} <= set(rows[0])
     assert all(not isinstance(value, dict | list) for row in rows for value in row.values())
+
+
+def test_values_that_came_later_stand_between_the_first_ones():
+    """A refined sweep's heatmap has its axes in order; words have none."""
+    assert by_size(["1", "2", "inf", "10", "1e-3"]) == ["1e-3", "1", "2", "10", "inf"]
+    assert by_size(["muon", "2", "adamw"]) == ["muon", "2", "adamw"]
+
+
+def test_the_axes_of_a_refined_sweep_are_in_order(tmp_path):
+    runs = []
+    for rate in ("1e-3", "2e-3", "0.0014"):
+        toy_runs.write_toy_run(tmp_path / rate, steps=6)
+        runs.append({"name": rate, "overrides": {"optim.peak-lr": rate}, "seed": 0, "dir": rate})
+    write_json(tmp_path / "sweep.json", {"runs": runs})
+    assert read_sweep(tmp_path).axes == {"optim.peak-lr": ["1e-3", "0.0014", "2e-3"]}
 
 
 def test_options_that_some_settings_leave_alone_make_no_grid(tmp_path):
