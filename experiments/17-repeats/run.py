@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from chapter import SEEDS, run
 
 COMMANDS = (("sweep", "HERE/config.py", "--sweep-dir", "RUNS", "--grid", "mixture.max_repeats=inf,4,1", *SEEDS),)
-KEEP = {"results.csv": "results.csv", "report.html": "report.html"}
+KEEP = {"results.csv": "results.csv", "heatmap.png": "heatmap.png"}
 
 if __name__ == "__main__":
     run(__file__, COMMANDS, KEEP)
