@@ -41,9 +41,9 @@ class Grid:
 
     @property
     def best(self) -> tuple[int, int]:
-        """Row and column of the best mean."""
+        """Row and column of the best mean; the first of those that differ in rounding alone."""
         signed = self.mean if self.higher_is_better else -self.mean
-        row, column = np.unravel_index(int(np.nanargmax(signed)), signed.shape)
+        row, column = np.unravel_index(int(np.nanargmax(np.round(signed, 12))), signed.shape)
         return int(row), int(column)
 
 

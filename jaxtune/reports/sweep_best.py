@@ -40,8 +40,12 @@ def headline(sweep: Sweep, measure: Measure) -> Stat:
 
 
 def gain_text(sweep: Sweep, measure: Measure, winner: str) -> str:
-    """The confirmed gain of the winner over the config's own setting; empty where that was not run or is the winner."""
-    others = {sweep.name(arm.setting): arm.setting for arm in sweep.confirmations}
+    """The confirmed gain of the winner over the config's own setting; empty where that was not run or is the winner.
+
+    The config's runs have the winner's seeds; earlier winners, confirmed on other seeds, do not.
+    """
+    seeds = {arm.seed for arm in sweep.confirmations if sweep.name(arm.setting) == winner}
+    others = {sweep.name(arm.setting): arm.setting for arm in sweep.confirmations if arm.seed in seeds}
     chosen = others.get(winner)
     rest = [setting for name, setting in others.items() if name != winner]
     if chosen is None or len(rest) != 1:

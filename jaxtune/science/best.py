@@ -87,7 +87,7 @@ def compare_with_best(values: Float[np.ndarray, "settings seeds"], *, higher_is_
     signed = values if higher_is_better else -values
     fit = additive(signed[np.ix_(settings, seeds)])
     spread = lambda part, empty: _scatter(part, settings, empty)
-    winner = int(np.nonzero(settings)[0][np.argmax(fit.setting)])
+    winner = int(np.nonzero(settings)[0][np.argmax(np.round(fit.setting, 12))])  # the first of equal means
     means = spread(fit.setting if higher_is_better else -fit.setting, math.nan)
     if fit.df == 0:
         nothing = np.full(len(values), math.nan)

@@ -23,6 +23,11 @@ def grid(mean, *, higher_is_better=True):
     )
 
 
+def test_of_cells_that_differ_in_rounding_alone_the_first_is_framed():
+    assert grid([[0.3, 0.1 + 0.2], [0.0, 0.0]]).best == (0, 0)
+    assert grid([[0.3, 0.3 + 1e-6], [0.0, 0.0]]).best == (0, 1)
+
+
 def test_the_best_cell_depends_on_the_direction():
     values = [[0.1, 0.9], [0.4, math.nan]]
     assert grid(values).best == (0, 1)

@@ -1,3 +1,4 @@
+import itertools
 import math
 import shutil
 
@@ -122,16 +123,16 @@ def test_a_winner_is_quoted_as_chosen_until_fresh_seeds_confirm_it(tmp_path):
     before = assert_self_contained(write_sweep_report(read_sweep(folder)).read_text())
     assert any("chosen from these runs" in text for text in before.text)
     record = read_json(folder / "sweep.json")
-    for seed in (7, 8, 9):
-        for value in ("1", "4"):
-            name = f"fresh-{value}-{seed}"
-            toy_runs.write_toy_run(folder / "runs" / name, seed=seed, steps=6, temperature=float(value))
-            overrides = {"mixture.temperature": value, "optim.peak-lr": "1e-3"}
-            entry = {"name": name, "overrides": overrides, "seed": seed, "dir": f"runs/{name}", "confirms": True}
-            record["runs"].append(entry)
+    earlier = [("2", 4), ("2", 5)]  # a winner of its time, confirmed on other seeds than the one of now
+    for value, seed in (*earlier, *itertools.product(("1", "4"), (7, 8, 9))):
+        name = f"fresh-{value}-{seed}"
+        toy_runs.write_toy_run(folder / "runs" / name, seed=seed, steps=6, temperature=float(value))
+        overrides = {"mixture.temperature": value, "optim.peak-lr": "1e-3"}
+        entry = {"name": name, "overrides": overrides, "seed": seed, "dir": f"runs/{name}", "confirms": True}
+        record["runs"].append(entry)
     write_json(folder / "sweep.json", record)
     sweep = read_sweep(folder)
-    assert len(sweep.arms) == 6 and len(sweep.confirmations) == 6 and sweep.seeds == [0, 1, 2]
+    assert len(sweep.arms) == 6 and len(sweep.confirmations) == 8 and sweep.seeds == [0, 1, 2]
     page = assert_self_contained(write_sweep_report(sweep).read_text())
     assert not any("chosen from these runs" in text for text in page.text)
     assert any("3 fresh seeds" in text and "against temperature" in text and "[" in text for text in page.text)

@@ -95,3 +95,8 @@ def test_a_setting_without_a_finite_value_is_no_contender():
     assert found.contenders.tolist() == [True, False, True] and math.isnan(found.means[1])
     with pytest.raises(ValueError, match="no finite value"):
         compare_with_best(np.full((2, 2), math.nan), higher_is_better=True)
+
+
+def test_of_means_that_differ_in_rounding_alone_the_first_is_the_winner():
+    assert compare_with_best(np.array([[0.3], [0.1 + 0.2], [0.0]]), higher_is_better=True).winner == 0
+    assert compare_with_best(np.array([[0.3], [0.3 + 1e-6], [0.0]]), higher_is_better=True).winner == 1
