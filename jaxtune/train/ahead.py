@@ -300,8 +300,8 @@ def speed_lines(numbers: Mapping[str, float]) -> list[str]:
 def proposal_line(row: Mapping[str, Any]) -> str:
     """Line about another number of rows and way to rematerialise: the memory they would take, the share they reach."""
     share = f", {row['share_of_peak']:.0%} of peak" if "share_of_peak" in row else ""
-    how = f"{row['planned_gib']:.2f} GiB planned"
+    how, verdict = f"{row['planned_gib']:.2f} GiB planned", "would do"
     if row.get("compiled"):
+        verdict = "would do" if row["fits"] else "was planned to do, and does NOT fit"
         how = f"{row['gib']:.2f} GiB compiled" if "gib" in row else row["compiler"]
-        how += "" if row["fits"] else ", does NOT fit"
-    return f"would do: --batch.micro-rows {row['micro_rows']} --model.remat {row['remat']}: {how}{share}"
+    return f"{verdict}: --batch.micro-rows {row['micro_rows']} --model.remat {row['remat']}: {how}{share}"

@@ -212,8 +212,8 @@ def test_a_plan_in_words():
     text = "\n".join(ahead.lines(plan))
     assert "fits into 95.00 GiB: 3.00, of it arguments 1.00 and temporaries 2.00" in text
     assert "2 operations" in text and "3.00 GB, hidden 67%" in text
-    assert "96.00 GiB compiled, does NOT fit, 50% of peak" in text
-    assert "--batch.micro-rows 16 --model.remat dots: 1.25 GiB planned, 50% of peak" in text
+    assert "planned to do, and does NOT fit: --batch.micro-rows 16 --model.remat dots: 96.00 GiB compiled" in text
+    assert "\nwould do: --batch.micro-rows 16 --model.remat dots: 1.25 GiB planned, 50% of peak" in text
     failed = {name: value for name, value in plan.items() if name not in ("gib", "speed", "collectives")}
     failed |= {"fits": False, "compiler": "37G exceeds 31G", "proposals": []}
     text = "\n".join(ahead.lines(failed))
