@@ -21,7 +21,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 # XLA's dearest passes make small programs no faster and take five sixths of the time to compile them. JAX reads the
 # variable when it first computes, and processes that tests start inherit it. A program so compiled has other last bits
 # than the same one over several runs: tests marked `bits` and `slow` run apart, with the variable set to nothing.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# XLA ends the process at a flag that it does not know, and later versions have only the new emitters.
+OLD_EMITTERS = " --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0" + OLD_EMITTERS)
 
 # A jitted train step takes CPU-seconds to compile, however small; with the cache a second run is quick.
 # A cache with a size is used under a lock; without one JAX writes in place, and another worker may read half a program.
