@@ -41,11 +41,25 @@ def test_what_the_environment_says_goes_before_ours_and_what_is_given_before_bot
     assert compiler_options("cpu", "float32") is None
 
 
+RETIRED = {
+    "xla_cpu_use_fusion_emitters", "xla_gpu_enable_pipelined_all_gather", "xla_gpu_enable_pipelined_all_reduce",
+    "xla_gpu_enable_pipelined_reduce_scatter",
+}  # fmt: skip
+"""Options that XLA had with the pinned jaxlib and no longer has with jaxlib 0.12."""
+
+
+def known(options):
+    """Those options that the installed XLA has; all of them, but for what a later version may have retired."""
+    found = {name: value for name, value in options.items() if compilation._refusal({name: value}) is None}
+    assert options.keys() - found.keys() <= (RETIRED if jax.__version_info__ >= (0, 11) else set())
+    return found
+
+
 def test_programs_that_only_fill_are_compiled_fast_on_a_cpu_and_fill_the_same(monkeypatch):
-    assert compiler_options("cpu", "float32", fills=True) == {YNN: "", **COMPILED_FAST}
+    assert compiler_options("cpu", "float32", fills=True) == {YNN: "", **known(COMPILED_FAST)}
     assert compiler_options("tpu", "bfloat16", fills=True) is None
     asked = (("xla_backend_optimization_level", "2"),)
-    assert compiler_options("cpu", "float32", asked, fills=True) == {YNN: "", **COMPILED_FAST, **dict(asked)}
+    assert compiler_options("cpu", "float32", asked, fills=True) == {YNN: "", **known(COMPILED_FAST), **dict(asked)}
     fill = lambda x: (x, jnp.zeros_like(x), jnp.full((3, 5), 7, jnp.int32), x.astype(jnp.bfloat16))
     x = jnp.linspace(-3, 3, 35).reshape(5, 7)
     fast, usual = (compilation.jit(fill, platform="cpu", dtype=jnp.float32, fills=f)(x) for f in (True, False))
@@ -58,8 +72,7 @@ def test_programs_that_only_fill_are_compiled_fast_on_a_cpu_and_fill_the_same(mo
 def test_options_that_the_installed_xla_does_not_know_are_left_out(monkeypatch):
     monkeypatch.setitem(PREFERRED, "cpu", {"xla_of_tomorrow": True, "xla_gpu_enable_latency_hiding_scheduler": True})
     assert compiler_options("cpu", "bfloat16") == {"xla_gpu_enable_latency_hiding_scheduler": True}
-    known = {name for name in PREFERRED["gpu"] if compilation._refusal({name: True}) is None}
-    assert known == set(PREFERRED["gpu"]), "options for GPUs that this XLA does not know"
+    assert known(PREFERRED["gpu"])
 
 
 def test_given_options_reach_the_program_and_wrong_ones_are_named():

@@ -33,7 +33,7 @@ from jaxtune.tasks import (
 from jaxtune.tasks.sources import compressed
 from jaxtune.tasks.sources.arrow import is_plain_name
 from jaxtune.tasks.sources.compressed import gunzip, unzstd
-from jaxtune.tasks.sources.jsonl import parse_line
+from jaxtune.tasks.sources.jsonl import TOO_DEEP, parse_line
 from jaxtune.tasks.values import MAX_DEPTH, Unwritable, canonical, keys_and_depth, type_name
 
 RECORDS = [chat(i) for i in range(20)]
@@ -313,6 +313,18 @@ def test_nesting_has_one_limit_wherever_it_stands(kind, depth, tmp_path):
             from_jsonl(path)[1]
     else:
         assert from_jsonl(path)[1]["meta"]
+
+
+@pytest.mark.parametrize("kind", ["array", "object"])
+def test_the_limit_of_nesting_is_not_the_interpreters(kind):
+    """Later Pythons parse thousands of levels, where the fast parser refuses more than a thousand."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(12_000)
+    try:
+        for depth in (MAX_DEPTH, 600, 1_500, 5_000):
+            assert parse_line(nested(depth + 1, kind).encode()) == (None, [TOO_DEEP]), depth
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_nesting_in_memory_has_the_same_limit():

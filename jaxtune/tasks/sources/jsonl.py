@@ -131,6 +131,8 @@ def _diagnose(raw: bytes) -> list[Finding]:
         return [TOO_DEEP]
     except ValueError as error:  # an integer of more digits than Python converts
         return [("invalid-json", str(error))]
+    if keys_and_depth(value)[1] > MAX_DEPTH:  # how deep the slow parser goes is each Python's own affair
+        return [TOO_DEEP]
     findings = [("duplicate-key", f"the key {key!r} stands twice in one object") for key in repeated]
     findings += [("nan-literal", f"{name} is not a JSON number") for name in dict.fromkeys(constants)]
     findings += [("large-integer", f"{digits[:40]} does not fit into 64 bits") for digits in dict.fromkeys(large)]
