@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
+SOURCE := build/source
 PYTEST := $(BIN)/python -m pytest -q --durations=15
 VERSIONS := 3.11 3.12 3.13
 # A worker for each core, at most eight: each holds a JAX of its own.
 PARALLEL := -n logical --maxprocesses 8 --dist loadgroup
 
-.PHONY: quickstart test test-long test-slow parity parity-latest docs versions science dist check clean
+.PHONY: quickstart test test-long test-slow parity parity-latest docs versions science dist source check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/jaxtune train configs/quickstart.py --run-dir $(RUN) --overwrite
@@ -61,10 +62,19 @@ science: $(VENV)/.installed
 	@for script in $(SCIENCE); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # What is published names its repository: make dist URL=https://host/owner/jaxtune
-dist: $(VENV)/bin/python
-	@test -n "$(URL)" || echo "No URL=https://host/owner/jaxtune is given: these distributions will have no project URLs."
+dist: $(VENV)/bin/python source
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt build
-	JAXTUNE_URL=$(URL) $(BIN)/python -m build
+	$(BIN)/python -m build --outdir dist $(SOURCE)
+
+# The last commit as it is published: with the repository's address, which only its publisher knows.
+source:
+	@test -z "$(URL)" || echo "$(URL)" | grep -Eq '^https://[A-Za-z0-9.-]+\.[a-z]+(/[A-Za-z0-9._~-]+)+$$' || { \
+		echo "URL is '$(URL)': give the repository's address, like https://host.org/owner/jaxtune"; exit 1; }
+	@rm -rf $(SOURCE) && mkdir -p $(SOURCE) && git archive HEAD | tar -x -C $(SOURCE)
+	@if test -n "$(URL)"; then printf '\n[project.urls]\n%s = "%s"\n%s = "%s"\n%s = "%s"\n%s = "%s"\n' \
+		Homepage $(URL) Issues $(URL)/issues Changelog $(URL)/blob/HEAD/CHANGELOG.md Documentation $(URL)/tree/HEAD/docs \
+		>> $(SOURCE)/pyproject.toml; \
+	else echo "No URL=https://host/owner/jaxtune is given: these distributions will have no project URLs."; fi
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .

@@ -42,31 +42,17 @@ PINNED = ("test", "parity", "docs")
 """Extras that a command of the Makefile installs."""
 
 
-ADDRESS = "https://example.org/lab/jaxtune"
-
-
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A copy of what git tracks."""
+def distributions(tmp_path_factory):
+    """Both, built from what git tracks."""
     folder = tmp_path_factory.mktemp("source")
     for name in tracked():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
-def build(source, *options, address=ADDRESS):
-    """What building it prints, and whether it went well."""
-    command = [sys.executable, "-m", "build", "--outdir", str(source / "dist"), *options, str(source)]
-    return subprocess.run(command, env={**os.environ, "JAXTUNE_URL": address}, capture_output=True, text=True)
-
-
-@pytest.fixture(scope="module")
-def distributions(source):
-    """Both, built from what git tracks."""
-    done = build(source)
+    command = [sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return source / "dist"
+    return folder / "dist"
 
 
 @pytest.mark.slow
@@ -88,20 +74,32 @@ def test_the_wheel_holds_every_file_of_the_package(distributions):
     assert not [name for name in tracked() if name.startswith("jaxtune/") and name not in inside]
 
 
-@pytest.mark.slow
-def test_a_distribution_names_the_repository_that_its_builder_gives(distributions):
-    (archive,) = distributions.glob("*.whl")
-    opened = zipfile.ZipFile(archive)
-    (metadata,) = [name for name in opened.namelist() if name.endswith(".dist-info/METADATA")]
-    lines = opened.read(metadata).decode().splitlines()
-    assert f"Project-URL: Homepage, {ADDRESS}" in lines
-    assert f"Project-URL: Changelog, {ADDRESS}/blob/HEAD/CHANGELOG.md" in lines
+def published(folder, *given):
+    """`make source` in this repository, into a folder."""
+    tracked()
+    command = ["make", "-s", "-C", str(ROOT), "source", f"SOURCE={folder}", *given]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+def test_what_is_published_names_the_repository_that_its_publisher_gives(tmp_path):
+    done = published(tmp_path / "source", "URL=https://example.org/lab/jaxtune")
+    assert done.returncode == 0, done.stdout + done.stderr
+    project = tomllib.loads((tmp_path / "source" / "pyproject.toml").read_text())["project"]
+    assert project["urls"]["Homepage"] == "https://example.org/lab/jaxtune"
+    assert project["urls"]["Changelog"] == "https://example.org/lab/jaxtune/blob/HEAD/CHANGELOG.md"
+    assert (tmp_path / "source" / "jaxtune" / "__init__.py").exists()
+
+
+def test_without_an_address_there_are_no_project_urls(tmp_path):
+    done = published(tmp_path / "source")
+    assert done.returncode == 0 and "will have no project URLs" in done.stdout
+    assert "urls" not in tomllib.loads((tmp_path / "source" / "pyproject.toml").read_text())["project"]
+
+
 @pytest.mark.parametrize(
     "address", ["jaxtune", "http://example.org/lab/jaxtune", "https://example.org", "https://a b/c"]
 )
-def test_an_address_that_is_none_is_refused(source, address):
-    done = build(source, "--sdist", address=address)
-    assert done.returncode and f"JAXTUNE_URL is {address!r}: give the repository's address" in done.stdout + done.stderr
+def test_an_address_that_is_none_is_refused(tmp_path, address):
+    done = published(tmp_path / "source", f"URL={address}")
+    assert done.returncode and f"URL is '{address}': give the repository's address" in done.stdout
+    assert not (tmp_path / "source").exists()

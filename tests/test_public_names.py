@@ -66,7 +66,7 @@ def test_the_package_takes_the_options_of_the_function():
 
 def test_the_version_stands_in_one_place():
     project = tomllib.loads((SOURCE.parent.parent / "pyproject.toml").read_text())
-    assert project["project"]["dynamic"] == ["version", "urls"] and "version" not in project["project"]
+    assert project["project"]["dynamic"] == ["version"] and "version" not in project["project"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "jaxtune.__version__"}
     assert importlib.metadata.version("jaxtune") == jaxtune.__version__
 

@@ -120,7 +120,8 @@ def compile_step(work: Work, place: Slice, devices: Sequence[Any], given: compil
         raise
     except (NotImplementedError, ValueError) as error:  # a kernel that has no such heads
         raise UserError(
-            f"--compile {place.name}: the step cannot be built: {first_line(error)}; choose another --model.attention"
+            f"--compile {place.name}: the step cannot be built: {first_line(error)}; where that is the attention "
+            "kernel's word on heads or rows, choose another --model.attention"
         ) from error
     flags: dict[str, Any] = {**compilation.PREFERRED["tpu"], **given}
     while True:
