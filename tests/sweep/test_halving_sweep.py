@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from helpers import tiny_config, tiny_config_file, tiny_model
+from run_records import timeless
 
 from jaxtune import cli
 from jaxtune.errors import UserError
@@ -16,14 +17,6 @@ from jaxtune.sweep.halving import Halving, parse_halving, rung_steps
 from jaxtune.sweep.language import crossed
 from jaxtune.sweep.record import trials_of
 from jaxtune.train.decisions import Status
-
-CLOCK = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
-
-
-def rows(run_dir) -> list[dict]:
-    """Metrics without what a clock decides."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
 
 
 def table(folder) -> dict[str, dict]:
@@ -48,15 +41,15 @@ def test_rungs_are_judged_at_the_end_of_branches_that_change_no_run(config, tmp_
     assert sweep.sweep(config, folder, trials, halving=halving) is Status.FINISHED
     assert "rung 0.5: 1 of 2 settings go on" in capsys.readouterr().out
     names = [trial.name for trial in trials]
-    ends = [rows(folder / "rungs" / "0.5" / name) for name in names]
+    ends = [timeless(folder / "rungs" / "0.5" / name) for name in names]
     rates = [[row["learning_rate"] for row in found if row["kind"] == "train"] for found in ends]
-    own = [row["learning_rate"] for row in rows(folder / "runs" / names[0]) if row["kind"] == "train"]
+    own = [row["learning_rate"] for row in timeless(folder / "runs" / names[0]) if row["kind"] == "train"]
     assert rates[0][:3] == own[:3] and rates[0][3:] == pytest.approx([own[3], own[3] / 2])
     [rung] = json.loads((folder / "halving.json").read_text())["rungs"]
     assert [row["loss"] for row in rung["settings"]] == [found[-1]["macro_loss"] for found in ends]
     assert [found[-1]["step"] for found in ends] == [5, 5]
     assert sweep.sweep(config, tmp_path / "whole", trials[:1]) is Status.FINISHED
-    assert rows(folder / "runs" / names[0]) == rows(tmp_path / "whole" / "runs" / names[0])
+    assert timeless(folder / "runs" / names[0]) == timeless(tmp_path / "whole" / "runs" / names[0])
     assert table(folder)[names[1]]["status"] == "halved"
     shutil.rmtree(folder / "rungs")
     with pytest.raises(UserError, match=f"{names[0]} went on from its rung at step 3 without a branch"):
@@ -73,7 +66,7 @@ def test_the_best_settings_go_on_and_the_others_stay_as_they_were_at_the_rung(co
     assert [row["status"] for row in found.values()] == ["finished"] * 2 + ["halved"] * 4
     assert found["peak_lr=1e-6_seed=0"]["rung"] == "0.5" and found["peak_lr=1e-2_seed=0"]["rung"] == ""
     assert [row["steps"] for row in found.values()] == ["6", "6", "3", "3", "3", "3"]
-    at_rung = rows(folder / "runs" / "peak_lr=1e-6_seed=1")[-1]
+    at_rung = timeless(folder / "runs" / "peak_lr=1e-6_seed=1")[-1]
     assert at_rung["kind"] == "eval" and float(found["peak_lr=1e-6_seed=1"]["rung_loss"]) == at_rung["macro_loss"]
     assert "no further than 0.5" in (folder / "report.html").read_text()
     [rung] = json.loads((folder / "halving.json").read_text())["rungs"]
@@ -86,7 +79,7 @@ def test_the_best_settings_go_on_and_the_others_stay_as_they_were_at_the_rung(co
     assert sweep.sweep(config, tmp_path / "whole", trials[:3]) is Status.FINISHED
     assert sweep.sweep(config, folder, trials[:3]) is Status.FINISHED, "without halving a run goes on from its rung"
     for trial in trials[:3]:
-        assert rows(folder / "runs" / trial.name) == rows(tmp_path / "whole" / "runs" / trial.name)
+        assert timeless(folder / "runs" / trial.name) == timeless(tmp_path / "whole" / "runs" / trial.name)
     assert table(folder)["peak_lr=1e-6_seed=0"]["status"] == "finished"
 
 

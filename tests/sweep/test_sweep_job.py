@@ -11,6 +11,7 @@ import time
 import pytest
 from helpers import tiny_model
 from local_job import finish, spawn
+from run_records import timeless, weights
 
 pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.slow]
 
@@ -52,17 +53,6 @@ def make_hosts(folder: pathlib.Path, count: int = 2) -> list[pathlib.Path]:
 
 def sweep(place: pathlib.Path, sweep_dir: object, *more: object) -> list[object]:
     return ["-m", "jaxtune.cli", "sweep", place / "config.py", "--sweep-dir", sweep_dir, *GRID, *more]
-
-
-def timeless(run_dir: pathlib.Path) -> list[dict]:
-    """Metrics rows without what a clock decides."""
-    clock = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
-
-
-def weights(run_dir: pathlib.Path) -> bytes:
-    return (run_dir / "model" / "model.safetensors").read_bytes()
 
 
 def assert_same_runs(ours: pathlib.Path, theirs: pathlib.Path) -> None:

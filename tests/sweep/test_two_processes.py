@@ -11,6 +11,7 @@ import time
 
 import pytest
 from helpers import tiny_model
+from run_records import timeless
 
 TESTS = pathlib.Path(__file__).parent.parent
 CONFIG = """
@@ -72,13 +73,6 @@ def on_host(host: pathlib.Path, config: pathlib.Path, sweep_dir: str) -> subproc
     )  # fmt: skip
 
 
-def untimed(folder: pathlib.Path) -> list[dict]:
-    """Rows of a run's metrics without what a clock decides."""
-    clock = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
-
-
 @pytest.mark.slow
 def test_hosts_without_a_shared_disk_share_a_sweep_in_a_bucket_bit_for_bit_as_one_host_alone(tmp_path):
     tiny_model(tmp_path / "base")
@@ -104,7 +98,7 @@ def test_hosts_without_a_shared_disk_share_a_sweep_in_a_bucket_bit_for_bit_as_on
     assert alone.communicate(timeout=500) and alone.returncode == 0
     for name in names:
         here, there = tmp_path / "local" / "runs" / name, runs / name
-        assert untimed(there) == untimed(here)
+        assert timeless(there) == timeless(here)
         assert (there / "model/model.safetensors").read_bytes() == (here / "model/model.safetensors").read_bytes()
     rows = list(csv.DictReader((tmp_path / "bucket" / "s" / "results.csv").read_text().splitlines()))
     assert len(rows) == 3 and not list(runs.glob("*/.writer"))

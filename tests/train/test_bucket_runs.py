@@ -8,6 +8,7 @@ import shutil
 import jax
 import pytest
 from helpers import tiny_config, tiny_config_file, tiny_model
+from run_records import timeless, weights
 from writes import Writes
 
 from jaxtune import cli
@@ -31,17 +32,6 @@ def place(tmp_path_factory):
     programs = Programs()
     train.train(tiny_config(folder), folder / "whole", programs=programs)
     return folder, programs
-
-
-def timeless(run_dir: pathlib.Path) -> list[dict]:
-    """Metrics rows without what a clock decides."""
-    clock = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
-
-
-def weights(run_dir: pathlib.Path) -> bytes:
-    return (run_dir / "model" / "model.safetensors").read_bytes()
 
 
 def test_a_run_that_is_killed_and_loses_its_disk_ends_bit_for_bit_and_writes_into_the_cache_alone(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY, tiny_config, tiny_config_file, tiny_model
+from run_records import timeless
 
 from jaxtune import cli, verify
 from jaxtune import config as configs
@@ -43,8 +44,6 @@ STACKED = sweep.Stacking(stacked=True)
 AXES = {"optim.peak_lr": ["1e-2", "3e-3"], "mixture.temperature": ["1", "inf"]}
 TRIALS = trials_of(crossed(AXES), [0])
 NAMES = [f"peak_lr={lr}_temperature={t}_seed=0" for lr in AXES["optim.peak_lr"] for t in AXES["mixture.temperature"]]
-CLOCK = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
-"""Fields of a metrics row that a clock or the process decides."""
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +81,6 @@ def together(place_of, programs):
     return folder / "runs"
 
 
-def rows(run_dir: pathlib.Path) -> list[dict]:
-    """Metrics without what a clock decides."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
-
-
 def model_digest(run_dir: pathlib.Path) -> str:
     return hashlib.sha256((run_dir / "model" / "model.safetensors").read_bytes()).hexdigest()
 
@@ -99,7 +92,7 @@ def summary(run_dir: pathlib.Path) -> dict:
 
 def check_same(ours: pathlib.Path, theirs: pathlib.Path) -> None:
     """Two folders of the same run, bit for bit: metrics, answers, ledger and best step, checkpoints, exported model."""
-    assert rows(ours) == rows(theirs)
+    assert timeless(ours) == timeless(theirs)
     assert summary(ours) == summary(theirs)
     assert (ours / "generations.json").read_bytes() == (theirs / "generations.json").read_bytes()
     saved = lambda folder: sorted(path.name for path in (folder / "checkpoints").glob("[0-9]*"))
@@ -211,7 +204,7 @@ def test_a_run_that_stops_early_leaves_the_others_alone(place_of, programs, monk
             is Status.FINISHED
         )
     for path in (folders[True] / "runs").iterdir():
-        assert rows(path) == rows(folders[False] / "runs" / path.name)
+        assert timeless(path) == timeless(folders[False] / "runs" / path.name)
         assert summary(path) == summary(folders[False] / "runs" / path.name)
         assert model_digest(path) == model_digest(folders[False] / "runs" / path.name)
         ends = ("early_stopped", 3, 2) if "min_change=1000" in path.name else ("finished", 6, 5)
@@ -224,7 +217,7 @@ def test_runs_side_by_side_on_a_mesh_agree_with_runs_alone(place_of, programs, a
     axes = {"optim.peak_lr": ["1e-2", "3e-3", "1e-3"], "mixture.temperature": ["1"]}  # 3 runs fill 2 devices unevenly
     assert sweep.sweep(config, place_of / "mesh", trials_of(crossed(axes), [0]), stacking=STACKED) is Status.FINISHED
     for name in (NAMES[0], NAMES[2]):
-        ours, theirs = rows(place_of / "mesh" / "runs" / name), rows(alone / name)
+        ours, theirs = timeless(place_of / "mesh" / "runs" / name), timeless(alone / name)
         losses = [[row["loss"] for row in found if row["kind"] in ("train", "eval")] for found in (ours, theirs)]
         assert len(losses[0]) == 9
         np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
@@ -291,7 +284,7 @@ def test_settings_that_differ_in_numbers_train_as_one_program_with_the_bits_of_r
     digests = set()
     for trial in trials_here:
         ours, theirs = (place_of / folder / "runs" / trial.name for folder in ("numbers-together", "numbers-alone"))
-        assert rows(ours) == rows(theirs) and summary(ours) == summary(theirs)
+        assert timeless(ours) == timeless(theirs) and summary(ours) == summary(theirs)
         assert model_digest(ours) == model_digest(theirs)
         digests.add(model_digest(ours))
     assert len(digests) == len(NUMBERS)
@@ -340,7 +333,7 @@ def test_adapters_in_one_batch_have_the_losses_of_runs_alone(place_of, programs)
         assert sweep.sweep(config, place_of / folder, trials_here, stacking=stacking) is Status.FINISHED
     for trial in trials_here:
         ours, theirs = (place_of / folder / "runs" / trial.name for folder in ("batch", "batch-alone"))
-        losses = [[row["loss"] for row in rows(run) if row["kind"] in ("train", "eval")] for run in (ours, theirs)]
+        losses = [[row["loss"] for row in timeless(run) if row["kind"] in ("train", "eval")] for run in (ours, theirs)]
         assert len(losses[0]) == len(losses[1]) >= 12 and losses[0][-1] < losses[0][0]
         np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
         modes = [json.loads((run / "manifest.json").read_text()).get("stack_mode") for run in (ours, theirs)]

@@ -1,6 +1,5 @@
 """Jobs on hosts without a shared disk: each process has a working folder, a home and a cache of its own."""
 
-import json
 import pathlib
 import shutil
 import signal
@@ -10,6 +9,7 @@ import time
 import pytest
 from helpers import tiny_model
 from local_job import finish, spawn
+from run_records import timeless, weights
 
 from jaxtune.runs.history import read_run
 
@@ -54,17 +54,6 @@ def wait_until(path: pathlib.Path, seconds: float = 120.0) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} was not written"
         time.sleep(0.05)
-
-
-def timeless(run_dir: pathlib.Path) -> list[dict]:
-    """Metrics rows without what a clock decides."""
-    clock = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
-
-
-def weights(run_dir: pathlib.Path) -> bytes:
-    return (run_dir / "model" / "model.safetensors").read_bytes()
 
 
 def test_a_local_folder_that_only_process_0_sees_ends_the_job_in_seconds(tmp_path):

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from helpers import tiny_config, tiny_model
+from run_records import timeless
 from safetensors.numpy import load_file, save_file
 
 from jaxtune import config as configs
@@ -74,13 +75,6 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stops")
     tiny_model(folder / "base")
     return folder, Programs()
-
-
-def timeless(run_dir: pathlib.Path) -> list[dict]:
-    """Metrics rows without what a clock decides."""
-    clock = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
 
 
 def check_stop(place, name: str, config, stop_at: int, monkeypatch) -> dict:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import fresh, tiny_config, tiny_model
+from run_records import CLOCK
 
 from jaxtune.chat import ChatTemplate
 from jaxtune.config import EarlyStoppingConfig, HealthConfig
@@ -60,10 +61,9 @@ def leaves(folder):
 
 def training_rows(folder):
     """Train rows without what the clock decides."""
-    timed = {"tokens_per_s", "loss_tokens_per_s", "data_wait", "memory_mb", "mfu"}
     return [
         dataclasses.replace(
-            row, tokens_per_s=0.0, loss_tokens_per_s=0.0, extra={k: v for k, v in row.extra.items() if k not in timed}
+            row, tokens_per_s=0.0, loss_tokens_per_s=0.0, extra={k: v for k, v in row.extra.items() if k not in CLOCK}
         )
         for row in read_run(folder).train
     ]
