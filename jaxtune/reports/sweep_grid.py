@@ -11,7 +11,7 @@ from jaxtune.reports.charts import Series, Style, line_chart
 from jaxtune.reports.drawing import XAxis, YAxis
 from jaxtune.reports.heatmap import Grid, heat_table
 from jaxtune.reports.page import TASKS_DRAWN, Html, Section, tag
-from jaxtune.runs.sweeps import MATCH, Measure, Setting, Sweep, option_name, task_measure
+from jaxtune.runs.sweeps import MATCH, Measure, Setting, Sweep, by_size, option_name, task_measure
 from jaxtune.terminal.numbers import axis_percent
 
 
@@ -36,7 +36,7 @@ def sweep_grids(sweep: Sweep) -> list[list[Grid]]:
 def grid_of(sweep: Sweep, measure: Measure, axes: Sequence[str], fixed: Setting) -> Grid:
     """One heatmap: mean and standard deviation over seeds, every cell with the pages of its runs."""
     row_axis, column_axis = axes[0], axes[1] if len(axes) > 1 else None
-    rows, columns = list(sweep.axes[row_axis]), list(sweep.axes[column_axis]) if column_axis else [""]
+    rows, columns = by_size(sweep.axes[row_axis]), by_size(sweep.axes[column_axis]) if column_axis else [""]
     mean, spread = np.full((len(rows), len(columns)), math.nan), np.full((len(rows), len(columns)), math.nan)
     links: dict[tuple[int, int], list[tuple[str, str]]] = {}
     for (r, row), (c, column) in itertools.product(enumerate(rows), enumerate(columns)):
@@ -97,7 +97,7 @@ def task_section(sweep: Sweep) -> Section | None:
     if not sweep.axes or not sweep.is_grid:
         return None
     axes = list(sweep.axes)
-    lines = list(sweep.axes[axes[1]]) if len(axes) > 1 else [""]
+    lines = by_size(sweep.axes[axes[1]]) if len(axes) > 1 else [""]
     parts: list[object] = []
     if len(axes) > 1:
         entries = [("stroke", page.colour(i), f"{option_name(axes[1])} {value}") for i, value in enumerate(lines)]
@@ -115,7 +115,7 @@ def task_section(sweep: Sweep) -> Section | None:
 
 def task_panel(sweep: Sweep, measure: Measure, axes: Sequence[str], lines: Sequence[str]) -> Html:
     """One task."""
-    values = sweep.axes[axes[0]]
+    values = by_size(sweep.axes[axes[0]])
     places = [float(index) for index in range(len(values))]
     series = []
     for index, line in enumerate(lines):

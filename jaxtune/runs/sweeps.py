@@ -117,9 +117,11 @@ class Sweep:
 
     @functools.cached_property
     def axes(self) -> dict[str, list[str]]:
-        """Every option that was varied with its values: numbers by size, others in the order of the record."""
+        """Every option that was varied with its values, in the order of the record: contrasts are against the first."""
         options = dict.fromkeys(option for setting in self.settings for option in setting)
-        return {option: by_size({one[option]: None for one in self.settings if option in one}) for option in options}
+        return {
+            option: list(dict.fromkeys(one[option] for one in self.settings if option in one)) for option in options
+        }
 
     @property
     def is_grid(self) -> bool:
@@ -158,7 +160,7 @@ class Sweep:
 
 
 def by_size(values: Iterable[str]) -> list[str]:
-    """Values of an option, smallest first where all are numbers; a sweep grows by settings between those it has."""
+    """Values of an option as a picture shows them, smallest first where all are numbers; those of words as given."""
     try:
         return sorted(values, key=float)
     except ValueError:

@@ -5,6 +5,8 @@ import pytest
 import toy_runs
 
 from jaxtune.errors import UserError
+from jaxtune.reports.sweep_grid import sweep_grids
+from jaxtune.runs.sweep_contrasts import questions
 from jaxtune.runs.sweeps import LOSS, MATCH, by_size, is_sweep, read_sweep, sweep_table, task_measure
 from jaxtune.storage.documents import read_json, write_json
 
@@ -47,13 +49,17 @@ def test_values_that_came_later_stand_between_the_first_ones():
     assert by_size(["muon", "2", "adamw"]) == ["muon", "2", "adamw"]
 
 
-def test_the_axes_of_a_refined_sweep_are_in_order(tmp_path):
+def test_pictures_are_in_order_and_contrasts_against_the_value_that_was_given_first(tmp_path):
+    """A sweep that was refined, of which the user gave the own rate first."""
     runs = []
-    for rate in ("1e-3", "2e-3", "0.0014"):
+    for rate in ("2e-3", "1e-3", "0.0014"):
         toy_runs.write_toy_run(tmp_path / rate, steps=6)
         runs.append({"name": rate, "overrides": {"optim.peak-lr": rate}, "seed": 0, "dir": rate})
     write_json(tmp_path / "sweep.json", {"runs": runs})
-    assert read_sweep(tmp_path).axes == {"optim.peak-lr": ["1e-3", "0.0014", "2e-3"]}
+    sweep = read_sweep(tmp_path)
+    [[grid, *_]] = sweep_grids(sweep)
+    assert list(grid.rows) == ["1e-3", "0.0014", "2e-3"]
+    assert [(one.value, one.reference) for one in questions(sweep)] == [("1e-3", "2e-3"), ("0.0014", "2e-3")]
 
 
 def test_options_that_some_settings_leave_alone_make_no_grid(tmp_path):
