@@ -10,6 +10,7 @@ import hypothesis
 import jax
 import long_tests
 import pytest
+import quick_xla
 import runtime_types
 
 runtime_types.install()
@@ -21,9 +22,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # XLA's dearest passes make small programs no faster and take five sixths of the time to compile them. JAX reads the
 # variable when it first computes, and processes that tests start inherit it. A program so compiled has other last bits
 # than the same one over several runs: tests marked `bits` and `slow` run apart, with the variable set to nothing.
-# XLA ends the process at a flag that it does not know, and later versions have only the new emitters.
-OLD_EMITTERS = " --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0" + OLD_EMITTERS)
+os.environ.setdefault("XLA_FLAGS", quick_xla.FLAGS)
 
 # A jitted train step takes CPU-seconds to compile, however small; with the cache a second run is quick.
 # A cache with a size is used under a lock; without one JAX writes in place, and another worker may read half a program.

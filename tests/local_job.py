@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import jax
+import quick_xla
 
 
 def free_port() -> int:
@@ -41,7 +42,7 @@ def spawn(
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         # These programs compile in a sixth of the time.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+        "XLA_FLAGS": quick_xla.FLAGS,
     }
     own = [{"HOME": str(host), "TMPDIR": str(host)} if hosts else {} for host in hosts or range(processes)]
     return [

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick_xla
 from jax.sharding import PartitionSpec
 
 from jaxtune.batch import Batch
@@ -23,7 +24,7 @@ from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, make_mesh
 from jaxtune.step import losses
 
 ROWS, SEQ = 8, 32
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK = quick_xla.OPTIONS
 """Compiler options that leave partitioning and collectives as they are and take a fifth of the time."""
 TINY = ModelConfig(
     vocab_size=64, d_model=32, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=16, d_ff=96, max_seq_len=SEQ,

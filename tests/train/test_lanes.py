@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick_xla
 from helpers import TINY, tiny_config, tiny_config_file, tiny_model
 from run_records import timeless
 
@@ -230,7 +231,7 @@ def test_no_number_crosses_from_trial_to_trial(place_of):
     leaves, tree = jax.tree.flatten(step_arguments(placed, compiled))  # lowering calls dataclasses with placeholders
     with jax.set_mesh(placed.mesh):
         step = jax.jit(lambda leaves: compiled.jitted_train_step.__wrapped__(*tree.unflatten(leaves)))  # type: ignore
-        options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # leave collectives alone
+        options = quick_xla.OPTIONS  # leave collectives alone
         text = step.lower(leaves).compile(options).as_text() or ""
     found = re.findall(r" (?:all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(.*", text)
     groups = {match[1].rstrip(",") for line in found if (match := re.search(r"replica_groups=([^a-z ]*)", line))}
