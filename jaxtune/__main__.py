@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxtune.cli import main
+from jaxtune.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

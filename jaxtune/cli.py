@@ -18,17 +18,26 @@ from jaxtune.errors import UserError, did_you_mean, say
 from jaxtune.mixture import OnCap, Strategy
 from jaxtune.storage.faults import FaultsOfThreads, foreseen
 from jaxtune.sweep import arguments as arms
-from jaxtune.terminal import streams
+from jaxtune.terminal import huge_pages, streams
 from jaxtune.terminal.arguments import add_job, local_path, run_place, whole
 from jaxtune.terminal.display import Phase
 
 EPILOG = (
     "Options after the config change it: `jaxtune train configs/quickstart.py --run-dir runs/a --optim.peak-lr 1e-3`. "
-    "`jaxtune options CONFIG` lists them. `--debug` shows the traceback of an error."
+    "`jaxtune options CONFIG` lists them. `--debug` shows the traceback of an error; "
+    "`--no-huge-pages` leaves memory on Linux as it is."
 )
 Subparsers = argparse._SubParsersAction
 USE_JAX = ("train", "validate", "preview", "plan-memory", "evaluate", "generate", "sweep", "verify", "export-hf")
 """Commands that need the whole library, whose import takes seconds."""
+
+
+def entry() -> int:
+    """Run the command of this process, which may begin anew first (see `huge_pages`); returns the exit code."""
+    streams.open_closed()
+    with streams.surviving("stderr"):
+        huge_pages.restart_or_say(sys.argv[1:])
+    return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in given
     parser = build_parser()
-    arguments, rest = parser.parse_known_args([text for text in given if text != "--debug"])
+    arguments, rest = parser.parse_known_args([text for text in given if text not in ("--debug", huge_pages.OPTION)])
     if rest and not getattr(arguments, "overrides", False):
         arguments.parser.error(f"unknown argument {rest[0]!r}" + arguments.parser.meant(rest[0]))
     arguments.rest = rest

@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # variable when it first computes, and processes that tests start inherit it. A program so compiled has other last bits
 # than the same one over several runs: tests marked `bits` and `slow` run apart, with the variable set to nothing.
 os.environ.setdefault("XLA_FLAGS", quick_xla.FLAGS)
+os.environ.setdefault("JAXTUNE_HUGE_PAGES", "0")  # commands of tests are short: starting twice costs more than it saves
 
 # A jitted train step takes CPU-seconds to compile, however small; with the cache a second run is quick.
 # A cache with a size is used under a lock; without one JAX writes in place, and another worker may read half a program.
