@@ -19,14 +19,16 @@ RESULTS = HERE / "results.jsonl"
 PEERS = {
     "jaxtune": (None, "jaxtune_step.py", ()),
     "jaxtune, rows one by one": (None, "jaxtune_step.py", ("--batch1",)),
+    "jaxtune, bfloat16": (None, "jaxtune_step.py", ("--dtype", "bfloat16")),
     "torch": ("v-torch", "hf_torch.py", ()),
+    "torch, autocast": ("v-torch", "torch_autocast.py", ()),
     "torch, compiled": ("v-torch", "hf_torch.py", ("--compile",)),
     "trl": ("v-torch", "trl_sft.py", ()),
     "trl, rows one by one": ("v-torch", "trl_sft.py", ("--batch1",)),
     "tunix": ("v-tunix", "tunix_sft.py", ()),
     "torchtune": ("v-torchtune", "torchtune_sft.py", ()),
 }
-"""Name -> venv in $PEERS, script in $BENCH, arguments of its own."""
+"""Name -> venv in $PEERS, script here or in $BENCH, arguments of its own."""
 STEPS = {"A": (6, 3), "B": (2, 1)}
 """By config: steps of a run, and distinct batches; the first round of batches is left out of the medians."""
 
@@ -34,7 +36,7 @@ STEPS = {"A": (6, 3), "B": (2, 1)}
 def one(name: str, config: str, mode: str, threads: int, timeout: float) -> dict:
     """The JSON line of a run, or what went wrong."""
     venv, script, own = PEERS[name]
-    folder = HERE if venv is None else pathlib.Path(os.environ["BENCH"])
+    folder = HERE if (HERE / script).exists() else pathlib.Path(os.environ["BENCH"])
     python = sys.executable if venv is None else str(pathlib.Path(os.environ["PEERS"]) / venv / "bin" / "python")
     steps, cycle = STEPS[config]
     given = {"config": config, "mode": mode, "threads": threads, "steps": steps, "cycle": cycle, "warmup": cycle}

@@ -26,7 +26,10 @@ from jaxtune.step.update import LossConfig, hparams
 sys.path.insert(0, os.environ["BENCH"])
 common = importlib.import_module("common")
 ARGUMENTS = common.args(
-    lambda parser: parser.add_argument("--batch1", action="store_true", help="16 micro-batches of one row")
+    lambda parser: (
+        parser.add_argument("--batch1", action="store_true", help="16 micro-batches of one row"),
+        parser.add_argument("--dtype", default="float32", help="of activations and products"),
+    )
 )
 MICRO = 1 if ARGUMENTS.batch1 else common.BATCH
 """Rows of a micro-batch."""
@@ -96,7 +99,7 @@ def main() -> None:
     optim = OptimConfig(peak_lr=common.LR, weight_decay=common.WD, clip_norm=common.CLIP, warmup_frac=0.1)
     sizes = bounds(ARGUMENTS.config, ARGUMENTS.mode)
     spec = programs.ProgramSpec(
-        model=config, optim=optim, loss=LossConfig(), lora=None, compute_dtype="float32", num_tasks=1,
+        model=config, optim=optim, loss=LossConfig(), lora=None, compute_dtype=ARGUMENTS.dtype, num_tasks=1,
         room=Room(capacity=sizes.capacity, tokens=sizes.tokens), mesh=mesh,
     )  # fmt: skip
     program = programs.build(spec, model.abstract_params(config)[1])

@@ -2,7 +2,9 @@
 
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +16,11 @@ YNN = "xla_cpu_experimental_ynn_fusion_type"
 """Which operations XLA gives to the YNN library on a CPU.
 
 On x86 its float32 products took 1.3 times the time of XLA's own and its sum of [1, 8192, 256] over the middle axis
-thirty times as long; its products are also a little further from float64 (`experiments/10-step-speed`). In bfloat16 it
-is the faster one.
+thirty times as long; its products are also a little further from float64 (`experiments/10-step-speed`). In bfloat16 its
+products were 1.2 times as fast as XLA's on an x86 that multiplies bfloat16 itself, and slower on one that does not; its
+sums were slower on both.
 """
+YNN_PRODUCTS = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 
 Options = dict[str, str | bool | int]
 """XLA options by name."""
@@ -88,12 +92,27 @@ def compiler_options(
     asked = parsed_options(dict(given))
     if platform == jax.default_backend():
         said = os.environ.get("XLA_FLAGS", "") + os.environ.get("LIBTPU_INIT_ARGS", "")
-        ours = {YNN: ""} if platform == "cpu" and dtype == "float32" else PREFERRED.get(platform, {})
+        ours = {} if (ynn := ynn_operations(dtype)) is None or platform != "cpu" else {YNN: ynn}
+        ours = {**ours, **PREFERRED.get(platform, {})}
         ours = {**ours, **COMPILED_FAST} if platform == "cpu" and fills else ours
         options = {name: value for name, value in ours.items() if name not in said and _refusal({name: value}) is None}
         if refused := _refusal(asked):
             raise UserError(f"compiler_options: XLA refuses {dict(given)}: {refused}")
     return {**options, **asked} or None
+
+
+def ynn_operations(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The operations that a program in `dtype` leaves to the YNN library on this CPU; None: those that XLA chooses.
+
+    Float32 leaves nothing to it. Bfloat16 leaves its products on an x86 that multiplies bfloat16 itself, nothing on one
+    that does not, and what XLA decides on other CPUs, which were not measured.
+    """
+    if dtype == "float32":
+        return ""
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    if flags is None:
+        return None
+    return YNN_PRODUCTS if {"avx512_bf16", "amx_bf16"} & set(flags[1].split()) else ""
 
 
 def _refusal(options: Options) -> str | None:

@@ -18,6 +18,36 @@ def fresh(monkeypatch):
     compiler_options.cache_clear()
 
 
+X86 = "processor\t: 0\nflags\t\t: fpu avx512f avx512bw{}\nbugs\t: none\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "bfloat16"),
+    [
+        (X86.format(" avx512_bf16"), compilation.YNN_PRODUCTS),
+        (X86.format(" amx_bf16"), compilation.YNN_PRODUCTS),
+        (X86.format(""), ""),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16\n", None),
+        (None, None),
+    ],
+    ids=["AVX-512 with bfloat16", "AMX", "AVX-512", "ARM", "no /proc"],
+)
+def test_products_in_bfloat16_go_to_the_library_that_is_faster_on_this_cpu(cpuinfo, bfloat16, tmp_path):
+    place = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        place.write_text(cpuinfo)
+    assert compilation.ynn_operations("bfloat16", place) == bfloat16
+    assert compilation.ynn_operations("float32", place) == ""
+
+
+def test_a_program_in_bfloat16_is_compiled_with_what_this_cpu_does_fast(monkeypatch):
+    for asked in (compilation.YNN_PRODUCTS, ""):
+        monkeypatch.setattr(compilation, "ynn_operations", lambda dtype, asked=asked: asked)
+        compiler_options.cache_clear()
+        assert compiler_options("cpu", "bfloat16") == {YNN: asked}
+        jax.jit(lambda x: x @ x, compiler_options={YNN: asked})(jnp.ones((64, 64), jnp.bfloat16)).block_until_ready()
+
+
 @pytest.mark.parametrize("asked", ["float32", "bfloat16", "auto"])
 def test_auto_is_bfloat16_wherever_the_device_is_no_cpu(asked):
     found = {platform: compilation.compute_dtype(asked, platform) for platform in ("cpu", "gpu", "tpu")}
@@ -32,7 +62,6 @@ def test_options_for_a_platform_that_is_not_here_are_those_that_are_given():
 
 def test_what_the_environment_says_goes_before_ours_and_what_is_given_before_both(monkeypatch):
     assert compiler_options("cpu", "float32") == {YNN: ""}
-    assert compiler_options("cpu", "bfloat16") is None
     given = (("xla_cpu_enable_fast_math", "false"), ("xla_gpu_all_gather_combine_threshold_bytes", "5"))
     expected = {"xla_cpu_enable_fast_math": False, "xla_gpu_all_gather_combine_threshold_bytes": "5"}
     assert compiler_options("cpu", "float32", given) == {YNN: "", **expected}
@@ -70,6 +99,7 @@ def test_programs_that_only_fill_are_compiled_fast_on_a_cpu_and_fill_the_same(mo
 
 
 def test_options_that_the_installed_xla_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(compilation, "ynn_operations", lambda dtype: None)
     monkeypatch.setitem(PREFERRED, "cpu", {"xla_of_tomorrow": True, "xla_gpu_enable_latency_hiding_scheduler": True})
     assert compiler_options("cpu", "bfloat16") == {"xla_gpu_enable_latency_hiding_scheduler": True}
     assert known(PREFERRED["gpu"])

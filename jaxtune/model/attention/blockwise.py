@@ -76,10 +76,11 @@ def _forward(options, query, key, value, segment_ids, sinks):
         empty = nothing, *_before_keys(sinks, rows)
         summed, highest, total = jax.lax.fori_loop(start, i + 1, key_block, empty)
         mixed = (summed / total[:, :, None]).transpose(0, 1, 3, 4, 2)
-        return mixed.astype(query.dtype), highest + jnp.log(total)
+        return mixed, highest + jnp.log(total)
 
     mixed, log_total = jax.lax.map(query_block, (queries, segments, jnp.arange(len(queries)), first))
-    mixed = checkpoint_name(_join(mixed, query.shape), RESIDUAL)
+    # Narrowed here: a CPU that writes blocks of bfloat16 into their stack converts the whole stack each time.
+    mixed = checkpoint_name(_join(mixed.astype(query.dtype), query.shape), RESIDUAL)
     log_total = checkpoint_name(log_total, RESIDUAL)
     return mixed, (query, key, value, segment_ids, sinks, mixed, log_total)
 
