@@ -13,12 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from jaxtune.errors import UserError
 from jaxtune.parallel import job as distributed
 from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import MeshConfig, make_mesh
+from jaxtune.runs import written
 from jaxtune.runs.checkpoints import Checkpoints, abstract
+from jaxtune.runs.documents import FileDigest
 
 ROWS, SEQ = 8, 16
 
@@ -50,6 +53,7 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--kill-at", type=int)
     parser.add_argument("--fail-at", type=int)
+    parser.add_argument("--unread", type=int, help="process that cannot read what it wrote")
     parser.add_argument("--pause", type=float, default=0.0)
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", options.devices)
@@ -64,7 +68,17 @@ def run(options: argparse.Namespace, stop: distributed.StopSignal) -> int:
     places = State(sharding.replicated(mesh), {"w": jax.NamedSharding(mesh, jax.P("fsdp"))})
     state = jax.jit(lambda: State(jnp.zeros((), jnp.int32), {"w": jnp.ones((SEQ, 4))}), out_shardings=places)()
     step_fn = jax.jit(update, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
-    record = {"process": jax.process_index(), "rows": rows.tolist(), "losses": [], "batches": []}
+    record = {"process": jax.process_index(), "rows": rows.tolist(), "losses": [], "batches": [], "digested": {}}
+    read = written.digests_of
+
+    def digested(folder: epath.Path, names: list[str]) -> dict[str, FileDigest]:
+        if options.unread == jax.process_index():
+            raise OSError("the disk of this process is broken")
+        found = read(folder, names)
+        record["digested"] |= {name.replace(".orbax-checkpoint-tmp", ""): digest for name, digest in found.items()}
+        return found
+
+    written.digests_of = digested
     with Checkpoints(options.folder / "checkpoints") as checkpoints:
         start = checkpoints.latest() or 0
         record["start"] = start

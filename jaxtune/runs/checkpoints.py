@@ -24,6 +24,7 @@ from jaxtune.parallel.job import barrier
 from jaxtune.runs.documents import read_checkpoint
 from jaxtune.runs.leaves import described, differences, mismatch, parts, placed
 from jaxtune.runs.retention import COMMITTED, DOCUMENT, CheckpointConfig, Keep, is_step, open_folder, ranked
+from jaxtune.runs.written import Barrier, all_digests, note_own
 from jaxtune.storage.documents import Json, UnreadableDocument, is_remains, number, plain, write_sealed
 from jaxtune.storage.faults import faults_at
 from jaxtune.storage.fingerprints import file_digests, files_below
@@ -90,6 +91,7 @@ class Checkpoints:
         if not read_only and alone:
             self.directory.mkdir(parents=True, exist_ok=True)  # Orbax makes it for whole jobs only
         # Compressing takes as much memory as the state and twice the time, and weights shrink by a tenth at most.
+        self._barrier = None if self._alone else Barrier(ocp.multihost.get_barrier_sync_fn(), self._note)
         handler = lambda: ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=processes)
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -101,6 +103,7 @@ class Checkpoints:
                 create=not read_only and not alone,
                 multiprocessing_options=processes,
                 async_options=ocp.options.AsyncOptions(
+                    barrier_sync_fn=self._barrier,
                     post_finalization_callback=self._write_document,
                     timeout_secs=_SAVE_SECONDS,
                 ),
@@ -143,6 +146,8 @@ class Checkpoints:
         self._saving = step, document
         self._metrics[step] = document["metrics"]
         items = ocp.args.Composite(params=ocp.args.PyTreeSave(params), rest=ocp.args.PyTreeSave(rest))
+        if self._barrier is not None:
+            self._barrier.begin()
         with faults_at(self.directory):
             if not self._manager.save(step, args=items, force=True):
                 raise RuntimeError(f"Orbax did not save step {step} in {self.directory}")
@@ -300,15 +305,21 @@ class Checkpoints:
         except UnreadableDocument as error:
             return str(error)
 
-    def _write_document(self) -> None:
-        """Digest the files of the checkpoint being written. Orbax calls this on process 0, just before the commit."""
+    def _note(self) -> None:
+        """Digest what this process wrote. Orbax calls this on every process of a job, when that is on the disk."""
+        note_own(self._unfinished()[0], jax.process_index())
+
+    def _unfinished(self) -> tuple[epath.Path, str, dict[str, Any]]:
+        """The checkpoint that is being written: its folder of now, its name to be, its document so far."""
         assert self._saving is not None
         step, document = self._saving
         name = self._folder(step).name
-        folder = next(path for path in self.directory.iterdir() if path.name.startswith(name))
-        names = files_below(folder, COMMITTED)
-        digests = zip(names, file_digests(folder, names), strict=True)
-        document = document | {"files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests}}
+        return next(path for path in self.directory.iterdir() if path.name.startswith(name)), name, document
+
+    def _write_document(self) -> None:
+        """Complete the document of the checkpoint being written. Orbax calls this on process 0, before the commit."""
+        folder, name, document = self._unfinished()
+        document = document | {"files": all_digests(folder, COMMITTED)}
         if self._before is not None and self._bucket is None:
             self._before()
         write_sealed(folder / DOCUMENT, document)

@@ -105,6 +105,19 @@ def test_there_is_one_checkpoint_and_four_processes_resume_from_that_of_two(stor
         assert checkpoints.problems(step) == checkpoints.problems(step + 5) == []
 
 
+def test_each_process_digests_what_it_wrote_and_process_0_reads_nobodys_arrays(story):
+    """The document is that of one process that reads all; what remains for process 0 is small."""
+    folder, step, (_, _, two), _, (_, _, four) = story
+    for at, found in ((step, two), (step + 5, four)):
+        files = json.loads((folder / "checkpoints" / f"{at:08d}" / "checkpoint.json").read_text())["files"]
+        read = [record["digested"] for record in found]
+        assert {name: digest for own in read for name, digest in own.items()} == files
+        assert sum(map(len, read)) == len(files), "no file is read twice"
+        for process, own in enumerate(read):
+            shares = [int(name[1]) for path in own if (name := re.search(r"ocdbt\.process_(\d+)/d/", path))]
+            assert set(shares) == {process}, "each wrote a part of the weights"
+
+
 def test_four_processes_see_the_batches_and_the_losses_of_one(story):
     _, step, _, _, (_, _, found) = story
     check_batches(found)
@@ -127,6 +140,17 @@ def test_bad_input_on_one_process_ends_all_and_its_message_is_printed_once(tmp_p
     logs = finish(job)
     assert [child.returncode for child in job] == [distributed.EXIT_HOST_LOST, 1], logs
     assert "process 1 of 2: file data.jsonl, line 7: no JSON" in logs[1] and "Traceback" not in logs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_save_that_fails_on_one_process_ends_all_with_its_reason(tmp_path, victim):
+    begin = time.monotonic()
+    job = launch(tmp_path, 2, "--steps", "2", "--devices", "1", "--unread", str(victim))
+    logs = finish(job)
+    assert time.monotonic() - begin < 90, "nobody waits for the hour that a save may take"
+    assert all(child.returncode for child in job), logs
+    assert "the disk of this process is broken" in logs[victim]
 
 
 @pytest.mark.slow
