@@ -259,7 +259,7 @@ def synthetic_stores(folder: pathlib.Path) -> dict[str, TaskTokens]:
             tokens=rng.integers(1, 30_000, total).astype(np.int32), weights=weights, lengths=lengths,
             loss_lengths=halves, response_lengths=halves, records=np.arange(n), outcomes={"kept": n},
         )  # fmt: skip
-        part.write(folder / f"{task}.npz")
+        part.write(folder / f"{task}.npz", 30_000)
         merge([folder / f"{task}.npz"], folder / task, task=task, split="train", facts={})
         stores[task] = TaskTokens(folder / task)
     return stores

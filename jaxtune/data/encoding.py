@@ -40,8 +40,13 @@ class Encoding:
             "mask_policy": self.mask_policy.value,
             "length_policy": self.length_policy.value,
             "prompt_loss_weight": self.prompt_loss_weight,
-            "token_limit": min(self.tokenizer.vocab_size, self.embedding_rows or self.tokenizer.vocab_size),
+            "token_limit": self.token_limit,
         }
+
+    @property
+    def token_limit(self) -> int:
+        """All token ids of examples are below it."""
+        return min(self.tokenizer.vocab_size, self.embedding_rows or self.tokenizer.vocab_size)
 
 
 def encode_records(task: Task, split: str, records: Sequence[int], encoding: Encoding) -> tuple[Part, list[Problem]]:

@@ -21,7 +21,7 @@ import cloudpickle
 
 from jaxtune.data.encoding import Encoding, encode_records
 from jaxtune.data.sharing import bring, send
-from jaxtune.data.store import DamagedStore, Part, TaskTokens, allow_open_stores, merge, open_store
+from jaxtune.data.store import FORMAT, DamagedStore, Part, TaskTokens, allow_open_stores, merge, open_store
 from jaxtune.data.workers import end_with_parent
 from jaxtune.errors import UserError, say
 from jaxtune.storage.documents import made_folder
@@ -136,6 +136,7 @@ class Job:
             "templates": task.num_templates,
             "part": self.size,
             "code": code_fingerprint(),
+            "format": FORMAT,
             **encoding.facts(),
         }
         key = hashlib.sha256(json.dumps([task.name, self.facts], sort_keys=True).encode()).hexdigest()
@@ -185,7 +186,7 @@ class Job:
         part, problems = encode_records(self.task, self.split, records, self.encoding)
         errors = [problem for problem in problems if problem.severity is Severity.ERROR]
         if not errors:
-            part.write(self.part(number))
+            part.write(self.part(number), self.encoding.token_limit)
         return len(records), errors
 
     def merged(self) -> TaskTokens:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Integer, UInt64
 
 from jaxtune.batch import Example
 from jaxtune.chat import Tokenizer
@@ -95,7 +95,7 @@ def refuse_shared(texts: Mapping[str, Encoded], trained: Mapping[str, TaskTokens
                 )
 
 
-def windows(tokens: Int[np.ndarray, " n"]) -> UInt64[np.ndarray, " windows"]:
+def windows(tokens: Integer[np.ndarray, " n"]) -> UInt64[np.ndarray, " windows"]:
     """A hash of every run of `WINDOW` tokens."""
     count = len(tokens) - WINDOW + 1
     if count < 1:

@@ -36,7 +36,7 @@ folder = pathlib.Path(sys.argv[1])
 sizes = np.full((1, 1), 2000, np.int32)
 part = store.Part(tokens=np.zeros(2000, np.int32), weights=np.ones(2000, np.float32), lengths=sizes,
                   loss_lengths=sizes, response_lengths=sizes, records=np.zeros(1, np.int64), outcomes={"used": 1})
-part.write(folder / "part")
+part.write(folder / "part", 10)
 toy_runs.write_toy_sweep(folder / "sweep", steps=6)
 documents.write_json(folder / "old.json", {"whole": True})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
