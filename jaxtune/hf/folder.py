@@ -13,18 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from jaxtune.errors import UserError, first_line
+from jaxtune.hf import reading
 from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.configs import read_config, write_config
 from jaxtune.hf.layout import (
     FLOATS,
     Params,
-    Piece,
     Place,
-    from_stored,
     leaf_at,
     match_tensors,
     stored_layout,
@@ -37,7 +35,8 @@ from jaxtune.hf.text_files import GENERATION, TextFiles
 from jaxtune.hf.wrapped import is_wrapped, text_fields, text_tensors
 from jaxtune.model.settings import ModelConfig
 from jaxtune.model.transformer import abstract_params
-from jaxtune.parallel.job import answer_of_main
+from jaxtune.parallel.gathering import lines_of_all
+from jaxtune.parallel.job import answer_of_main, is_alone
 from jaxtune.storage.documents import made_folder, read_object, write_json
 from jaxtune.storage.fetching import fetched_folder
 from jaxtune.storage.stores import default_cache, is_url, refuse_unserved
@@ -46,8 +45,6 @@ from jaxtune.storage.userfiles import locate, looked_for
 ShardingRule = Callable[[str], jax.sharding.Sharding]
 """Dotted parameter path, for instance layers.attn.q.kernel -> where the array lives."""
 
-CHUNK_BYTES = 256 * 2**20
-"""A stacked parameter goes to its devices in pieces of about this size, which bounds host memory."""
 SHARD_BYTES = 5 * 10**9
 WEIGHT_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 """Names of the files that a model folder is made of; others, such as weights of other libraries, are not fetched."""
@@ -128,8 +125,10 @@ def import_model(
     """Config and parameters of a model folder or Hub name, converted to `dtype`.
 
     Tensors are read one by one and sent to their devices in chunks, so that the host never holds much more than one
-    stacked parameter's chunk beyond what its own devices keep. Raises UserError that names file and tensor if one is
-    missing, unknown, mis-shaped, of a dtype that holds no weights, or cut short; nothing is guessed or skipped.
+    stacked parameter's chunk beyond what its own devices keep. Where parameters lie on devices of several processes,
+    all of them must call it, each reads its share, and what is wrong with one share is raised on all. Raises UserError
+    that names file and tensor if one is missing, unknown, mis-shaped, of a dtype that holds no weights, or cut short;
+    nothing is guessed or skipped.
     """
     folder = resolve(source)
     config = load_config(folder)
@@ -137,11 +136,14 @@ def import_model(
     shapes = abstract_params(config, dtype)[1]
     pieces = match_tensors(folder, config, shapes, entries)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
-    loaded = []
+    loaded, problems = [], []
     for keys, leaf in leaves:
         path = tuple(key.key for key in keys)
         place = None if sharding is None else sharding(".".join(path))
-        loaded.append(_load(path, leaf, pieces[path], place))
+        loaded.append(reading.load(path, leaf, pieces[path], place, problems))
+    shared = is_alone() or not all(array.is_fully_addressable for array in loaded)
+    if shared and (told := lines_of_all(problems)):
+        raise UserError("\n".join(told))
     return config, jax.tree_util.tree_unflatten(treedef, loaded)
 
 
@@ -181,47 +183,6 @@ def export_model(
     finally:
         if writing:
             shutil.rmtree(aside, ignore_errors=True)
-
-
-# -------------------------------------------------------------------------------------------------------------- layout
-
-
-# -------------------------------------------------------------------------------------------------------------- import
-
-
-def _load(path: tuple[str, ...], leaf: Any, pieces: list[Piece], sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """One parameter: its pieces read, transposed, cast, stacked and placed."""
-    if not pieces[0].index:
-        return _place(_read(path, pieces[0], leaf.shape, leaf.dtype), sharding)
-    layers = leaf.shape[0]
-    layer_bytes = math.prod(leaf.shape[1:]) * leaf.dtype.itemsize
-    step = max(1, min(layers, CHUNK_BYTES // layer_bytes))
-    chunks = []
-    for first in range(0, layers, step):
-        last = min(first + step, layers)
-        buffer = np.empty((last - first, *leaf.shape[1:]), leaf.dtype)
-        for piece in pieces:
-            layer, *inner = piece.index
-            if first <= layer < last:
-                shape = leaf.shape[len(piece.index) :]
-                buffer[(layer - first, *inner)] = _read(path, piece, shape, leaf.dtype)
-        chunks.append(_place(buffer, sharding))
-    if len(chunks) == 1:
-        return chunks[0]
-    return jax.jit(lambda *parts: jnp.concatenate(parts), out_shardings=sharding)(*chunks)
-
-
-def _read(path: tuple[str, ...], piece: Piece, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    value = from_stored(path, piece, shape)
-    if value.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
-        return (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)  # exact, and faster than astype
-    return value.astype(dtype, copy=False)
-
-
-def _place(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    if sharding is None:
-        return jnp.asarray(value)
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 # -------------------------------------------------------------------------------------------------------------- export

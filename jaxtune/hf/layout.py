@@ -46,6 +46,29 @@ class Piece:
         safetensors_io.check_finite(self.entry, values)
         return values if self.place.columns is None else values[0, ..., self.place.columns]
 
+    @property
+    def splits(self) -> bool:
+        """Whether it is a matrix whose rows can be read one by one: no vector, and no packed weights."""
+        return len(self.entry.shape) == (2 if self.place.columns is None else 3) and self.entry.dtype != MXFP4
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns of a piece that `splits`, as it is stored."""
+        if self.place.columns is None:
+            return self.place.rows.stop - self.place.rows.start, self.entry.shape[1]
+        return self.entry.shape[1], len(range(*self.place.columns.indices(self.entry.shape[2])))
+
+    def read_rows(self, first: int, last: int) -> np.ndarray:
+        """Rows `first` to `last` of a piece that `splits`, read from disk now. Raises UserError as `read` does."""
+        entry, start = self.entry, self.place.rows.start
+        if self.place.columns is not None:  # of one expert
+            bytes_each = math.prod(entry.shape[1:]) * safetensors_io.DTYPES[entry.dtype].itemsize
+            entry = dataclasses.replace(entry, shape=entry.shape[1:], start=entry.start + start * bytes_each)
+            start = 0
+        values = safetensors_io.read_tensor(entry, slice(start + first, start + last))
+        safetensors_io.check_finite(entry, values)
+        return values if self.place.columns is None else values[:, self.place.columns]
+
 
 def leaf_at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     for name in path:

@@ -16,6 +16,7 @@ import pytest
 
 from jaxtune.errors import UserError
 from jaxtune.hf import folder as hf
+from jaxtune.hf import reading
 from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.configs import read_config, write_config
 from jaxtune.hf.text_files import TextFiles, tokenizer_files
@@ -129,12 +130,69 @@ def test_bfloat16_goes_both_ways(params, tmp_path):
 
 
 def test_import_lands_in_the_given_sharding(params, folder, monkeypatch):
-    monkeypatch.setattr(hf, "CHUNK_BYTES", 1)  # every layer is a chunk of its own
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 1)  # every layer is a chunk of its own
     mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = {"layers.attn.q.kernel": jax.P(None, "fsdp"), "layers.mlp.down.kernel": jax.P(None, "fsdp")}
     _, loaded = hf.import_model(folder, sharding=lambda path: jax.NamedSharding(mesh, spec.get(path, jax.P())))
     assert loaded["layers"]["mlp"]["down"]["kernel"].addressable_shards[0].data.shape == (3, 5, 12)
     jax.tree.map(np.testing.assert_array_equal, params, loaded)
+
+
+def split(mesh: jax.sharding.Mesh, config: ModelConfig):
+    """A rule that splits every parameter along its last dimension that the mesh divides."""
+    shapes = jax.tree_util.tree_leaves_with_path(model.abstract_params(config)[1])
+    by_path = {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in shapes}
+
+    def rule(path: str) -> jax.NamedSharding:
+        even = [i for i, size in enumerate(by_path[path]) if size % mesh.size == 0]
+        return jax.NamedSharding(mesh, jax.P(*[None] * even[-1], "fsdp") if even else jax.P())
+
+    return rule
+
+
+SHARED = ("llama", "phi3", "gpt_oss", "qwen3_moe")
+"""Families whose matrices are stored alone; fused by rows; of all experts in one, by columns; of each expert."""
+
+
+@pytest.mark.parametrize("family", SHARED, indirect=True)
+def test_what_processes_read_in_shares_is_what_one_reads_alone(family, monkeypatch):
+    folder, config, params, _ = family
+    read, honest = [], safetensors_io.read_tensor
+    monkeypatch.setattr(safetensors_io, "read_tensor", lambda *given: read.append(given) or honest(*given))
+    monkeypatch.setattr(reading, "spans_processes", lambda _: True)
+    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    _, shared = hf.import_model(folder, sharding=split(mesh, config))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(np.asarray(x).view("u4"), np.asarray(y).view("u4")), shared, params
+    )
+    parts = [(entry, rows) for entry, rows in read if len(entry.shape) > 1 and rows is not None]
+    assert any(rows.stop - rows.start <= -(-entry.shape[0] // 4) for entry, rows in parts), "each device's share"
+
+
+def test_shares_of_rows_that_devices_do_not_divide_and_of_half_precision(tmp_path, monkeypatch):
+    """Bits that a sum with zero would change are there: a negative zero, a number below the normal ones."""
+    params = random_params(CONFIG)
+    odd = np.array(params["embed"]["embedding"])
+    odd[3, :4] = -0.0, 1e-40, -1e-40, 3e38
+    params["embed"]["embedding"] = jnp.asarray(odd)
+    monkeypatch.setattr(reading, "spans_processes", lambda _: True)
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    for dtype, bits in ((jnp.float32, "u4"), (jnp.bfloat16, "u2")):
+        hf.export_model(tmp_path / bits, CONFIG, params, TextFiles(eos_token_id=2), dtype=dtype)
+        _, shared = hf.import_model(tmp_path / bits, dtype=dtype, sharding=split(mesh, CONFIG))
+        for found, written in zip(jax.tree.leaves(shared), jax.tree.leaves(params), strict=True):
+            expected = np.asarray(written).astype(dtype)
+            np.testing.assert_array_equal(np.asarray(found).view(bits), expected.view(bits))
+
+
+def test_what_is_wrong_with_a_share_is_raised_when_all_have_read_theirs(params, tmp_path, monkeypatch):
+    weights = jax.tree.map(np.array, params)
+    weights["layers"]["attn"]["q"]["kernel"][1, 2, 3, 4] = np.nan
+    hf.export_model(tmp_path / "model", CONFIG, weights, TextFiles(eos_token_id=2))
+    monkeypatch.setattr(reading, "spans_processes", lambda _: True)
+    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn\.q_proj\.weight' holds 1 values that are NaN"):
+        hf.import_model(tmp_path / "model", sharding=split(mesh, CONFIG))
 
 
 def test_import_holds_little_more_than_what_it_returns(tmp_path):
