@@ -44,6 +44,8 @@ def helps(argv: Sequence[str], environment: Mapping[str, str], root: Path = Path
     A kernel that gives them to all, or to none, is left alone, and so are tunables that the user has set.
     """
     asked = OPTION not in argv and SWITCH not in environment and TUNABLE not in environment.get("GLIBC_TUNABLES", "")
+    if "malloc" in environment.get("LD_PRELOAD", ""):  # jemalloc, tcmalloc: glibc's own is not in use
+        return False
     computes = any(text in COMPUTING for text in argv[:2]) and not {"-h", "--help", "--dry-run"} & set(argv)
     if not (asked and computes and sys.platform == "linux" and sys.executable and glibc() >= SINCE):
         return False

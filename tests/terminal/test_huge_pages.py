@@ -41,7 +41,14 @@ def test_who_says_no_or_only_asks_starts_once(machine, more):
 
 
 @pytest.mark.parametrize(
-    "environment", [{SWITCH: "0"}, {SWITCH: "said"}, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=2"}], ids=str
+    "environment",
+    [
+        {SWITCH: "0"},
+        {SWITCH: "said"},
+        {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=2"},
+        {"LD_PRELOAD": "/usr/lib/libtcmalloc.so.4"},
+    ],
+    ids=str,
 )
 def test_the_environment_decides_before_us(machine, environment):
     assert not helps(TRAIN, environment, machine)
