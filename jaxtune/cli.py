@@ -34,9 +34,7 @@ USE_JAX = ("train", "validate", "preview", "plan-memory", "evaluate", "generate"
 
 def entry() -> int:
     """Run the command of this process, which may begin anew first (see `huge_pages`); returns the exit code."""
-    streams.open_closed()
-    with streams.surviving("stderr"):
-        huge_pages.restart_or_say(sys.argv[1:])
+    huge_pages.restart(sys.argv[1:])
     return main()
 
 
@@ -53,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A run outlives its terminal; the other commands exist for what they print.
     outlives = ["stdout"] if arguments.command in ("train", "sweep", "transfer") else []
     with streams.surviving("stderr", *outlives), FaultsOfThreads() as of_threads:
+        huge_pages.tell_once()
         return run_command(arguments, of_threads, debug=debug)
 
 

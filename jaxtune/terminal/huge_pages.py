@@ -23,19 +23,20 @@ ACCELERATORS = ("nvidiactl", "kfd", "accel0", "vfio/0")
 """Files under /dev of NVIDIA and AMD GPUs and of TPUs: there the step's arrays are not in this memory."""
 
 
-def restart_or_say(argv: Sequence[str], root: Path = Path("/")) -> None:
-    """Begin this process anew with huge pages, where they help; in the process that so began, say so once.
-
-    Replaces the process (same number, same terminal) or returns. `root`: where /sys and /dev are.
-    """
-    if os.environ.get(SWITCH) == "1":
-        os.environ[SWITCH] = "said"  # processes that this one starts have it too, and say nothing
-        print(f"memory in huge pages ({OPTION} leaves them out)", file=sys.stderr)
-    elif helps(argv, os.environ, root):
+def restart(argv: Sequence[str]) -> None:
+    """Begin this process anew with huge pages where they help, under the same number in the same terminal."""
+    if helps(argv, os.environ):
         before = os.environ.get("GLIBC_TUNABLES")
         tunables = f"{before}:{TUNABLE}=1" if before else f"{TUNABLE}=1"
         environment = {**os.environ, "GLIBC_TUNABLES": tunables, SWITCH: "1"}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def tell_once() -> None:
+    """Say of a process that began anew that it has huge pages; those that it starts have them too, and say nothing."""
+    if os.environ.get(SWITCH) == "1":
+        os.environ[SWITCH] = "said"
+        print(f"memory in huge pages ({OPTION} leaves them out)", file=sys.stderr)
 
 
 def helps(argv: Sequence[str], environment: Mapping[str, str], root: Path = Path("/")) -> bool:

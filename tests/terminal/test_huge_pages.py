@@ -1,7 +1,6 @@
 """Huge pages: commands that compute on a CPU start again with glibc's setting, once, and nothing else does."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -75,35 +74,49 @@ def test_another_or_an_older_c_library_is_left_alone(machine, monkeypatch, versi
     assert not helps(TRAIN, {}, machine)
 
 
-@pytest.mark.parametrize("option", [(), (OPTION,)])
-def test_a_command_says_so_once_and_ends_as_before(option, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name not in (SWITCH, "GLIBC_TUNABLES")}
-    if not helps(TRAIN, environment):
-        pytest.skip("this machine gives no huge pages to who asks")
-    # a config that starts another command: it has huge pages already, and says nothing
-    inner = "import os, subprocess, sys\nprint(os.environ.get('GLIBC_TUNABLES'))\nsys.stdout.flush()\n"
-    again = "subprocess.run([sys.executable, '-m', 'jaxtune', 'train', 'none.py', '--run-dir', 'r'])\nraise SystemExit"
-    (tmp_path / "config.py").write_text(inner + again)
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxtune", *TRAIN, *option], cwd=tmp_path, env=environment | {SWITCH: "0"} | (
-            {} if option else {SWITCH: "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-        ), capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.count("memory in huge pages") == (0 if option else 1)
-    assert ("glibc.malloc.hugetlb=1" in done.stdout) == (not option)
+TELLING = """
+import os, sys
+from jaxtune import cli
+see = lambda: print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:], sep="|") or {code}
+cli.run_command = lambda *arguments, **settings: see()
+sys.exit(cli.entry())
+"""
+"""A command line whose commands only tell what they see."""
 
 
-def test_a_process_that_begins_anew_keeps_its_number_and_arguments(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name not in (SWITCH, "GLIBC_TUNABLES")}
-    if not helps(TRAIN, environment):
+def told(*words: str, **environment: str) -> tuple[int, subprocess.CompletedProcess[str]]:
+    """Number of the process that was started, and how it ended; skips where the kernel gives no huge pages."""
+    clean = {name: value for name, value in os.environ.items() if name not in (SWITCH, "GLIBC_TUNABLES", "LD_PRELOAD")}
+    if not helps(TRAIN, clean):
         pytest.skip("this machine gives no huge pages to who asks")
-    (tmp_path / "config.py").write_text("import os\nprint(os.getpid(), os.environ['GLIBC_TUNABLES'])\nraise SystemExit")
-    words = [sys.executable, "-m", "jaxtune", "train", "config.py", "--run-dir", "a folder"]
     process = subprocess.Popen(
-        words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", TELLING.format(code=3), *words], env=clean | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     out, err = process.communicate(timeout=60)
-    assert out.split() == [str(process.pid), "glibc.malloc.hugetlb=1"]
-    assert err.count("memory in huge pages") == 1
-    assert not pathlib.Path(tmp_path / "a").exists()
+    return process.pid, subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def test_a_process_that_begins_anew_keeps_its_number_its_arguments_and_its_end_and_says_so_once():
+    number, done = told("train", "a config.py", "--run-dir", "ä", GLIBC_TUNABLES="glibc.malloc.check=0")
+    tunables = "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    assert done.stdout == f"{number}|{tunables}|train|a config.py|--run-dir|ä\n"
+    assert done.stderr == "memory in huge pages (--no-huge-pages leaves them out)\n"
+    assert done.returncode == 3
+
+
+def test_usage_is_told_without_a_word_on_memory():
+    _, done = told("train")
+    assert done.returncode == 2 and "memory" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("report", "x"), (*TRAIN, OPTION)], ids=" ".join)
+def test_a_process_that_need_not_begin_anew_does_not(words):
+    number, done = told(*words)
+    assert done.stdout == f"{number}|None|{'|'.join(words)}\n"
+    assert not done.stderr and done.returncode == 3
+
+
+def test_a_command_inside_a_command_says_nothing():
+    _, done = told(*TRAIN, GLIBC_TUNABLES="glibc.malloc.hugetlb=1", **{SWITCH: "said"})
+    assert "hugetlb=1" in done.stdout and not done.stderr
