@@ -98,18 +98,34 @@ def packed(sequences: list[np.ndarray]) -> Rows:
 # ------------------------------------------------------------------------------------------------- logits, loss, slopes
 
 
+def batches_of(network, sequences: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """What transformers reads at once: all, or with a long rope each alone.
+
+    There the longest sequence of a batch picks its frequencies for all; here each sequence's own length does.
+    """
+    parameters = getattr(network.config, "rope_parameters", None) or {}
+    return [[one] for one in sequences] if parameters.get("rope_type") == "longrope" else [sequences]
+
+
 def torch_logits(network, sequences: list[np.ndarray]) -> list[np.ndarray]:
-    """Logits of a padded batch, cut to each sequence's length."""
-    tokens, labels = torch_padded(sequences)
-    with torch.no_grad():
-        logits = network(tokens, attention_mask=(labels >= 0).long()).logits.numpy()
-    return [row[: len(s)] for row, s in zip(logits, sequences, strict=True)]
+    """Logits of padded batches, cut to each sequence's length."""
+    found = []
+    for batch in batches_of(network, sequences):
+        tokens, labels = torch_padded(batch)
+        with torch.no_grad():
+            logits = network(tokens, attention_mask=(labels >= 0).long()).logits.numpy()
+        found += [row[: len(s)] for row, s in zip(logits, batch, strict=True)]
+    return found
 
 
 def torch_loss(network, sequences: list[np.ndarray]) -> torch.Tensor:
-    """The loss that transformers computes for a padded batch whose padding carries no label."""
-    tokens, labels = torch_padded(sequences)
-    return network(tokens, attention_mask=(labels >= 0).long(), labels=labels).loss
+    """The loss that transformers computes for padded batches whose padding carries no label, a mean over tokens."""
+    total = torch.zeros(())
+    for batch in batches_of(network, sequences):
+        tokens, labels = torch_padded(batch)
+        loss = network(tokens, attention_mask=(labels >= 0).long(), labels=labels).loss
+        total = total + loss * sum(len(s) - 1 for s in batch)
+    return total / sum(len(s) - 1 for s in sequences)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -150,7 +166,7 @@ def padded_difference(pair: Pair) -> float:
 
 
 def packed_difference(pair: Pair) -> float:
-    """Both sequences in one row. (The long rope depends on the longest sequence of a batch, in transformers too.)"""
+    """Both sequences in one row."""
     ours = our_logits(pair.config, pair.params, packed(pair.sequences))[0]
     theirs = np.concatenate(pair.expected)
     return difference(ours[: len(theirs)], theirs)
