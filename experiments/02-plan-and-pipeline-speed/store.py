@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxtune.data import store as now
 
-EXAMPLES, RECORDS, ROUNDS = 100_000, 1024, 5
+EXAMPLES, RECORDS, ROUNDS = 50_000, 1024, 3
 LIMITS = {"smollm2": 49_152, "qwen3": 151_936}
 """Vocabularies, tokens."""
 
