@@ -122,9 +122,10 @@ logits, the loss, and folders that go both ways."""
     ]
     missing = [f"| `{name}` | {why} |" for name, why in MISSING.items()]
     texts = """Their text model is tuned, and exported as a text model; what belongs to images stays in the folder it
-came from."""
-    layers = """Layers of a stack may differ: in the reach of attention, in whether they are rotated, and in having a
-dense feed-forward or experts. Layers are scanned by the blocks that repeat, so that compile time does not grow
+came from. So do layers that draft tokens ahead (`mtp.` of Qwen3-Next and Qwen 3.5), with or without images."""
+    layers = """Layers of a stack may differ: in the reach of attention, in whether they are rotated, in having a dense
+feed-forward or experts, and in having linear attention by the gated delta rule, whose memory and short convolution
+begin anew at each packed example. Layers are scanned by the blocks that repeat, so that compile time does not grow
 with depth. Weights that a checkpoint holds as MXFP4 (gpt-oss) are read into floats, and exported so. On GPUs, attention
 with sinks or soft caps takes memory that grows with the square of a row's length: no kernel there has them."""
     return "\n\n".join(

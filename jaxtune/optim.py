@@ -107,9 +107,9 @@ class OptimConfig:
 
 
 MUON_AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    r"layers\.attn\.[qkv]\.kernel": ((-3,), (-2, -1)),
-    r"layers\.attn\.o\.kernel": ((-3, -2), (-1,)),
-    r"layers\.(mlp|moe|moe\.shared)\.\w+\.kernel": ((-2,), (-1,)),
+    r"layers\.(attn\.[qkv]|delta\.gate)\.kernel": ((-3,), (-2, -1)),
+    r"layers\.(attn|delta)\.o\.kernel": ((-3, -2), (-1,)),
+    r"layers\.(delta\.(qkv|beta|decay)|(mlp|moe|moe\.shared)\.\w+)\.kernel": ((-2,), (-1,)),
 }
 """Parameters that Muon treats as matrices: path -> input axes, output axes. Each layer and expert is a matrix."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.hf import safetensors as safetensors_io
+from jaxtune.model.settings import ModelConfig
 
 Fields = dict[str, Any]
 
@@ -239,6 +240,46 @@ def gpt_oss_plain(rng: np.random.Generator) -> Fields:
     return {name: value for name, value in fields.items() if name not in ("layer_types", "swiglu_limit")}
 
 
+def delta(rng: np.random.Generator) -> Fields:
+    """Sizes of linear attention: value heads that share key heads, and odd dimensions.
+
+    The fewer dimensions a head has, the more often are all of them near zero, where its norm magnifies rounding.
+    """
+    key_heads = int(rng.integers(2, 4))
+    rope = {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.25}
+    return {
+        "linear_num_key_heads": key_heads,
+        "linear_num_value_heads": key_heads * int(rng.integers(2, 4)),
+        "linear_key_head_dim": int(rng.integers(7, 14)),
+        "linear_value_head_dim": int(rng.integers(7, 14)),
+        "linear_conv_kernel_dim": int(rng.integers(2, 6)),
+        "head_dim": 8 * int(rng.integers(1, 4)),
+        "attention_bias": bool(rng.integers(2)),
+        "rope_parameters": rope,
+    }
+
+
+def qwen3_next(rng: np.random.Generator) -> Fields:
+    """Experts in all layers but one; attention in the third."""
+    experts = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
+    shared = {"shared_expert_intermediate_size": 13, "norm_topk_prob": bool(rng.integers(2)), "mlp_only_layers": [1]}
+    kinds = ["linear_attention", "linear_attention", "full_attention"]
+    layers = {"num_hidden_layers": 3, "layer_types": kinds}
+    return {"model_type": "qwen3_next", **shape(rng, heads=4), **experts, **shared, **delta(rng), **layers}
+
+
+def qwen3_5(rng: np.random.Generator) -> Fields:
+    """Attention in the fourth of five layers, where no field says which."""
+    return {"model_type": "qwen3_5_text", **shape(rng, heads=4), **delta(rng), "num_hidden_layers": 5}
+
+
+def qwen3_5_moe(rng: np.random.Generator) -> Fields:
+    experts = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 11}
+    fields = {"model_type": "qwen3_5_moe_text", **shape(rng, heads=4), **delta(rng), **experts, "num_hidden_layers": 4}
+    del fields["intermediate_size"]
+    return fields | {"shared_expert_intermediate_size": 13}
+
+
 CASES: dict[str, Callable[[np.random.Generator], Fields]] = {
     case.__name__: case
     for case in (
@@ -246,9 +287,20 @@ CASES: dict[str, Callable[[np.random.Generator], Fields]] = {
         phi3_longrope, mixtral, qwen3_moe, gemma, olmo2, olmo3, smollm3, granite, arcee, seed_oss,
         ministral, ministral3, glm, glm4, exaone4, exaone4_full, cohere, cohere2,
         qwen3_moe_dense, qwen2_moe, qwen2_moe_sliding, gpt_oss, gpt_oss_plain,
-        granite_hybrid, granite_hybrid_unrotated,
+        granite_hybrid, granite_hybrid_unrotated, qwen3_next, qwen3_5, qwen3_5_moe,
     )
 }  # fmt: skip
+
+
+def tolerance(config: ModelConfig) -> float:
+    """Largest difference of logits of a few units from those of transformers, both in float32.
+
+    Where all that a head of linear attention reads is near zero, its norm magnifies rounding: logits of transformers
+    are up to 1e-4 from those that this model has in float64.
+    """
+    return 1e-4 if config.delta is None else 5e-4
+
+
 LENGTHS = (23, 14)
 """Two sequences: a batch pads the second; packing puts them side by side."""
 

@@ -19,8 +19,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from jaxtune.errors import UserError
+from jaxtune.model.cache import Cache, init_cache
 from jaxtune.model.settings import ModelConfig
-from jaxtune.model.transformer import Cache, apply_cached, apply_logits, init_cache
+from jaxtune.model.transformer import apply_cached, apply_logits
 from jaxtune.parallel import compilation as compiling
 from jaxtune.parallel.mesh import ROWS
 from jaxtune.parallel.sharding import row_shards

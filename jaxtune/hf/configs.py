@@ -57,7 +57,7 @@ def _read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
         if name in family.noise:
             left.left.pop(name, None)
         left.require(name, 0)
-    sizes = {ours: left.take(theirs, int) for theirs, ours in SIZES.items()}
+    sizes = {ours: left.take(theirs, int) for theirs, ours in _sizes(family).items()}
     if sizes["num_layers"] > MAX_LAYERS:
         raise UserError(f"{origin}: num_hidden_layers is {sizes['num_layers']!r:.20}; the most are {MAX_LAYERS}.")
     if family.partial_default is None:
@@ -80,6 +80,7 @@ def _read_config(fields: Mapping[str, Any], origin: str) -> ModelConfig:
                 interleaved=family.interleaved,
                 query_growth=family.query_growth,
                 unstated=family.rope_default,
+                text_positions=family.text_positions,
             ),
         ),
         **family.read(left, sizes),
@@ -92,7 +93,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     """The fields of a config.json that `read_config` turns back into `config`, run options aside."""
     family = family_of(config.family, "the model config")
     fields: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.family}
-    fields |= {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
+    fields |= {theirs: getattr(config, ours) for theirs, ours in _sizes(family).items()}
     fields |= {
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
@@ -106,6 +107,11 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     }
     _check_round_trip(fields, config)
     return fields
+
+
+def _sizes(family: Family) -> dict[str, str]:
+    """Fields of the family's config.json that hold sizes -> fields of ModelConfig."""
+    return {family.inner_field if ours == "d_ff" else theirs: ours for theirs, ours in SIZES.items()}
 
 
 def _write_partial(config: ModelConfig, family: Family) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from jaxtune.hf.fields import Fields, Sizes, read_biases, read_kinds, write_bias
 from jaxtune.hf.gemma import GEMMA_NAMES, read_gemma1, read_gemma2, read_gemma3, write_gemma, write_gemma1
 from jaxtune.hf.gpt_oss import GPT_OSS
 from jaxtune.hf.granite import read_granite, read_granite_hybrid, write_granite, write_granite_hybrid
+from jaxtune.hf.heads import ByHead
 from jaxtune.hf.olmo import OLMO_NAMES, read_olmo2, read_olmo3, write_olmo2, write_olmo3
 from jaxtune.hf.qwen import (
     read_qwen2,
@@ -33,6 +34,7 @@ from jaxtune.hf.qwen import (
     write_qwen3_moe,
     write_qwen_window,
 )
+from jaxtune.hf.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from jaxtune.hf.unsupported import refuse
 from jaxtune.model.moe import MoeConfig
 from jaxtune.model.settings import LayerKind, ModelConfig
@@ -68,6 +70,8 @@ class Family:
     """The rope has `llama_4_scaling_beta` (`RopeConfig.query_growth`)."""
     noise: tuple[str, ...] = ()
     """Dropout that published files of the family state; jaxtune trains without."""
+    inner_field: str = "intermediate_size"
+    """The field that `ModelConfig.d_ff` is read from."""
     eps_default: float = 1e-6
     eps_field: str = "rms_norm_eps"
     kv_heads_default: int | None = None
@@ -78,6 +82,14 @@ class Family:
     """Tensor name -> the parameters it holds."""
     stacked: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Tensor name -> the parameters of all experts that it holds, in the form `Form.EXPERTS`."""
+    experts_joined: bool = False
+    """Published files hold the experts of a layer in one tensor [experts, outputs, inputs]; see `experts.apart`."""
+    by_head: Callable[[ModelConfig], Mapping[str, ByHead]] = lambda config: {}
+    """Tensor name -> the parameters that it holds group of heads by group of heads."""
+    unused: tuple[str, ...] = ()
+    """Beginnings of names of stored tensors that are no part of the model, and are left where they are."""
+    text_positions: bool = False
+    """The rope may say how an image's token has three positions (`ropes.one_position`)."""
     rope_default: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The rope of a config.json that states none, where it is not the plain one."""
 
@@ -357,6 +369,9 @@ FAMILIES = {
         **COHERE,
     ),
     "gpt_oss": Family(**GPT_OSS),
+    "qwen3_next": Family(**QWEN3_NEXT),
+    "qwen3_5_text": Family(**QWEN3_5),
+    "qwen3_5_moe_text": Family(**QWEN3_5_MOE),
     "granitemoehybrid": Family(
         models="Granite 4 dense (Micro, 1B, 350M)",
         architecture="GraniteMoeHybridForCausalLM",

@@ -19,6 +19,8 @@ from jaxtune.errors import UserError, first_line
 from jaxtune.hf import reading
 from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.configs import read_config, write_config
+from jaxtune.hf.experts import apart
+from jaxtune.hf.families import family_of
 from jaxtune.hf.layout import (
     FLOATS,
     Params,
@@ -115,8 +117,11 @@ def load_config(source: str | Path) -> ModelConfig:
 
 def model_tensors(folder: Path) -> dict[str, Entry]:
     """The tensors of a model folder by name; of a model of images and text, those of its text model."""
-    entries = joined(safetensors_io.find_tensors(folder))
-    return text_tensors(entries) if is_wrapped(read_object(folder / "config.json")) else entries
+    entries, file = joined(safetensors_io.find_tensors(folder)), folder / "config.json"
+    fields = read_object(file)
+    entries = text_tensors(entries) if is_wrapped(fields) else entries
+    family = family_of(text_fields(fields, str(file)).get("model_type"), str(file))
+    return apart(entries) if family.experts_joined else entries
 
 
 def import_model(

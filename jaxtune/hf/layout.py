@@ -27,7 +27,8 @@ FLOATS = ("F32", "BF16", "F16")
 class Place:
     """The part of a stored tensor that is a parameter, or a slice of one."""
 
-    rows: slice
+    rows: slice | np.ndarray
+    """Numbers of rows where they are not side by side, in the form HEADS."""
     columns: slice | None = None
     """Of one expert, in the form EXPERTS: its part along the last axis. None in the form ROWS."""
 
@@ -42,7 +43,10 @@ class Piece:
 
     def read(self) -> np.ndarray:
         """Values of the place, read from disk now. Raises UserError where they are not finite."""
-        values = read_values(self.entry, self.place.rows)
+        rows = self.place.rows
+        if isinstance(rows, np.ndarray):
+            return self.read_rows(0, len(rows))
+        values = read_values(self.entry, rows)
         safetensors_io.check_finite(self.entry, values)
         return values if self.place.columns is None else values[0, ..., self.place.columns]
 
@@ -54,13 +58,17 @@ class Piece:
     @property
     def matrix(self) -> tuple[int, int]:
         """Rows and columns of a piece that `splits`, as it is stored."""
+        rows = self.place.rows
         if self.place.columns is None:
-            return self.place.rows.stop - self.place.rows.start, self.entry.shape[1]
+            return len(rows) if isinstance(rows, np.ndarray) else rows.stop - rows.start, self.entry.shape[1]
         return self.entry.shape[1], len(range(*self.place.columns.indices(self.entry.shape[2])))
 
     def read_rows(self, first: int, last: int) -> np.ndarray:
         """Rows `first` to `last` of a piece that `splits`, read from disk now. Raises UserError as `read` does."""
-        entry, start = self.entry, self.place.rows.start
+        rows = self.place.rows
+        if isinstance(rows, np.ndarray):
+            return self._read_numbered(rows[first:last])
+        entry, start = self.entry, rows.start
         if self.place.columns is not None:  # of one expert
             bytes_each = math.prod(entry.shape[1:]) * safetensors_io.DTYPES[entry.dtype].itemsize
             entry = dataclasses.replace(entry, shape=entry.shape[1:], start=entry.start + start * bytes_each)
@@ -68,6 +76,12 @@ class Piece:
         values = safetensors_io.read_tensor(entry, slice(start + first, start + last))
         safetensors_io.check_finite(entry, values)
         return values if self.place.columns is None else values[:, self.place.columns]
+
+    def _read_numbered(self, rows: np.ndarray) -> np.ndarray:
+        first = int(rows.min())
+        values = safetensors_io.read_tensor(self.entry, slice(first, int(rows.max()) + 1))[rows - first]
+        safetensors_io.check_finite(self.entry, values)
+        return values
 
 
 def leaf_at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
@@ -81,6 +95,8 @@ def _stored_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, .
     if path[-1] == "kernel":
         inputs = 2 if path[-2:] == ("o", "kernel") else 1
         return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+    if path[-1] == "taps":  # [channels, tokens], which PyTorch's convolutions have as [channels, inputs, tokens]
+        return shape[0], 1, shape[1]
     return (math.prod(shape),) if path[-1] == "bias" else shape
 
 
@@ -104,6 +120,9 @@ def stored_layout(tensor: Tensor, shapes: Params) -> tuple[tuple[int, ...], list
         each = len(own) // experts
         spans = [Place(slice(i // each, i // each + 1), slice(i % each, None, each)) for i in range(len(own))]
         return (experts, *own[0][:-1], own[0][-1] * each), spans
+    if tensor.by_head is not None:
+        stored = [_stored_shape(part.path, shape) for part, shape in zip(tensor.parts, own, strict=True)]
+        return (sum(rows for rows, *_ in stored), *stored[0][1:]), [Place(rows) for rows in tensor.by_head.rows()]
     places, row, tail = [], 0, ()
     for part, shape in zip(tensor.parts, own, strict=True):
         stored = _stored_shape(part.path, shape)
@@ -135,7 +154,9 @@ def match_tensors(
             continue
         for part, place in zip(tensor.parts, places, strict=True):
             pieces.setdefault(part.path, []).append(Piece(entries[tensor.name], place, part.index))
-    wrong += [_foreign(name, config, entries) for name in sorted(set(entries) - known) if not _says_nothing(name)]
+    unused = family_of(config.family, "the model config").unused
+    foreign = (name for name in sorted(set(entries) - known) if not (_says_nothing(name) or name.startswith(unused)))
+    wrong += [_foreign(name, config, entries) for name in foreign]
     wrong = [problem for problem in wrong if problem]
     if wrong:
         listed = "\n  ".join(wrong[:10]) + (f"\n  and {len(wrong) - 10} more" if len(wrong) > 10 else "")

@@ -52,7 +52,7 @@ def read_qwen3_moe(left: Fields, sizes: Sizes) -> dict[str, Any]:
     )
     return {
         "qk_norm": True, "qkv_bias": bias, "out_bias": bias, "moe": moe, "sliding_window": window if used else None,
-        "dense_layers": _read_dense_layers(left, sizes),
+        "dense_layers": read_dense_layers(left, sizes),
     }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def write_qwen3_moe(config: ModelConfig) -> dict[str, Any]:
     window = {} if config.sliding_window is None else {"sliding_window": config.sliding_window}
     return {
         "attention_bias": config.qkv_bias, "use_sliding_window": config.sliding_window is not None,
-        **_write_experts(config), **window,
+        **write_experts(config), **window,
     }  # fmt: skip
 
 
@@ -79,17 +79,17 @@ def read_qwen2_moe(left: Fields, sizes: Sizes) -> dict[str, Any]:
         shared_d_ff=left.take("shared_expert_intermediate_size", int, 5632),
     )
     local = {"layer_kinds": kinds, "sliding_window": window} if LayerKind.LOCAL in kinds else {}
-    bias, dense = left.take("qkv_bias", bool, True), _read_dense_layers(left, sizes)
+    bias, dense = left.take("qkv_bias", bool, True), read_dense_layers(left, sizes)
     return {"qkv_bias": bias, "moe": moe, "dense_layers": dense, **local}
 
 
 def write_qwen2_moe(config: ModelConfig) -> dict[str, Any]:
     assert config.moe is not None
     shared = {"shared_expert_intermediate_size": config.moe.shared_d_ff}
-    return {"qkv_bias": config.qkv_bias, **_write_experts(config), **shared, **write_qwen_window(config)}
+    return {"qkv_bias": config.qkv_bias, **write_experts(config), **shared, **write_qwen_window(config)}
 
 
-def _read_dense_layers(left: Fields, sizes: Sizes) -> tuple[int, ...]:
+def read_dense_layers(left: Fields, sizes: Sizes) -> tuple[int, ...]:
     """Layers without experts: those of `mlp_only_layers`, and all but every `decoder_sparse_step`-th."""
     step, listed = left.take("decoder_sparse_step", int, 1), left.take("mlp_only_layers", list, [])
     if step < 1:
@@ -100,7 +100,8 @@ def _read_dense_layers(left: Fields, sizes: Sizes) -> tuple[int, ...]:
     return tuple(layer for layer in range(sizes["num_layers"]) if layer in set(listed) or (layer + 1) % step)
 
 
-def _write_experts(config: ModelConfig) -> dict[str, Any]:
+def write_experts(config: ModelConfig) -> dict[str, Any]:
+    """Fields about experts, and about the layers that have none."""
     assert config.moe is not None
     return {
         "decoder_sparse_step": 1,

@@ -36,6 +36,8 @@ class RopeDefaults:
     """The family reads `llama_4_scaling_beta`."""
     unstated: Mapping[str, Any]
     """The rope of a file that states none."""
+    text_positions: bool
+    """The rope may say how an image's token has three positions."""
 
 
 def read_ropes(left: Fields, max_seq_len: int, family: RopeDefaults) -> dict[str, RopeConfig]:
@@ -47,7 +49,8 @@ def read_ropes(left: Fields, max_seq_len: int, family: RopeDefaults) -> dict[str
     parameters: dict[str, Any] = {"rope_theta": left.number("rope_theta", family.theta)}
     parameters["partial_rotary_factor"] = left.number("partial_rotary_factor", family.partial or 1.0)
     older, stated = left.take("rope_scaling", dict, {}), left.left.get("rope_parameters") is not None
-    parameters |= older if older or stated else family.unstated
+    plain = one_position if family.text_positions else dict
+    parameters |= plain(older) if older or stated else family.unstated
     local_theta, local_unscaled = family.local_theta, family.local_unscaled
     if local_theta is not None:
         local_theta = left.number("rope_local_base_freq", local_theta)
@@ -60,7 +63,7 @@ def read_ropes(left: Fields, max_seq_len: int, family: RopeDefaults) -> dict[str
         local.require("rope_type", "default")
         local_theta = local.number("rope_theta", local_theta)
         local.finish()
-    parameters |= newer
+    parameters |= plain(newer)
     original = left.take("original_max_position_embeddings", int, None)
     if original is not None:
         parameters["original_max_position_embeddings"] = original
@@ -70,6 +73,12 @@ def read_ropes(left: Fields, max_seq_len: int, family: RopeDefaults) -> dict[str
         local_rope = RopeConfig(theta=rope.theta if local_theta is None else local_theta)
         return {"rope": rope} if local_rope == rope else {"rope": rope, "local_rope": local_rope}
     return {"rope": rope} if local_theta is None else {"rope": rope, "local_rope": RopeConfig(theta=local_theta)}
+
+
+def one_position(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The rope without how an image's token has three positions: all three are equal where there is only text."""
+    plain = {name: value for name, value in rope.items() if name not in ("mrope_section", "mrope_interleaved")}
+    return plain | {name: "default" for name in ("type", "rope_type") if rope.get(name) == "mrope"}
 
 
 def write_rope(rope: RopeConfig, max_seq_len: int, *, phi: bool) -> dict[str, Any]:

@@ -5,8 +5,10 @@ import enum
 from collections.abc import Iterator
 
 from jaxtune.hf.families import Family, family_of
-from jaxtune.model.settings import FeedForward, ModelConfig
-from jaxtune.model.stack import place_in_part
+from jaxtune.hf.heads import ByHead
+from jaxtune.hf.qwen_next import DELTA_NAMES
+from jaxtune.model.settings import ModelConfig
+from jaxtune.model.stack import PARTS, Kind, kinds_of, place_in_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Form(enum.Enum):
     """Arrangement of a stored tensor's parts."""
 
     ROWS = "rows"  # one after the other along the first axis; matrices are [outputs, inputs]
+    HEADS = "heads"  # rows of all parts, group of heads by group of heads; see `Tensor.by_head`
     EXPERTS = "experts"  # [experts, inputs, outputs]; biases [experts, outputs]; parts alternate along the last axis
 
 
@@ -31,6 +34,8 @@ class Tensor:
     name: str
     parts: tuple[ParameterSlice, ...]
     form: Form = Form.ROWS
+    by_head: ByHead | None = None
+    """Of the form HEADS."""
 
 
 def tensors(config: ModelConfig) -> Iterator[Tensor]:
@@ -63,20 +68,28 @@ LAYER_TENSORS = {
 
 def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[Tensor]:
     """The tensors of one layer, by their names inside it."""
-    kinds = [own.feed_forward for own in config.layers]
-    in_stack = {"mlp": place_in_part(kinds, layer), "moe": place_in_part(kinds, layer)}
+    kinds = kinds_of(config)
+    in_stack = {name: place_in_part(kinds, layer, name) for name in PARTS}
+    own = list(_layer_paths(config, kinds[layer]))
 
     def part(path: str, *index: int) -> ParameterSlice:
         name, *rest = path.split(".")
         return ParameterSlice(("layers", name, *rest), (in_stack.get(name, layer), *index))
 
     for name, paths in family.fused.items():
-        yield Tensor(name, tuple(part(path) for path in paths))
+        if paths[0] in own:
+            yield Tensor(name, tuple(part(path) for path in paths))
+    by_head = family.by_head(config)
+    for name, held in by_head.items():
+        if held.parts[0] in own:
+            yield Tensor(name, tuple(part(path) for path in held.parts), Form.HEADS, held)
     experts = range(0 if config.moe is None else config.moe.num_experts)
     for name, paths in family.stacked.items():
-        yield Tensor(name, tuple(part(path, expert) for expert in experts for path in paths), Form.EXPERTS)
-    in_fused = {path for paths in (*family.fused.values(), *family.stacked.values()) for path in paths}
-    for path in _layer_paths(config, kinds[layer]):
+        if paths[0] in own:
+            yield Tensor(name, tuple(part(path, expert) for expert in experts for path in paths), Form.EXPERTS)
+    together = (*family.fused.values(), *family.stacked.values(), *(held.parts for held in by_head.values()))
+    in_fused = {path for paths in together for path in paths}
+    for path in own:
         if path in in_fused:
             continue
         name = family.names.get(path) or LAYER_TENSORS[path]
@@ -86,22 +99,14 @@ def _layer_tensors(config: ModelConfig, family: Family, layer: int) -> Iterator[
             yield Tensor(name, (part(path),))
 
 
-def _layer_paths(config: ModelConfig, kind: FeedForward) -> Iterator[str]:
+def _layer_paths(config: ModelConfig, kind: Kind) -> Iterator[str]:
     """Paths of the parameters that one layer has."""
     if config.pre_norms:
         yield from ("attn_norm.scale",) if config.parallel_block else ("attn_norm.scale", "mlp_norm.scale")
     if config.post_norms:
         yield from ("attn_post_norm.scale", "mlp_post_norm.scale")
-    yield from (f"attn.{name}.kernel" for name in "qkvo")
-    if config.qkv_bias:
-        yield from (f"attn.{name}.bias" for name in "qkv")
-    if config.out_bias:
-        yield "attn.o.bias"
-    if config.attn_sinks:
-        yield "attn.sink_bias"
-    if config.qk_norm:
-        yield from ("attn.q_norm.scale", "attn.k_norm.scale")
-    if kind is FeedForward.EXPERTS and config.moe is not None:
+    yield from _attention_paths(config) if "attn" in kind else DELTA_NAMES
+    if "moe" in kind and config.moe is not None:
         yield from (f"moe.{name}.kernel" for name in ("router", "gate", "up", "down"))
         if config.moe.bias:
             yield from (f"moe.{name}.bias" for name in ("router", "gate", "up", "down"))
@@ -112,3 +117,15 @@ def _layer_paths(config: ModelConfig, kind: FeedForward) -> Iterator[str]:
     yield from (f"mlp.{name}.kernel" for name in matrices)
     if config.mlp_bias:
         yield from (f"mlp.{name}.bias" for name in matrices)
+
+
+def _attention_paths(config: ModelConfig) -> Iterator[str]:
+    yield from (f"attn.{name}.kernel" for name in "qkvo")
+    if config.qkv_bias:
+        yield from (f"attn.{name}.bias" for name in "qkv")
+    if config.out_bias:
+        yield "attn.o.bias"
+    if config.attn_sinks:
+        yield "attn.sink_bias"
+    if config.qk_norm:
+        yield from ("attn.q_norm.scale", "attn.k_norm.scale")

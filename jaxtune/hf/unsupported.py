@@ -2,14 +2,12 @@
 
 from jaxtune.errors import UserError
 
-RECURRENT = "layers with a recurrent state (state space or linear attention)"
+RECURRENT = "layers with a recurrent state of another kind than the gated delta rule"
 OLDER = "LayerNorm with biases, and feed-forwards or positions of older models"
-DELTA = "gated delta net layers, whose recurrent state must begin anew at each packed example"
 PER_LAYER = "embeddings for each layer, and layers that share keys and values"
 LATENT = "latent attention, and a router of sigmoids with groups of experts"
 
 MISSING = {
-    **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), DELTA),
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), PER_LAYER),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "mistral4"), LATENT),
     **dict.fromkeys(("llama4", "llama4_text"), "chunked attention, and experts whose inputs are weighted"),

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxtune.errors import UserError
 from jaxtune.hf.fields import HARMLESS
+from jaxtune.hf.ropes import one_position
 from jaxtune.hf.safetensors import Entry
 
 Fields = Mapping[str, Any]
@@ -37,6 +38,8 @@ WRAPPERS = {
     "qwen2_vl": Wrapper(text={"qwen2_vl_text": ("qwen2", "Qwen2ForCausalLM")}, flat=True),
     "qwen2_5_vl": Wrapper(text={"qwen2_5_vl_text": ("qwen2", "Qwen2ForCausalLM")}, flat=True),
     "qwen3_vl": Wrapper(text={"qwen3_vl_text": ("qwen3", "Qwen3ForCausalLM")}),
+    "qwen3_5": Wrapper(text={"qwen3_5_text": ("qwen3_5_text", "Qwen3_5ForCausalLM")}),
+    "qwen3_5_moe": Wrapper(text={"qwen3_5_moe_text": ("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM")}),
 }  # fmt: skip
 
 IMAGES = frozenset(
@@ -93,15 +96,9 @@ def text_fields(fields: Fields, origin: str) -> Fields:
 
 
 def _one_position(inner: Fields) -> Fields:
-    """The fields without how an image's token has three positions: all three are equal where there is only text."""
-    ropes = {
-        name: {key: value for key, value in rope.items() if key not in ("mrope_section", "mrope_interleaved")}
-        for name in ("rope_scaling", "rope_parameters")
-        if isinstance(rope := inner.get(name), dict)
-    }
-    for rope in ropes.values():
-        rope.update({key: "default" for key in ("type", "rope_type") if rope.get(key) == "mrope"})
-    return {**inner, **ropes}
+    """The fields of a text model whose ropes know one position of each token."""
+    ropes = ((name, inner.get(name)) for name in ("rope_scaling", "rope_parameters"))
+    return {**inner, **{name: one_position(rope) for name, rope in ropes if isinstance(rope, dict)}}
 
 
 def text_tensors(entries: Mapping[str, Entry]) -> dict[str, Entry]:

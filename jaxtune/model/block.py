@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxtune.model.delta import Delta
 from jaxtune.model.linear import Linear, RMSNorm, normal
 from jaxtune.model.moe import Moe
 from jaxtune.model.rope import rotate
-from jaxtune.model.settings import Activation, FeedForward, ModelConfig
-from jaxtune.model.stack import PARTS
+from jaxtune.model.settings import Activation, ModelConfig
+from jaxtune.model.stack import Kind
 from jaxtune.parallel.sharding import Layout, constrain
 
 
@@ -25,11 +26,11 @@ class Attention(nnx.Module):
         d, h, k, dh = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
         out_bias = (d,) if config.out_bias else None
 
-        def project(heads: int) -> Linear:
-            bias = (heads, dh) if config.qkv_bias else None
-            return Linear("bsd,dhe->bshe", (d, heads, dh), bias, std=STD, rngs=rngs, dtype=dtype)
+        def project(heads: int, dim: int) -> Linear:
+            bias = (heads, dim) if config.qkv_bias else None
+            return Linear("bsd,dhe->bshe", (d, heads, dim), bias, std=STD, rngs=rngs, dtype=dtype)
 
-        self.q, self.k, self.v = project(h), project(k), project(k)
+        self.q, self.k, self.v = project(h, 2 * dh if config.attn_gate else dh), project(k, dh), project(k, dh)
         self.o = Linear("bshe,hed->bsd", (h, dh, d), out_bias, std=std_out(config), rngs=rngs, dtype=dtype)
         wide = lambda heads: heads * dh if config.qk_norm_whole else dh
         self.q_norm = rms_norm(config, wide(h), dtype) if config.qk_norm else None
@@ -37,15 +38,25 @@ class Attention(nnx.Module):
         self.sink_bias = nnx.Param(normal(rngs, (h,), STD, dtype)) if config.attn_sinks else None
         self.norm_whole = config.qk_norm_whole
         self.interleaved = config.rope.interleaved
+        self.gated = config.attn_gate
 
-    def project(self, x: Float[Array, "b s d"], cos, sin):
-        """Rotated queries and keys, and values."""
+    def __call__(self, x: Float[Array, "b s d"], cos, sin, attend) -> tuple[Float[Array, "b s d"], Any]:
+        """Result of the layer's attention, and the state of `attend(query, key, value, sinks) -> (mixed, state)`."""
+        query, key, value, gate = self._project(x, cos, sin)
+        mixed, state = attend(query, key, value, None if self.sink_bias is None else self.sink_bias[...])
+        if gate is not None:
+            mixed = mixed * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(mixed.dtype)
+        return self.o(constrain(mixed, Layout.HEADS)), state
+
+    def _project(self, x: Float[Array, "b s d"], cos, sin):
+        """Rotated queries and keys, values, and the gates where there are any."""
         query = constrain(self.q(x), Layout.HEADS)
+        query, gate = jnp.split(query, 2, axis=-1) if self.gated else (query, None)
         key, value = (constrain(project(x), Layout.KEYS_VALUES) for project in (self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self._normed(self.q_norm, query), self._normed(self.k_norm, key)
         turn = functools.partial(rotate, interleaved=self.interleaved)
-        return turn(query, cos, sin), turn(key, cos, sin), value
+        return turn(query, cos, sin), turn(key, cos, sin), value, gate
 
     def _normed(self, norm: RMSNorm, heads: Float[Array, "b s h e"]) -> Float[Array, "b s h e"]:
         if not self.norm_whole:
@@ -76,33 +87,46 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention and feed-forward, each with a residual sum.
+    """One layer: attention, or linear attention, and feed-forward, each with a residual sum.
 
-    Without a kind of feed-forward it is what all layers of a stack have, to which stacks of both kinds are added.
+    Without some of its parts it is what all layers of a stack have, to which stacks of the other parts are added.
     """
 
+    attn: Attention | None = None
+    delta: Delta | None = None
     mlp: Mlp | None = None
     moe: Moe | None = None
 
-    def __init__(self, config: ModelConfig, kind: FeedForward | None, *, rngs: nnx.Rngs, dtype):
+    def __init__(self, config: ModelConfig, parts: Kind, *, rngs: nnx.Rngs, dtype):
+        def add(*names: str) -> None:
+            for name in names:
+                if name in parts:
+                    setattr(self, name, part_of(config, name, rngs=rngs, dtype=dtype))
+
         norm = lambda there: rms_norm(config, config.d_model, dtype) if there else None
         self.attn_norm = norm(config.pre_norms)
-        self.attn = Attention(config, rngs=rngs, dtype=dtype)
+        add("attn", "delta")
         self.mlp_norm = norm(config.pre_norms and not config.parallel_block)
-        if kind is not None:
-            setattr(self, PARTS[kind], feed_forward(config, kind, rngs=rngs, dtype=dtype))
+        add("mlp", "moe")
         self.attn_post_norm = norm(config.post_norms)
         self.mlp_post_norm = norm(config.post_norms)
         self.residual_scale = config.residual_scale
         self.parallel = config.parallel_block
 
-    def __call__(self, x: Float[Array, "b s d"], cos, sin, attend) -> tuple[Float[Array, "b s d"], Any]:
-        """Hidden states after the layer, and the state of `attend(query, key, value, sinks) -> (mixed, state)`."""
+    def __call__(self, x: Float[Array, "b s d"], cos, sin, mix) -> tuple[Float[Array, "b s d"], Any]:
+        """Hidden states after the layer, and the state of `mix`.
+
+        mix: what `Attention` calls with queries, keys, values and sinks; or, with what `Delta.project` gives, the rule.
+        """
         x = constrain(x, Layout.HIDDEN)
         read = _through(self.attn_norm, x)
-        sinks = None if self.attn.sink_bias is None else self.attn.sink_bias[...]
-        mixed, state = attend(*self.attn.project(read, cos, sin), sinks)
-        x = x + self._scaled(_through(self.attn_post_norm, self.attn.o(constrain(mixed, Layout.HEADS))))
+        if self.delta is not None:
+            mixed, state = mix(self.delta.project(read))
+            y = self.delta.output(mixed, read)
+        else:
+            assert self.attn is not None
+            y, state = self.attn(read, cos, sin, mix)
+        x = x + self._scaled(_through(self.attn_post_norm, y))
         part = self.mlp if self.moe is None else self.moe
         assert part is not None
         y = part(read if self.parallel else _through(self.mlp_norm, x))
@@ -135,11 +159,26 @@ def rms_norm(config: ModelConfig, dim: int, dtype) -> RMSNorm:
     return RMSNorm(dim, eps=config.norm_eps, offset=config.norm_offset, center=config.norm_center, dtype=dtype)
 
 
-def feed_forward(config: ModelConfig, kind: FeedForward, *, rngs: nnx.Rngs, dtype) -> Mlp | Moe:
-    """The feed-forward of one layer."""
+def part_of(config: ModelConfig, name: str, *, rngs: nnx.Rngs, dtype) -> Attention | Delta | Mlp | Moe:
+    """One layer's part, by its name among `stack.PARTS`."""
+    match name:
+        case "attn":
+            return Attention(config, rngs=rngs, dtype=dtype)
+        case "delta":
+            assert config.delta is not None
+            std, activation = (STD, std_out(config)), ACTIVATIONS[config.activation]
+            return Delta(
+                config.delta, config.d_model, activation, eps=config.norm_eps, std=std, rngs=rngs, dtype=dtype
+            )  # fmt: skip
+        case "mlp":
+            return Mlp(config, rngs=rngs, dtype=dtype)
+        case _:
+            return _experts(config, rngs=rngs, dtype=dtype)
+
+
+def _experts(config: ModelConfig, *, rngs: nnx.Rngs, dtype) -> Moe:
     moe = config.moe
-    if kind is FeedForward.DENSE or moe is None:
-        return Mlp(config, rngs=rngs, dtype=dtype)
+    assert moe is not None
     activation = ACTIVATIONS[config.activation]
     wide = None if moe.shared_d_ff is None else dataclasses.replace(config, d_ff=moe.shared_d_ff)
     shared = None if wide is None else lambda: Mlp(wide, rngs=rngs, dtype=dtype)

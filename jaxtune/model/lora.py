@@ -27,7 +27,8 @@ from jaxtune.model.quantize import Bits, quantize_params
 
 ADAPTABLE: dict[str, tuple[int, int]] = {
     r"layers\.attn\.[qkv]\.kernel": (1, 1),
-    r"layers\.attn\.o\.kernel": (1, 2),
+    r"layers\.(attn|delta)\.o\.kernel": (1, 2),
+    r"layers\.delta\.(qkv|gate|beta|decay)\.kernel": (1, 1),
     r"layers\.(mlp|moe\.shared)\.(gate|up|down)\.kernel": (1, 1),
     r"layers\.moe\.(gate|up|down)\.kernel": (2, 1),
     r"head\.kernel": (0, 1),
@@ -54,7 +55,7 @@ class LoraConfig:
     """Settings of adapters: the kernels that get one, its rank, scale and form."""
 
     targets: tuple[str, ...] = (
-        r"layers\.attn\.[qkvo]\.kernel",
+        r"layers\.(attn\.[qkvo]|delta\.(qkv|gate|o))\.kernel",
         r"layers\.(mlp|moe|moe\.shared)\.(gate|up|down)\.kernel",
     )
     """Regular expressions for whole paths of kernels; by default all of attention and feed-forward."""

@@ -85,8 +85,8 @@ def _unpack(packed: Array, axis: int) -> Array:
 
 
 LAST_INPUT_AXIS = {
-    r"layers\.attn\.[qkv]\.kernel": -3,
-    r"layers\.(attn\.o|mlp\.\w+|moe\.(shared\.)?(gate|up|down))\.kernel": -2,
+    r"layers\.(attn\.[qkv]|delta\.gate)\.kernel": -3,
+    r"layers\.(attn\.o|delta\.(qkv|o)|mlp\.\w+|moe\.(shared\.)?(gate|up|down))\.kernel": -2,
 }
 """Kernels that `quantize_params` stores as integers -> their last input axis."""
 

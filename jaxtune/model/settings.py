@@ -6,8 +6,9 @@ import math
 
 from jaxtune.errors import UserError
 from jaxtune.model.attention.core import Backend
+from jaxtune.model.delta import DeltaConfig
 from jaxtune.model.moe import MoeConfig
-from jaxtune.model.rope import RopeConfig, check_fit
+from jaxtune.model.rope import RopeConfig, check_fit, depends_on_length
 
 MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1
 """Far beyond any model; a file that states more is damaged, and must not take the machine's memory."""
@@ -23,10 +24,15 @@ class Activation(enum.Enum):
 
 
 class LayerKind(enum.Enum):
-    """Reach of a layer's attention: the whole segment, or its last `sliding_window` tokens."""
+    """Way in which a layer mixes over tokens.
+
+    Attention to the whole segment, attention to its last `sliding_window` tokens, or linear attention, which carries a
+    memory of fixed size from token to token.
+    """
 
     GLOBAL = "global"
     LOCAL = "local"
+    LINEAR = "linear"
 
 
 class FeedForward(enum.Enum):
@@ -86,6 +92,8 @@ class ModelConfig:
     """RMSNorm over each query and key head before the rotation (Qwen 3, Gemma 3)."""
     qk_norm_whole: bool = False
     """`qk_norm` runs over all heads of a token together (OLMo 2, 3)."""
+    attn_gate: bool = False
+    """What attention gives is multiplied by the sigmoid of a gate of each head's dimensions (Qwen3-Next, Qwen 3.5)."""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -108,6 +116,8 @@ class ModelConfig:
     sliding_window: int | None = None
     layer_kinds: tuple[LayerKind, ...] | None = None
     """One per layer; None: all LOCAL with a sliding window, else all GLOBAL."""
+    delta: DeltaConfig | None = None
+    """Sizes of LINEAR layers (Qwen3-Next, Qwen 3.5)."""
     rope: RopeConfig = RopeConfig()
     local_rope: RopeConfig | None = None
     """Rotary embedding of LOCAL layers where it differs (Gemma 3)."""
@@ -134,6 +144,13 @@ class ModelConfig:
             raise UserError(f"layer_kinds has {len(self.kinds)} entries; the model has {self.num_layers} layers.")
         if LayerKind.LOCAL in self.kinds and self.sliding_window is None:
             raise UserError("layer_kinds has local layers; set sliding_window.")
+        if LayerKind.LINEAR in self.kinds and self.delta is None:
+            raise UserError("layer_kinds has linear layers; set delta, their sizes.")
+        if LayerKind.LINEAR in self.kinds and depends_on_length(self.rope):
+            raise UserError(
+                "layer_kinds has linear layers, whose memory cannot be computed again as longrope needs; "
+                "choose another scaling of the rope."
+            )
         for name in ("unrotated_layers", "dense_layers"):
             beyond = [layer for layer in getattr(self, name) if not 0 <= layer < self.num_layers]
             if beyond:

@@ -7,12 +7,15 @@ L layers, E experts, T cache slots. Parameters (float32 unless asked otherwise),
     layers.attn_norm.scale, layers.mlp_norm.scale [L, D]        layers.{attn,mlp}_post_norm.scale [L, D]  (post_norms)
     layers.attn.q.kernel [L, D, H, Dh]    .bias [L, H, Dh]      layers.attn.{q,k}_norm.scale [L, Dh]      (qk_norm)
     layers.attn.{k,v}.kernel [L, D, K, Dh]  .bias [L, K, Dh]    layers.attn.o.kernel [L, H, Dh, D]  .bias [L, D]
-    layers.attn.sink_bias [L, H]                                (attn_sinks)
+    layers.attn.sink_bias [L, H]                                (attn_sinks; with attn_gate, heads of q are q and gate)
+    layers.delta.qkv.kernel [L, D, C]       .conv.taps [L, C, W]                     .{beta,decay}.kernel [L, D, Hv]
+    layers.delta.gate.kernel [L, D, Hv, Dv] .o.kernel [L, Hv, Dv, D]                 .{log_scale,step_bias} [L, Hv]
+    layers.delta.norm.scale [L, Dv]         (C channels, W tokens of the convolution, Hv value heads: see `delta`)
     layers.mlp.{gate,up}.kernel [L, D, F]   .bias [L, F]        layers.mlp.down.kernel [L, F, D]    .bias [L, D]
     layers.moe.router.kernel [L, D, E]      layers.moe.{gate,up}.kernel [L, E, D, F] layers.moe.down.kernel [L, E, F, D]
     layers.moe.router.bias [L, E]           layers.moe.{gate,up}.bias [L, E, F]      layers.moe.down.bias [L, E, D]
     layers.moe.shared.{gate,up}.kernel [L, D, Fs]   .down.kernel [L, Fs, D]   layers.moe.shared_gate.kernel [L, D, 1]
-    (where some layers are dense and the others have experts, L is the number of those that have the part)
+    (of attn, delta, mlp and moe, L is the number of layers that have the part)
     final_norm.scale [D]
     head.kernel [D, V]                                          (absent when the embedding is tied)
 """
@@ -20,6 +23,7 @@ L layers, E experts, T cache slots. Parameters (float32 unless asked otherwise),
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,38 +31,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxtune.model import delta
 from jaxtune.model.attention.blockwise import RESIDUAL
 from jaxtune.model.attention.core import cached_attention
 from jaxtune.model.attention.layer import kind_numbers, packed_attention, score_options, window_of
-from jaxtune.model.block import STD, Block, feed_forward, rms_norm
+from jaxtune.model.block import ACTIVATIONS, STD, Block, part_of, rms_norm
+from jaxtune.model.cache import Cache
 from jaxtune.model.linear import PRODUCT, Linear, lookup, normal, product
-from jaxtune.model.rope import RopeConfig, depends_on_length, example_lengths, query_factor, tables
-from jaxtune.model.settings import FeedForward, LayerKind, ModelConfig, Remat
-from jaxtune.model.stack import PARTS, Repeat, of_layer, repeats, stacked_for
+from jaxtune.model.rope import RopeConfig, example_lengths, query_factor, tables
+from jaxtune.model.settings import LayerKind, ModelConfig, Remat
+from jaxtune.model.stack import PARTS, Kind, Repeat, kinds_of, of_layer, place_in_part, repeats, stacked_for
 from jaxtune.parallel.sharding import Layout, constrain, gathered, keep_all_but_gathered, weights_are_split
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cache:
-    """Keys and values of the tokens seen so far: slot t of a row holds the token of position t."""
-
-    keys: Float[Array, "l b t k d"]
-    values: Float[Array, "l b t k d"]
-    lengths: Int[Array, " b"]
-    """Tokens held by each row, which is the position of its next token."""
-    tokens: Int[Array, "b t"] | None = None
-    """The tokens themselves, where keys and values must be computed again as a row grows (`rope.depends_on_length`)."""
-
-
-def init_cache(config: ModelConfig, batch_size: int, slots: int, dtype=jnp.float32) -> Cache:
-    """An empty cache for `batch_size` rows of at most `slots` tokens, prompt included."""
-    shape = (config.num_layers, batch_size, slots, config.num_kv_heads, config.head_dim)
-    again = depends_on_length(config.rope)
-    return Cache(
-        keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype), lengths=jnp.zeros((batch_size,), jnp.int32),
-        tokens=jnp.zeros((batch_size, slots), jnp.int32) if again else None,
-    )  # fmt: skip
 
 
 class Embed(nnx.Module):
@@ -82,12 +65,13 @@ class Transformer(nnx.Module):
 
         self.config = config
         self.embed = Embed(config, rngs=rngs, dtype=param_dtype)
-        kinds = [layer.feed_forward for layer in config.layers]
-        alike = kinds[0] if len(set(kinds)) == 1 else None
+        kinds = kinds_of(config)
+        alike = tuple(name for name in PARTS if all(name in kind for kind in kinds))
         self.layers = stack(functools.partial(Block, config, alike), config.num_layers)
-        for kind in PARTS if alike is None else ():
-            own = stack(functools.partial(feed_forward, config, kind), kinds.count(kind))
-            setattr(self.layers, PARTS[kind], own)
+        for name in PARTS:
+            count = place_in_part(kinds, len(kinds), name)
+            if 0 < count < len(kinds):
+                setattr(self.layers, name, stack(functools.partial(part_of, config, name), count))
         self.final_norm = rms_norm(config, config.d_model, param_dtype)
         shape = (config.d_model, config.vocab_size)
         untied = lambda: Linear("bsd,dv->bsv", shape, std=STD, rngs=rngs, dtype=param_dtype)
@@ -109,9 +93,14 @@ class Transformer(nnx.Module):
             query = _grown(config, positions, query)
             return packed_attention(config, kind, segment_ids, query, key, value, sinks), state
 
+        def recur(state, kind, index, mixed):
+            assert config.delta is not None
+            return delta.packed(config.delta, ACTIVATIONS[config.activation], segment_ids, mixed), state
+
         x = self._embed(tokens, dtype)
         rotations = _rotations(config, positions, example_lengths(positions, segment_ids))
-        return self._through_layers(x if noise is None else x + noise, rotations, (), attend, config.remat)[0]
+        mixers = {"attn": attend, "delta": recur}
+        return self._through_layers(x if noise is None else x + noise, rotations, {}, mixers, config.remat)[0]
 
     def extend(
         self,
@@ -154,10 +143,18 @@ class Transformer(nnx.Module):
             query = _grown(config, positions, query)
             return cached_attention(query, keys, values, positions, sinks, **options), buffers
 
+        def recur(states, kind, index, mixed):
+            assert config.delta is not None
+            own = tuple(state[index] for state in states)
+            out, new = delta.cached(config.delta, ACTIVATIONS[config.activation], segment_ids, own, mixed)
+            return out, tuple(state.at[index].set(value) for state, value in zip(states, new, strict=True))
+
         rotations = _rotations(config, positions, jnp.broadcast_to(lengths[:, None], positions.shape))
         x = self._embed(tokens, dtype)
-        hidden, (keys, values) = self._through_layers(x, rotations, (cache.keys, cache.values), attend, None)
-        return hidden, dataclasses.replace(cache, keys=keys, values=values)
+        held = {"attn": (cache.keys, cache.values), "delta": (cache.windows, cache.memories)}
+        hidden, held = self._through_layers(x, rotations, held, {"attn": attend, "delta": recur}, None)
+        (keys, values), (windows, memories) = held["attn"], held["delta"]
+        return hidden, dataclasses.replace(cache, keys=keys, values=values, windows=windows, memories=memories)
 
     def _read_again(self, cache: Cache, lengths: Int[Array, " b"], dtype) -> Cache:
         """The cache with keys and values of rows that pass the original context computed for rows of `lengths`."""
@@ -176,33 +173,33 @@ class Transformer(nnx.Module):
         chunks = -(-jnp.max(jnp.where(passing, cache.lengths, 0)) // chunk)
         return jax.lax.fori_loop(0, chunks, read, cache)
 
-    def _through_layers(self, x, rotations, state, attend, remat: Remat | None):
+    def _through_layers(self, x, rotations, held, mixers, remat: Remat | None):
         """Final-normed hidden states and new state, by one scan over each repeated block of layers.
 
-        `attend(state, kind, index, query, key, value, sinks)` mixes over tokens; it returns the result and the new
-        state.
-        `remat` is None where nothing is differentiated.
+        `mixers[part](held.get(part), reach, index, *projected)` mixes over tokens, for attention and linear attention;
+        it returns the result and what is held next. `remat` is None where nothing is differentiated.
         """
         config = self.config
-        kinds = [layer.feed_forward for layer in config.layers]
+        kinds = kinds_of(config)
         graphdef, stacked = _split(self.layers)
         graphdefs = {kind: graphdef if len(set(kinds)) == 1 else _block_graph(config, kind) for kind in set(kinds)}
 
         def layer(kind, carry, scanned):
-            x, state = carry
+            x, held = carry
             weights, reach, rope, index = scanned
             block = nnx.merge(graphdefs[kind], gathered(weights, "layers"))
             cos, sin = _of_layer(rotations, rope)
-            return block(x, cos, sin, functools.partial(attend, state, reach, index))
+            x, new = block(x, cos, sin, functools.partial(mixers[kind[0]], held.get(kind[0]), reach, index))
+            return x, held if new is None else {**held, kind[0]: new}
 
         steps = {kind: functools.partial(layer, kind) for kind in graphdefs}
         if remat is not None:
             steps = {kind: _rematerialised(step, remat) for kind, step in steps.items()}
-        numbers = (kind_numbers(config), _rope_numbers(config), jnp.arange(config.num_layers))
+        numbers = (kind_numbers(config), _rope_numbers(config), _places(kinds))
         for repeat in repeats(kinds):
-            (x, state), _ = _scan(steps, repeat, (x, state), stacked_for(stacked, kinds, repeat), numbers)
+            (x, held), _ = _scan(steps, repeat, (x, held), stacked_for(stacked, kinds, repeat), numbers)
         hidden = self.final_norm(x)
-        return (hidden if config.logit_scale == 1.0 else hidden * jnp.asarray(config.logit_scale, x.dtype)), state
+        return (hidden if config.logit_scale == 1.0 else hidden * jnp.asarray(config.logit_scale, x.dtype)), held
 
     def logits(self, hidden: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
         """Float32 next-token logits, soft cap included. (`jaxtune.step.losses` never holds them all.)"""
@@ -271,10 +268,17 @@ def _split(layers: nnx.Module):
     return graphdef, nnx.to_pure_dict(stacked)
 
 
-def _block_graph(config: ModelConfig, kind: FeedForward) -> nnx.GraphDef:
+def _block_graph(config: ModelConfig, kind: Kind) -> nnx.GraphDef:
     """Graph definition of one layer of a stack of unlike layers."""
     block = nnx.eval_shape(lambda: Block(config, kind, rngs=nnx.Rngs(0), dtype=jnp.float32))
     return nnx.split(block)[0]
+
+
+def _places(kinds: Sequence[Kind]) -> Int[Array, " l"]:
+    """Place of each layer among those that mix over tokens in its way, as the cache stacks them."""
+    if len({mixer for mixer, _ in kinds}) == 1:
+        return jnp.arange(len(kinds))
+    return jnp.asarray([place_in_part(kinds, layer, kind[0]) for layer, kind in enumerate(kinds)])
 
 
 def _scan(steps, repeat: Repeat, carry, stacked, numbers):

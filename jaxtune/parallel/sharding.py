@@ -30,6 +30,12 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"layers\.attn\.[qkv]\.bias", ("tensor", None)),
     (r"layers\.attn\.o\.kernel", ("tensor", None, "fsdp")),
     (r"layers\.attn\.sink_bias", ("tensor",)),
+    (r"layers\.delta\.(qkv|beta|decay)\.kernel", ("fsdp", "tensor")),
+    (r"layers\.delta\.gate\.kernel", ("fsdp", "tensor", None)),
+    (r"layers\.delta\.o\.kernel", ("tensor", None, "fsdp")),
+    (r"layers\.delta\.conv\.taps", ("tensor", None)),
+    (r"layers\.delta\.(log_scale|step_bias)", ("tensor",)),
+    (r"layers\.delta\.norm\.scale", (None,)),
     (r"layers\.(mlp|moe\.shared)\.(gate|up)\.kernel", ("fsdp", "tensor")),
     (r"layers\.mlp\.(gate|up)\.bias", ("tensor",)),
     (r"layers\.(mlp|moe\.shared)\.down\.kernel", ("tensor", "fsdp")),
@@ -51,6 +57,7 @@ class Layout(enum.Enum):
     HIDDEN = (ROWS, "sequence", None)  # [rows, seq, model]
     HEADS = (ROWS, "sequence", "tensor", None)  # [rows, seq, heads, head_dim]: queries and attention results
     KEYS_VALUES = (ROWS, None, "tensor", None)  # [rows, seq, heads, head_dim]: every device sees all keys of its rows
+    CHANNELS = (ROWS, None, "tensor")  # [rows, seq, channels] of linear attention: whole rows, as KEYS_VALUES
     FEED_FORWARD = (ROWS, "sequence", "tensor")  # [rows, seq, ff]
 
 

@@ -23,9 +23,10 @@ import jax
 
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError, first_line
+from jaxtune.model import delta_rule
 from jaxtune.model.attention import choice
 from jaxtune.model.attention.core import Backend
-from jaxtune.model.settings import Remat
+from jaxtune.model.settings import LayerKind, Remat
 from jaxtune.parallel import compilation
 from jaxtune.parallel.mesh import AXES, make_mesh
 from jaxtune.step import losses
@@ -48,7 +49,7 @@ class Operations:
     products: float
     """Products with weights that count: 6 a token and parameter; 4 where the weights are frozen."""
     attention: float
-    """Products of causal attention that count, forward and backward."""
+    """Products of causal attention and of linear attention that count, forward and backward."""
     products_again: float
     attention_again: float
     """What the backward pass repeats of both."""
@@ -66,7 +67,10 @@ def operations(work: Work) -> Operations:
     devices = math.prod(work.axes.values())
     tokens = work.micro_batches * work.micro_rows * work.seq_len / devices
     wide = work.model.num_heads * work.model.head_dim
-    forward = 2.0 * work.model.num_layers * wide * work.seq_len * tokens  # two products, half of the pairs
+    linear = sum(kind is LayerKind.LINEAR for kind in work.model.kinds)
+    forward = 2.0 * (work.model.num_layers - linear) * wide * work.seq_len * tokens  # two products, half of the pairs
+    if work.model.delta is not None:
+        forward += linear * delta_rule.operations(*work.model.delta.sizes) * tokens
     again = 1.0 if work.model.remat is Remat.FULL else 0.0
     return Operations(
         products=((6 if work.lora is None else 4) * (layers + head) + 6 * adapters) * tokens,

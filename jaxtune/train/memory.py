@@ -26,6 +26,7 @@ from jaxtune.hf import folder as hf
 from jaxtune.model import lora
 from jaxtune.model import transformer as model
 from jaxtune.model.attention.core import Backend, plain
+from jaxtune.model.delta_rule import transient_floats
 from jaxtune.model.lora import LoraConfig
 from jaxtune.model.settings import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
@@ -239,10 +240,11 @@ def _local_model(work: Work) -> ModelConfig:
     if moe is not None:
         shared = None if moe.shared_d_ff is None else part(moe.shared_d_ff)
         moe = dataclasses.replace(moe, d_ff=part(moe.d_ff), shared_d_ff=shared)
+    delta = None if shape.delta is None else shape.delta.share(ways)
     remat = Remat.FULL if shape.remat is Remat.OFFLOAD else shape.remat
     return dataclasses.replace(
         shape, remat=remat, num_heads=heads, num_kv_heads=math.gcd(heads, kv_heads), d_ff=part(shape.d_ff), moe=moe,
-        vocab_size=part(shape.vocab_size), attention=backend,
+        vocab_size=part(shape.vocab_size), attention=backend, delta=delta,
     )  # fmt: skip
 
 
@@ -276,7 +278,7 @@ def _traced_residual_bytes(
 
 
 def _layer_bytes(work: Work, params: PyTree, rows: int) -> int:
-    """Copies of one layer's weights, their gradients before they are split, and gradients of wide activations."""
+    """Copies of one layer's weights, their gradients before they are split, and the wider of feed-forward and rule."""
     layer = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(params["layers"])) // work.axes["tensor"]
     gradients = 0 if work.lora is not None else 4 * layer
     shape = _local_model(work)
@@ -285,7 +287,8 @@ def _layer_bytes(work: Work, params: PyTree, rows: int) -> int:
     wide = max(dense, experts)
     again = WIDE_AGAIN + (0 if work.lora is None else WIDE_ADAPTED)
     width = 4 * WIDE_GRADIENTS + jnp.dtype(work.compute_dtype).itemsize * again
-    return layer * _copy_width(work) + gradients + width * _positions(work, rows) * wide
+    rule = 0 if shape.delta is None else 4 * transient_floats(*shape.delta.sizes) * rows * work.seq_len  # whole rows
+    return layer * _copy_width(work) + gradients + max(width * _positions(work, rows) * wide, rule)
 
 
 def _copy_width(work: Work) -> int:

@@ -37,6 +37,33 @@ def named(model_type: str, architecture: str) -> dict:
     return {"model_type": model_type, "architectures": [architecture]}
 
 
+DELTA = {
+    "attention_bias": False, "full_attention_interval": 4, "head_dim": 256, "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_value_head_dim": 128, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+
+
+def qwen3_5(model_type: str, architecture: str, text: dict) -> dict:
+    """A model of images and text around a text model that also drafts tokens ahead."""
+    layers = [*(["linear_attention"] * 3), "full_attention"] * (text["num_hidden_layers"] // 4)
+    rope = {
+        "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000, "rope_type": "default",
+    }  # fmt: skip
+    inner = (
+        {name: value for name, value in COMMON.items() if name not in ("bos_token_id", "torch_dtype")} | DELTA | text
+    )
+    inner |= {
+        "attn_output_gate": True, "dtype": "bfloat16", "eos_token_id": 248044, "layer_types": layers,
+        "mamba_ssm_dtype": "float32", "model_type": f"{model_type}_text", "mtp_num_hidden_layers": 1,
+        "mtp_use_dedicated_embeddings": False, "rope_parameters": rope, "tie_word_embeddings": False,
+    }  # fmt: skip
+    return named(model_type, architecture) | {
+        "image_token_id": 248056, "text_config": inner, "tie_word_embeddings": False, "video_token_id": 248057,
+        "vision_config": {"depth": 27}, "vision_end_token_id": 248054, "vision_start_token_id": 248053,
+    }  # fmt: skip
+
+
 def gpt_oss(layers: int, experts: int) -> dict:
     fields = {name: value for name, value in COMMON.items() if name not in ("torch_dtype", "bos_token_id")}
     return fields | named("gpt_oss", "GptOssForCausalLM") | sizes(201088, 2880, 2880, layers, 64, 8, 131072) | {
@@ -237,6 +264,18 @@ PUBLISHED: dict[str, tuple[int, dict]] = {
            "position_embedding_type": "rope", "residual_multiplier": 0.22, "rms_norm_eps": 1e-5, "rope_scaling": None,
            "rope_theta": 10000000, "router_aux_loss_coef": 0.01, "shared_intermediate_size": 8192,
            "tie_word_embeddings": True}),
+    "Qwen3-Next-80B-A3B": (79_674_391_296, COMMON | named("qwen3_next", "Qwen3NextForCausalLM")
+        | sizes(151936, 2048, 5120, 48, 16, 2, 262144) | DELTA
+        | {"decoder_sparse_step": 1, "linear_num_value_heads": 32, "mlp_only_layers": [], "moe_intermediate_size": 512,
+           "norm_topk_prob": True, "num_experts": 512, "num_experts_per_tok": 10, "output_router_logits": False,
+           "partial_rotary_factor": 0.25, "rope_scaling": None, "rope_theta": 10000000, "router_aux_loss_coef": 0.001,
+           "shared_expert_intermediate_size": 512, "tie_word_embeddings": False, "use_sliding_window": False}),
+    "Qwen3.6-27B, its text": (26_895_998_464, qwen3_5("qwen3_5", "Qwen3_5ForConditionalGeneration",
+        sizes(248320, 5120, 17408, 64, 24, 4, 262144) | {"linear_num_value_heads": 48, "output_gate_type": "swish"})),
+    "Qwen3.5-35B-A3B, its text": (34_660_610_688, qwen3_5("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration",
+        {name: value for name, value in sizes(248320, 2048, 0, 40, 16, 2, 262144).items() if value}
+        | {"linear_num_value_heads": 32, "moe_intermediate_size": 512, "num_experts": 256, "num_experts_per_tok": 8,
+           "router_aux_loss_coef": 0.001, "shared_expert_intermediate_size": 512})),
     "gpt-oss-20b": (20_914_757_184, gpt_oss(24, 32)),
     "gpt-oss-120b": (116_829_156_672, gpt_oss(36, 128)),
 }  # fmt: skip
@@ -271,6 +310,8 @@ def test_what_a_published_config_says_arrives():
     assert read("c4ai-command-r7b-12-2024").unrotated_layers == (3, 7, 11, 15, 19, 23, 27, 31)
     assert read("EXAONE-4.0-32B").unrotated_layers == tuple(range(3, 64, 4))
     assert read("EXAONE-4.0-1.2B").unrotated_layers == ()
+    assert read("Qwen3-Next-80B-A3B").kinds == ((LayerKind.LINEAR,) * 3 + (LayerKind.GLOBAL,)) * 12
+    assert read("Qwen3-Next-80B-A3B").rope.partial == 0.25
     assert read("gpt-oss-20b").kinds == (LayerKind.LOCAL, LayerKind.GLOBAL) * 12
     bare = {name: value for name, value in PUBLISHED["gpt-oss-20b"][1].items() if name not in GPT_OSS_DEFAULTS}
     assert read_config(bare | {"num_local_experts": 32}, "config.json") == read("gpt-oss-20b")
@@ -309,6 +350,21 @@ def test_a_field_that_is_read_only_where_it_changes_nothing_is_refused_elsewhere
         ("granite-4.0-micro", {"layer_types": ["attention"]}, "layer_types has 1 entries for 40 layers"),
         ("granite-4.0-micro", {"num_local_experts": 62}, "num_local_experts is 62: experts beside a shared one"),
         ("granite-4.0-micro", {"position_embedding_type": "alibi"}, "it must be 'rope' or 'nope'"),
+        ("Qwen3-Next-80B-A3B", {"attn_output_gate": False}, "attn_output_gate = False is not supported; only True is"),
+        ("Qwen3-Next-80B-A3B", {"full_attention_interval": 0}, "full_attention_interval is 0; it must be at least 1"),
+        ("Qwen3-Next-80B-A3B", {"use_sliding_window": True}, "use_sliding_window = True is not supported"),
+        ("Qwen3-Next-80B-A3B", {"linear_num_key_heads": 5}, "32 value heads; their number must be a multiple of its 5"),
+        ("Qwen3-Next-80B-A3B", {"rope_scaling": {"rope_type": "mrope"}}, "scaling type 'mrope' is not supported"),
+        (
+            "Qwen3.6-27B, its text",
+            {"layer_types": ["sliding_attention"] * 64},
+            "layer_types has sliding_attention; kno",
+        ),
+        ("Qwen3.6-27B, its text", {"layer_types": ["full_attention"]}, "layer_kinds has 1 entries"),
+        ("Qwen3.6-27B, its text", {"mamba_ssm_dtype": "bfloat16"}, "mamba_ssm_dtype = 'bfloat16' is not supported"),
+        ("Qwen3.6-27B, its text", {"output_gate_type": "sigmoid"}, "output_gate_type = 'sigmoid' is not supported"),
+        ("Qwen3.6-27B, its text", {"linear_rank": 4}, "unknown for this model_type: linear_rank = 4"),
+        ("Qwen3.5-35B-A3B, its text", {"norm_topk_prob": False}, "norm_topk_prob = False is not supported"),
         ("gpt-oss-20b", {"quantization_config": {"quant_method": "fp8"}}, "quant_method = 'fp8' is not supported"),
         ("gpt-oss-20b", {"quantization_config": {"quant_method": "mxfp4", "bits": 4}}, "quantization_config: unknown"),
         ("gpt-oss-20b", {"experts_per_token": 2}, "experts_per_token = 2 is not supported; only 4 is"),

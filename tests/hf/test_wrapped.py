@@ -13,7 +13,8 @@ from jaxtune.hf import folder as hf
 from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.hf.wrapped import text_fields
 
-GOLDEN = np.load(pathlib.Path(__file__).parent.parent / "golden" / "families" / "gemma3.npz")
+GOLDENS = pathlib.Path(__file__).parent.parent / "golden" / "families"
+GOLDEN = np.load(GOLDENS / "gemma3.npz")
 TEXT = json.loads(str(GOLDEN["config"]))
 SHAPES = {name: tuple(shape) for name, shape in json.loads(str(GOLDEN["shapes"])).items()}
 WRAPPED = {
@@ -49,7 +50,7 @@ def test_the_text_model_of_a_wrapper_is_that_model_alone(tmp_path, spelling):
     jax.tree.map(np.testing.assert_array_equal, params, same)
 
 
-QWEN = np.load(pathlib.Path(__file__).parent.parent / "golden" / "families" / "qwen2.npz")
+QWEN = np.load(GOLDENS / "qwen2.npz")
 
 
 @pytest.mark.parametrize("flat", [True, False], ids=["fields beside", "text_config"])
@@ -67,6 +68,61 @@ def test_the_text_of_qwen_vl_is_qwen(tmp_path, flat):
     inside, same = hf.import_model(folder)
     assert inside == config
     jax.tree.map(np.testing.assert_array_equal, params, same)
+
+
+def golden(family: str) -> tuple[dict, dict[str, tuple[int, ...]]]:
+    """config.json, and shapes of the tensors, of a golden text model."""
+    held = np.load(GOLDENS / f"{family}.npz")
+    shapes = json.loads(str(held["shapes"]))
+    return json.loads(str(held["config"])), {name: tuple(shape) for name, shape in shapes.items()}
+
+
+MROPE = {"mrope_section": [1, 1, 1], "mrope_interleaved": True}
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "alone"])
+def test_the_text_of_qwen_3_5_leaves_images_and_the_drafting_layer_where_they_are(tmp_path, inside):
+    text, shapes = golden("qwen3_5")
+    config, params = hf.import_model(write(tmp_path / "alone", fields=text, shapes=shapes))
+    said = text | {"rope_parameters": text["rope_parameters"] | MROPE, "mtp_num_hidden_layers": 1}
+    wrapped = {"model_type": "qwen3_5", "text_config": said, "vision_config": {"depth": 1}, "image_token_id": 5}
+    others = {"mtp__layers__0__mlp__up_proj__weight": (3, 2), "mtp__norm__weight": (2,)}
+    others |= {"model__visual__patch_embed__proj__weight": (3, 3)} if inside else {}
+    rename = SPELLINGS["newer"] if inside else (lambda name: name)
+    folder = write(tmp_path / "model", rename, wrapped if inside else said, shapes=shapes, **others)
+    again, same = hf.import_model(folder)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+
+
+def test_experts_of_one_tensor_are_those_of_many(tmp_path):
+    """As the files of Qwen 3.5 are published, and as transformers writes its text model."""
+    text, shapes = golden("qwen3_5_moe")
+    config, params = hf.import_model(write(tmp_path / "many", fields=text, shapes=shapes))
+    values = {name: family_cases.weight(name, shape) for name, shape in shapes.items() if ".experts." not in name}
+    assert config.moe is not None
+    for layer in range(config.num_layers):
+        start = f"model.layers.{layer}.mlp.experts"
+        of = lambda expert, x, start=start: family_cases.weight(
+            name := f"{start}.{expert}.{x}_proj.weight", shapes[name]
+        )
+        experts = range(config.moe.num_experts)
+        values[f"{start}.gate_up_proj"] = np.stack([np.concatenate([of(e, "gate"), of(e, "up")]) for e in experts])
+        values[f"{start}.down_proj"] = np.stack([of(e, "down") for e in experts])
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(text))
+    header = {name: (value.dtype, value.shape) for name, value in values.items()}
+    safetensors_io.write_file(folder / "model.safetensors", header, values.__getitem__)
+    again, same = hf.import_model(folder)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    values["model.layers.0.mlp.experts.gate_up_proj"] = np.zeros((5, 21, 24), np.float32)
+    (folder / "model.safetensors").unlink()
+    header = {name: (value.dtype, value.shape) for name, value in values.items()}
+    safetensors_io.write_file(folder / "model.safetensors", header, values.__getitem__)
+    with pytest.raises(UserError, match="'model.layers.0.mlp.experts.0.gate_proj.weight' is missing"):
+        hf.import_model(folder)
 
 
 def test_a_tensor_that_is_neither_text_nor_images_is_refused(tmp_path):

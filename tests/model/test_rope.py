@@ -13,6 +13,7 @@ import pytest
 from jaxtune.errors import UserError
 from jaxtune.model import rope, transformer
 from jaxtune.model.attention.core import Backend
+from jaxtune.model.cache import init_cache
 from jaxtune.model.rope import RopeConfig, RopeScaling
 from jaxtune.model.settings import ModelConfig
 
@@ -85,7 +86,7 @@ def test_a_cache_that_grows_beyond_the_original_context_equals_the_row_read_at_o
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, 20, (2, 14)).astype(np.int32)
     ends = (14, 6)  # the second row never leaves the original context
-    cache, place = transformer.init_cache(CONFIG, 2, 16), 0
+    cache, place = init_cache(CONFIG, 2, 16), 0
     for width in chunks:
         positions = np.broadcast_to(place + np.arange(width), (2, width)).astype(np.int32)
         present = (positions < np.array(ends)[:, None]).astype(np.int32)

@@ -15,13 +15,13 @@ from jaxtune.model.attention.layer import packed_attention
 from jaxtune.model.block import Block
 from jaxtune.model.moe import MoeConfig
 from jaxtune.model.rope import RopeConfig, example_lengths, tables
-from jaxtune.model.settings import FeedForward, LayerKind, ModelConfig, Remat
+from jaxtune.model.settings import LayerKind, ModelConfig, Remat
 from jaxtune.optim import OptimConfig
 from jaxtune.parallel.mesh import AXES
 from jaxtune.train import memory
 from jaxtune.train.memory import Work
 
-D, E = FeedForward.DENSE, FeedForward.EXPERTS
+D, E = ("attn", "mlp"), ("attn", "moe")
 MIXED = ModelConfig(
     vocab_size=31, d_model=12, num_layers=6, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=20, max_seq_len=64,
     moe=MoeConfig(num_experts=4, experts_per_token=2, d_ff=7, shared_d_ff=5), dense_layers=(0, 1, 3, 5),
@@ -55,9 +55,7 @@ def test_a_stack_is_a_short_list_of_repeated_blocks(kinds, expected):
 def test_every_layer_of_any_stack_is_planned_once():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        kinds = tuple(
-            FeedForward.EXPERTS if one else FeedForward.DENSE for one in rng.random(rng.integers(1, 40)) < 0.5
-        )
+        kinds = tuple(E if one else D for one in rng.random(rng.integers(1, 40)) < 0.5)
         assert sum((repeat.block * repeat.repeats for repeat in stack.repeats(kinds)), ()) == kinds
 
 

@@ -11,6 +11,7 @@ from jaxtune.errors import UserError
 from jaxtune.model import moe, rope
 from jaxtune.model import transformer as model
 from jaxtune.model.attention.core import Backend
+from jaxtune.model.cache import init_cache
 from jaxtune.model.moe import ClampedGate, MoeConfig
 from jaxtune.model.rope import RopeConfig, RopeScaling
 from jaxtune.model.settings import Activation, LayerKind, ModelConfig, Remat
@@ -130,7 +131,7 @@ def test_cached_decoding_equals_the_full_forward_pass(config, params):
     step = jax.jit(functools.partial(model.apply_cached, graphdef))
     lengths = np.asarray([8, 5])
     prompt = jnp.asarray((np.arange(8)[None, :] < lengths[:, None]).astype(np.int32))
-    cache = model.init_cache(config, 2, 16)
+    cache = init_cache(config, 2, 16)
     hidden, cache = step(params, tokens[:, :8], positions[:, :8], prompt, cache)
     ours = model.apply_logits(graphdef, params, hidden)
     for row, n in enumerate(lengths):

@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec
 from jaxtune.batch import Batch
 from jaxtune.errors import UserError
 from jaxtune.model import transformer as model
+from jaxtune.model.delta import DeltaConfig
 from jaxtune.model.moe import ClampedGate, MoeConfig
-from jaxtune.model.settings import ModelConfig
+from jaxtune.model.settings import LayerKind, ModelConfig
 from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, make_mesh
 from jaxtune.step import losses
@@ -49,6 +50,13 @@ EVERY_PARAMETER = [
         family="gpt_oss",
         attn_sinks=True,
         moe=MoeConfig(num_experts=4, experts_per_token=2, d_ff=32, bias=True, clamped=ClampedGate()),
+    ),
+    dataclasses.replace(
+        TINY,
+        family="qwen3_5_text",
+        attn_gate=True,
+        layer_kinds=(LayerKind.LINEAR, *(LayerKind.GLOBAL,) * (TINY.num_layers - 1)),
+        delta=DeltaConfig(key_heads=8, value_heads=8, key_dim=4, value_dim=4),
     ),
 ]
 MESHES = [

@@ -15,6 +15,7 @@ import transformers
 from jaxtune.hf import folder as hf
 from jaxtune.hf import safetensors as safetensors_io
 from jaxtune.model import transformer as model
+from jaxtune.model.cache import init_cache
 from jaxtune.model.settings import ModelConfig
 from jaxtune.step import losses
 
@@ -172,7 +173,7 @@ def packed_difference(pair: Pair) -> float:
     return difference(ours[: len(theirs)], theirs)
 
 
-def cached_difference(pair: Pair, tail: int = 5) -> float:
+def cached_difference(pair: Pair, tail: int = 5, slots: int = 32) -> float:
     """Prompts into the cache as one batch, then `tail` tokens one by one.
 
     Sequences of a long rope stay within its original context: keys cached before its end do not turn again.
@@ -185,7 +186,7 @@ def cached_difference(pair: Pair, tail: int = 5) -> float:
     prompts = [s[:-tail] for s in sequences]
     step = jax.jit(functools.partial(model.apply_cached, graphdef))
     logits = functools.partial(model.apply_logits, graphdef, pair.params)
-    hidden, cache = step(pair.params, *padded(prompts), model.init_cache(pair.config, len(prompts), 32))
+    hidden, cache = step(pair.params, *padded(prompts), init_cache(pair.config, len(prompts), slots))
     first = logits(hidden)
     off = [difference(first[i, : len(p)], expected[i][: len(p)]) for i, p in enumerate(prompts)]
     for offset in range(tail):

@@ -18,7 +18,6 @@ pairs = pytest.importorskip("family_pairs")
 pytestmark = pytest.mark.parity
 
 SEEDS = (0, 1)
-TOLERANCE = 1e-4
 
 
 @pytest.fixture(params=[f"{case}-{seed}" for case in family_cases.CASES for seed in SEEDS], scope="module")
@@ -28,15 +27,15 @@ def pair(request, tmp_path_factory):
 
 
 def test_padded_logits_equal_transformers(pair):
-    assert pairs.padded_difference(pair) < TOLERANCE
+    assert pairs.padded_difference(pair) < family_cases.tolerance(pair.config)
 
 
 def test_packed_logits_equal_those_of_the_padded_batch(pair):
-    assert pairs.packed_difference(pair) < TOLERANCE
+    assert pairs.packed_difference(pair) < family_cases.tolerance(pair.config)
 
 
 def test_cached_logits_equal_transformers(pair):
-    assert pairs.cached_difference(pair) < TOLERANCE
+    assert pairs.cached_difference(pair) < family_cases.tolerance(pair.config)
 
 
 def test_the_training_loss_equals_that_of_transformers_padded_and_packed(pair):
@@ -57,10 +56,24 @@ def test_import_export_import_keeps_every_tensor_and_transformers_loads_it(pair,
     assert loaded.generation_config.eos_token_id == 2
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen3", "gemma2", "phi3", "mixtral"])
+@pytest.mark.parametrize("case", ["qwen3_next", "qwen3_5"])
+def test_rows_of_several_chunks_of_linear_attention_equal_transformers(case, tmp_path):
+    """Rows longer than a chunk, and no multiple of it: padded, packed, and after the state of a prompt.
+
+    The more tokens, the nearer to zero is the least that a head reads, whose rounding its norm magnifies.
+    """
+    pair = pairs.make_pair(case, 1, tmp_path)
+    rng = np.random.default_rng(0)
+    pair.sequences = [rng.integers(3, pair.config.vocab_size, length) for length in (150, 71)]
+    found = pairs.padded_difference(pair), pairs.packed_difference(pair), pairs.cached_difference(pair, slots=160)
+    assert max(found) < 4 * family_cases.tolerance(pair.config), found
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3", "gemma2", "phi3", "mixtral", "qwen3_next", "qwen3_5"])
 def test_gradients_equal_transformers(case, tmp_path):
     """Of the training loss over both sequences in one row."""
     pair = pairs.make_pair(case, 0, tmp_path)
     ours, expected = pairs.gradients(pair, tmp_path / "gradients")
     for (path, mine), theirs in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-5, rtol=1e-3, err_msg=jax.tree_util.keystr(path))
+        atol = 1e-5 if pair.config.delta is None else 3e-4  # of gradients up to 3; see family_cases.tolerance
+        np.testing.assert_allclose(mine, theirs, atol=atol, rtol=1e-3, err_msg=jax.tree_util.keystr(path))

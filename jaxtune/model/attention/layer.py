@@ -21,7 +21,7 @@ def score_options(config: ModelConfig) -> dict:
 def packed_attention(config: ModelConfig, kind, segment_ids, query, key, value, sinks=None):
     """Attention of a layer whose kind is traced, with windows that are static, as kernels need them."""
     windows = [None, config.sliding_window]  # by kind: global, local
-    used = sorted({int(kind is LayerKind.LOCAL) for kind in config.kinds})
+    used = sorted({int(kind is LayerKind.LOCAL) for kind in config.kinds if kind is not LayerKind.LINEAR})
     branches = [_on_each_device(Scoring(window=windows[i], **score_options(config)), config) for i in used]
     if len(branches) == 1:
         return branches[0](query, key, value, segment_ids, sinks)
