@@ -32,8 +32,9 @@ def load(
 
     In a job what is wrong with a share is added to `problems`, so that all processes go on to where they compare them.
     """
-    shared = isinstance(sharding, NamedSharding) and spans_processes(sharding) and all(p.splits for p in pieces)
-    together = sharding if shared else None
+    together = sharding if isinstance(sharding, NamedSharding) and spans_processes(sharding) else None
+    if not all(piece.splits for piece in pieces):
+        together = None
     lead = len(pieces[0].index)
     layers = leaf.shape[0] if lead else 1
     layer_bytes = math.prod(leaf.shape[1:] if lead else leaf.shape) * leaf.dtype.itemsize
