@@ -194,7 +194,7 @@ EXPERIMENTS = (
     Experiment(claim="related tasks help, conflicts exist", folder="22-transfer", read=None),
     Experiment(claim="a recommended setting holds on fresh seeds", folder="23-recommendation", read=recommendation),
 )  # fmt: skip
-PAIRS = (("sums", "sum_stories"), ("terse", "verbose"), ("verbose", "terse"), ("terse_cued", "verbose_cued"))
+PAIRS = (("sums", "sum_stories"), ("terse", "verbose"), ("verbose", "terse"))
 """Cells of the transfer matrix that were written down; its own family is the whole matrix."""
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from chapter import SEEDS, run
 
-SOURCES = ("sums", "sum_stories", "terse", "verbose", "terse_cued", "verbose_cued", "noisy")
+SOURCES = ("sums", "sum_stories", "terse", "verbose")
 COMMANDS = (
     (
         *("transfer", "HERE/config.py", "--sweep-dir", "RUNS/pairs", "--tasks", *SOURCES),
-        *("--examples", "300", "--mode", "added", *SEEDS),
+        *("--examples", "1200", "--mode", "added", *SEEDS),
     ),
     (
         *("conflict", "HERE/config.py", "--transfer", "RUNS/pairs", "--batches", "8", "--tokens", "512"),
