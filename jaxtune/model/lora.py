@@ -50,15 +50,21 @@ class Scaling(enum.Enum):
     RANK_STABILIZED = "rank_stabilized"  # alpha / sqrt(rank)
 
 
+ATTENTION = r"layers\.attn\.[qkvo]\.kernel"
+"""Target: the kernels of attention, and with them those of linear layers."""
+LINEAR = r"layers\.delta\.(qkv|gate|o)\.kernel"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Settings of adapters: the kernels that get one, its rank, scale and form."""
 
     targets: tuple[str, ...] = (
-        r"layers\.(attn\.[qkvo]|delta\.(qkv|gate|o))\.kernel",
+        ATTENTION,
         r"layers\.(mlp|moe|moe\.shared)\.(gate|up|down)\.kernel",
     )
-    """Regular expressions for whole paths of kernels; by default all of attention and feed-forward."""
+    """Regular expressions for whole paths of kernels; by default all of attention (linear layers with it) and
+    feed-forward."""
     rank: Annotated[int, Range(1, 65536)] = 16
     """Width of the adapters; at least 1."""
     alpha: Annotated[float | int, Range(0, 1e6, above=True)] = 32.0
@@ -191,7 +197,9 @@ def _kernels(params: dict) -> Iterator[tuple[str, Any]]:
 
 
 def _is_target(path: str, config: LoraConfig) -> bool:
-    return any(re.fullmatch(pattern, path) for pattern in config.targets)
+    # Linear layers go with attention under its name of before there were any: recorded settings stay those of a run.
+    patterns = (*config.targets, LINEAR) if ATTENTION in config.targets else config.targets
+    return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
 def _axes(path: str) -> tuple[int, int]:

@@ -213,3 +213,9 @@ def factors(adapters) -> list:
     """The low-rank factors, without lengths."""
     paths = jax.tree_util.tree_leaves_with_path(adapters)
     return [leaf for path, leaf in paths if "magnitude" not in jax.tree_util.keystr(path)]
+
+
+def test_default_targets_are_those_that_runs_of_earlier_versions_recorded():
+    """Else these runs, and sweeps, would be of other settings; linear layers join them without being named."""
+    recorded = (r"layers\.attn\.[qkvo]\.kernel", r"layers\.(mlp|moe|moe\.shared)\.(gate|up|down)\.kernel")
+    assert LoraConfig().targets == recorded
