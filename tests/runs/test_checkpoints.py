@@ -262,13 +262,13 @@ def test_later_checkpoints_are_set_aside_not_deleted(saved):
 
 
 def test_a_failed_save_is_reported_by_the_next_call(tmp_path, monkeypatch):
-    from jaxtune.runs import checkpoints as checkpoint
+    from jaxtune.runs import written
 
     def full(folder, names):
         raise OSError("no space left on device")
 
     checkpoints = Checkpoints(tmp_path / "c")
-    monkeypatch.setattr(checkpoint, "file_digests", full)
+    monkeypatch.setattr(written, "file_digests", full)
     checkpoints.save(1, make_state())
     with pytest.raises(OSError, match=r"No space left on device: .*c.$"):  # with its folder
         checkpoints.wait()
