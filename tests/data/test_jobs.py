@@ -170,11 +170,11 @@ KILLED = """
     from tests.data.test_jobs import sums, tokenized
     cache.PART = 4
     honest = cache.Part.write
-    def write(part, path):
+    def write(part, path, *rest):
         if path.name.startswith("000002"):
             path.with_name(path.name + ".half.tmp").write_bytes(b"half a part")
             os.kill(os.getpid(), signal.SIGKILL)
-        honest(part, path)
+        honest(part, path, *rest)
     cache.Part.write = write
     tokenized([sums(18)], sys.argv[1])
 """
