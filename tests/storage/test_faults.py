@@ -19,7 +19,7 @@ WRITERS = {
     "write_json": "documents.write_json(folder / 'old.json', {'a': 'b' * 5000})",
     "write_sealed": "documents.write_sealed(folder / 'old.json', {'a': 'b' * 5000})",
     "metrics": "JsonlTracker(folder).log({'kind': 'train', 'step': 1, 'text': 'b' * 5000})",
-    "token part": "part.write(folder / 'old.json')",
+    "token part": "part.write(folder / 'old.json', 10)",
     "token store": "store.merge([folder / 'part'], folder / 'store', task='a', split='train', facts={})",
     "sweep": "sweep.write_results(folder / 'sweep')",
 }
