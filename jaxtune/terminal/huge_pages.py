@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jaxtune.errors import say
+
 TUNABLE = "glibc.malloc.hugetlb"
 SWITCH = "JAXTUNE_HUGE_PAGES"
 """0: leave memory as it is. A command that was started again carries 1."""
@@ -36,7 +38,7 @@ def tell_once() -> None:
     """Say of a process that began anew that it has huge pages; those that it starts have them too, and say nothing."""
     if os.environ.get(SWITCH) == "1":
         os.environ[SWITCH] = "said"
-        print(f"memory in huge pages ({OPTION} leaves them out)", file=sys.stderr)
+        say(f"memory in huge pages ({OPTION} leaves them out)", file=sys.stderr)
 
 
 def helps(argv: Sequence[str], environment: Mapping[str, str], root: Path = Path("/")) -> bool:
