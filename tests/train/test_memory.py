@@ -17,6 +17,7 @@ from jaxtune.model.moe import MoeConfig
 from jaxtune.model.quantize import Bits
 from jaxtune.model.settings import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
+from jaxtune.parallel import compilation
 from jaxtune.parallel.mesh import AXES, MeshConfig, make_mesh
 from jaxtune.train import memory
 from jaxtune.train.memory import Work
@@ -56,7 +57,9 @@ def allocated(work: Work) -> int:
     """Bytes on one device by XLA's account of the compiled step: arguments, temporaries, results of their own."""
     sizes: dict[str, Any] = dict(work.axes)
     mesh = make_mesh(MeshConfig(**sizes, devices=math.prod(work.axes.values())))
-    account = memory.lower(work, mesh).compile(QUICK).memory_analysis()
+    # Products in bfloat16 as devices that have them; XLA's own on other CPUs widen their operands to float32.
+    products = {compilation.YNN: compilation.YNN_PRODUCTS} if work.compute_dtype == "bfloat16" else {}
+    account = memory.lower(work, mesh).compile(QUICK | products).memory_analysis()
     assert account is not None
     new = account.output_size_in_bytes - account.alias_size_in_bytes
     return account.argument_size_in_bytes + account.temp_size_in_bytes + new
