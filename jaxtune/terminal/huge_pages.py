@@ -49,7 +49,8 @@ def helps(argv: Sequence[str], environment: Mapping[str, str], root: Path = Path
     asked = OPTION not in argv and SWITCH not in environment and TUNABLE not in environment.get("GLIBC_TUNABLES", "")
     if "malloc" in environment.get("LD_PRELOAD", ""):  # jemalloc, tcmalloc: glibc's own is not in use
         return False
-    computes = any(text in COMPUTING for text in argv[:2]) and not {"-h", "--help", "--dry-run"} & set(argv)
+    command = next((text for text in argv if not text.startswith("-")), None)
+    computes = command in COMPUTING and not {"-h", "--help", "--dry-run"} & set(argv)
     if not (asked and computes and sys.platform == "linux" and sys.executable and glibc() >= SINCE):
         return False
     platforms = environment.get("JAX_PLATFORMS", "")

@@ -1,14 +1,21 @@
 """Huge pages: commands that compute on a CPU start again with glibc's setting, once, and nothing else does."""
 
+import argparse
 import os
 import subprocess
 import sys
 
 import pytest
 
+from jaxtune import cli
 from jaxtune.terminal import huge_pages
-from jaxtune.terminal.huge_pages import OPTION, SWITCH, helps
+from jaxtune.terminal.huge_pages import COMPUTING, OPTION, SWITCH, helps
 
+OTHERS = (
+    *("init", "options", "mix", "validate", "preview", "plan-memory"),
+    *("recommend", "proxy", "report", "import-hf", "export-hf"),
+)
+"""Commands that compute nothing, or seconds at most."""
 TRAIN = ("train", "config.py", "--run-dir", "r")
 
 
@@ -29,9 +36,16 @@ def test_commands_that_compute_on_a_cpu_get_them(machine):
     assert helps(("--debug", *TRAIN), {"GLIBC_TUNABLES": "glibc.malloc.check=3"}, machine)
 
 
-@pytest.mark.parametrize("command", ["report", "mix", "validate", "options", "init"])
+def test_every_command_is_one_that_computes_or_one_that_does_not():
+    """A new command must be sorted into one of the two."""
+    [parsers] = [action for action in cli.build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    assert {*parsers.choices} == {*COMPUTING, *OTHERS} and not {*COMPUTING} & {*OTHERS}
+
+
+@pytest.mark.parametrize("command", OTHERS)
 def test_other_commands_do_not_start_twice(machine, command):
     assert not helps((command, "x"), {}, machine)
+    assert not helps((command, "train"), {}, machine)  # a folder of that name
 
 
 @pytest.mark.parametrize("more", [OPTION, "--help", "-h", "--dry-run"])
