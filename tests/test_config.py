@@ -198,3 +198,32 @@ def test_every_class_and_choice_of_a_config_is_a_name_of_the_module():
     ours = {kind.__name__ for kind in kinds if kind.__module__.startswith("jaxtune.")}
     assert {"Schedule", "MixtureConfig", "LoraConfig"} <= ours
     assert ours <= set(config.__all__) and all(hasattr(config, name) for name in config.__all__)
+
+
+DEFAULTS = pathlib.Path(__file__).parent / "golden" / "option_defaults.json"
+"""What each option is when nothing is said, as run and sweep folders have recorded it."""
+
+
+def defaults() -> dict:
+    """The value of every option in a config that states only what it must, and adapters."""
+    stated = {"name": "x", "model": config.ModelSource(path="builtin"), "tasks": tiny_config(pathlib.Path()).tasks}
+    tree = config.to_json(config.ExperimentConfig(**stated, lora=LoraConfig()))
+    values = {}
+    for name in config.leaves():
+        value = tree
+        for part in name.split("."):
+            value = value[part]
+        values[name] = value
+    return {name: value for name, value in values.items() if name not in {*stated, "model.path"}}
+
+
+def test_no_default_differs_from_what_folders_of_earlier_versions_recorded():
+    """A default that changes makes such runs and sweeps those of other settings: find another way, or say so.
+
+    New options join the record; the message has their lines.
+    """
+    recorded, now = json.loads(DEFAULTS.read_text()), defaults()
+    changed = {name: (recorded[name], now.get(name)) for name in recorded if now.get(name) != recorded[name]}
+    assert not changed
+    new = {name: now[name] for name in now if name not in recorded}
+    assert not new, f"add to {DEFAULTS.name}: {json.dumps(new, indent=2)}"
