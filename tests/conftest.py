@@ -10,12 +10,13 @@ import hypothesis
 import jax
 import long_tests
 import pytest
-import quick_xla
 import runtime_types
 
 runtime_types.install()
 
-from jaxtune.storage import userfiles  # noqa: E402 - checked from its import on
+import quick_xla  # noqa: E402 - what it imports is checked from then on
+
+from jaxtune.storage import userfiles  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import faulthandler
 import importlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -17,12 +16,11 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxtune.parallel.compilation import COMPILED_FAST, flags
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "06-kill-and-resume"))
 # Compiling is most of a short run. All commands are compiled alike, so that bits can be compared.
-# XLA ends a process at a flag that it does not know; later versions than the pinned one lack the second.
-JAXLIB = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
-EMITTERS = "" if JAXLIB >= (0, 11) else " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0" + EMITTERS)
+os.environ.setdefault("XLA_FLAGS", flags(COMPILED_FAST))
 killing = importlib.import_module("kill")
 """The script of 06-kill-and-resume: its project and its reading of a run's end."""
 

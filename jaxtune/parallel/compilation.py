@@ -25,9 +25,11 @@ YNN_PRODUCTS = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 Options = dict[str, str | bool | int]
 """XLA options by name."""
 
-COMPILED_FAST: Options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+_OLD_EMITTERS: Options = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
+COMPILED_FAST: Options = {"xla_backend_optimization_level": 0, **_OLD_EMITTERS}
 """For programs on a CPU that only fill and copy, once. Zeros beside the built-in model's parameters took .06 instead
-of .35 CPU-seconds to compile; to fill memory so takes 1.3 times as long, which is .2 seconds more for a gigabyte."""
+of .35 CPU-seconds to compile; to fill memory so takes 1.3 times as long, which is .2 seconds more for a gigabyte.
+Later versions of XLA have the new emitters alone, and no option for them."""
 
 GATHERS_BESIDE_PRODUCTS: Options = {
     "xla_tpu_enable_data_parallel_all_reduce_opt": True,
@@ -52,6 +54,11 @@ PREFERRED: dict[str, Options] = {
     },
 }
 """By platform, options that help its network; those that the installed XLA does not know are left out."""
+
+
+def flags(options: Options) -> str:
+    """Options as XLA_FLAGS names them. XLA ends a process at a flag that it does not know."""
+    return " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
 
 
 def compute_dtype(asked: str, platform: str) -> str:

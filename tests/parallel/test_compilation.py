@@ -71,7 +71,7 @@ def test_what_the_environment_says_goes_before_ours_and_what_is_given_before_bot
 
 
 RETIRED = {
-    "xla_cpu_use_fusion_emitters", "xla_gpu_enable_pipelined_all_gather", "xla_gpu_enable_pipelined_all_reduce",
+    "xla_gpu_enable_pipelined_all_gather", "xla_gpu_enable_pipelined_all_reduce",
     "xla_gpu_enable_pipelined_reduce_scatter",
 }  # fmt: skip
 """Options that XLA had with the pinned jaxlib and no longer has with jaxlib 0.12."""
@@ -85,10 +85,10 @@ def known(options):
 
 
 def test_programs_that_only_fill_are_compiled_fast_on_a_cpu_and_fill_the_same(monkeypatch):
-    assert compiler_options("cpu", "float32", fills=True) == {YNN: "", **known(COMPILED_FAST)}
+    assert compiler_options("cpu", "float32", fills=True) == {YNN: "", **COMPILED_FAST}
     assert compiler_options("tpu", "bfloat16", fills=True) is None
     asked = (("xla_backend_optimization_level", "2"),)
-    assert compiler_options("cpu", "float32", asked, fills=True) == {YNN: "", **known(COMPILED_FAST), **dict(asked)}
+    assert compiler_options("cpu", "float32", asked, fills=True) == {YNN: "", **COMPILED_FAST, **dict(asked)}
     fill = lambda x: (x, jnp.zeros_like(x), jnp.full((3, 5), 7, jnp.int32), x.astype(jnp.bfloat16))
     x = jnp.linspace(-3, 3, 35).reshape(5, 7)
     fast, usual = (compilation.jit(fill, platform="cpu", dtype=jnp.float32, fills=f)(x) for f in (True, False))
