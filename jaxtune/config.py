@@ -95,6 +95,10 @@ class ModelSource:
     compute_dtype: ComputeDtype = ComputeDtype.AUTO
     """Format of activations and matrix products; norms, softmax and loss are float32 always. `auto` is bfloat16, and on
     CPUs float32; the run records which."""
+    reduce_dtype: Dtype = Dtype.FLOAT32
+    """Format in which devices add up the gradients of linear layers. `bfloat16` sends half of the bytes, rounds each
+    device's part before they are added, and needs products in bfloat16. Micro-batches, embedding and head add in float32.
+    """
     remat: Remat = Remat.NONE
     """What the backward pass recomputes instead of keeping."""
     attention: Backend = Backend.AUTO
@@ -107,6 +111,11 @@ class ModelSource:
         except ValueError as error:
             given = f"model.template_date is {self.template_date!r}; write it as YYYY-MM-DD"
             raise UserError(given) from error
+        if self.reduce_dtype is Dtype.BFLOAT16 and self.compute_dtype is ComputeDtype.FLOAT32:
+            raise UserError(
+                "model.reduce_dtype is bfloat16 and model.compute_dtype float32; set model.compute_dtype to bfloat16, "
+                "or leave model.reduce_dtype out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

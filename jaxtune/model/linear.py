@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxtune.parallel.mesh import on_one_device
 
+REDUCED = jax.make_user_context("float32")
+"""Dtype in which devices add up their parts of a gradient, for programs traced inside `with REDUCED(name)`."""
+
 PRODUCT = "product"
 """Name of a linear layer's matmul result, for rematerialisation policies."""
 
@@ -43,27 +46,28 @@ def product(
     """`einsum(spec, left, right)` in the dtype of `left`; the result has `out_dtype`, by default that of `left`.
 
     Every index of an operand must be in the other operand or the result. In bfloat16 the sums are float32, and so is
-    the gradient of a float32 `right` (a parameter): it is never rounded to bfloat16. Cotangents are cast to the compute
-    dtype first, so that no matmul mixes dtypes (mixed ones run at float32 speed). The gradients are written out because
+    the gradient of a float32 `right` (a parameter): it is not rounded to bfloat16, but where devices add up their
+    parts of it in bfloat16 (`REDUCED`). Cotangents are cast to the compute dtype first, so that no matmul mixes dtypes (mixed ones run at float32 speed). The gradients are written out because
     those that JAX derives come transposed, which a CPU pays for: half again the time of a feed-forward layer.
     """
     out_dtype = left.dtype if out_dtype is None else jnp.dtype(out_dtype)
     if isinstance(right, Kernel):
         return right.product(spec, left, out_dtype)
-    return _product(spec, out_dtype, left, right)
+    narrow = REDUCED.value == left.dtype.name and not on_one_device()
+    return _product(spec, out_dtype, left.dtype if narrow else jnp.dtype("float32"), left, right)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(spec, out_dtype, left, right):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _product(spec, out_dtype, reduced, left, right):
     summed = jnp.einsum(spec, left, right.astype(left.dtype), preferred_element_type=jnp.float32)
     return summed.astype(out_dtype)
 
 
-def _forward(spec, out_dtype, left, right):
-    return _product(spec, out_dtype, left, right), (left, right)
+def _forward(spec, out_dtype, reduced, left, right):
+    return _product(spec, out_dtype, reduced, left, right), (left, right)
 
 
-def _backward(spec, out_dtype, operands, cotangent):
+def _backward(spec, out_dtype, reduced, operands, cotangent):
     left, right = operands
     inputs, output = spec.split("->")
     first, second = inputs.split(",")
@@ -77,7 +81,7 @@ def _backward(spec, out_dtype, operands, cotangent):
         # On a mesh, two axes that are split cannot be joined without moving the operand.
         first, output = first[kept - 1 :], output[kept - 1 :]
         left, cotangent = (x.reshape(-1, *x.shape[kept:]) for x in (left, cotangent))
-    to_right = jnp.einsum(f"{first},{output}->{second}", left, cotangent, preferred_element_type=jnp.float32)
+    to_right = jnp.einsum(f"{first},{output}->{second}", left, cotangent, preferred_element_type=reduced)
     return to_left.astype(left.dtype), to_right.astype(right.dtype)
 
 

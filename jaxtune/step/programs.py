@@ -20,6 +20,7 @@ from jaxtune.batch import Batch
 from jaxtune.errors import UserError
 from jaxtune.model import lora
 from jaxtune.model import transformer as model
+from jaxtune.model.linear import REDUCED
 from jaxtune.model.lora import LoraConfig
 from jaxtune.model.settings import ModelConfig
 from jaxtune.optim import OptimConfig, Optimizer
@@ -58,6 +59,8 @@ class ProgramSpec:
     loss: LossConfig
     lora: LoraConfig | None
     compute_dtype: str
+    reduce_dtype: str = "float32"
+    """Format in which devices add up gradients (see `linear.REDUCED`)."""
     compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Options of XLA over those of the platform (see `compilation.compiler_options`)."""
     num_tasks: int
@@ -192,15 +195,16 @@ def make_forward(graphdef: nnx.GraphDef, spec: ProgramSpec) -> Forward:
 
     def forward(params: Params, frozen: Params, batch: Batch, numbers: Hparams, key: jax.Array | None = None):
         full = params if spec.lora is None else lora.apply_lora(frozen, params, spec.lora, numbers.adapter_scale)
-        hidden = model.apply(
-            graphdef,
-            full,
-            jnp.asarray(batch.tokens),
-            jnp.asarray(batch.positions),
-            jnp.asarray(batch.segment_ids),
-            dtype=dtype,
-            noise=noise(batch, key),
-        )
+        with REDUCED(spec.reduce_dtype):
+            hidden = model.apply(
+                graphdef,
+                full,
+                jnp.asarray(batch.tokens),
+                jnp.asarray(batch.positions),
+                jnp.asarray(batch.segment_ids),
+                dtype=dtype,
+                noise=noise(batch, key),
+            )
         part, name = ("embed", "embedding") if spec.model.tie_embeddings else ("head", "kernel")
         return hidden, sharding.gathered(full[part][name], f"{part}.{name}")
 

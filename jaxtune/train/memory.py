@@ -63,6 +63,7 @@ class Work:
     seq_len: int
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
+    reduce_dtype: str = "float32"
     capacity: int | None = None
     """Most positions with weight among one device's rows of a micro-batch; None: all."""
     chunk: int | None = None
@@ -153,7 +154,7 @@ def lower(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     _, trained, frozen = _shapes(work.model, work.param_dtype, work.lora)
     spec = ProgramSpec(
         model=work.model, optim=work.optim, loss=LossConfig(chunk=work.chunk), lora=work.lora,
-        compute_dtype=work.compute_dtype, num_tasks=2, room=Room(capacity=work.capacity), mesh=mesh,
+        compute_dtype=work.compute_dtype, reduce_dtype=work.reduce_dtype, num_tasks=2, room=Room(capacity=work.capacity), mesh=mesh,
         indivisible=work.indivisible,
     )  # fmt: skip
     program = programs.build(spec, trained)
@@ -376,7 +377,7 @@ def work_of(config: ExperimentConfig, *, devices: int | None = None, platform: s
         micro_rows=config.batch.rows // config.batch.micro_batches, micro_batches=config.batch.micro_batches,
         seq_len=config.data.seq_len, param_dtype=config.model.param_dtype.value,
         compute_dtype=compilation.compute_dtype(config.model.compute_dtype.value, platform), chunk=config.loss.chunk,
-        lora=config.lora, platform=platform, indivisible=config.mesh.indivisible,
+        reduce_dtype=config.model.reduce_dtype.value, lora=config.lora, platform=platform, indivisible=config.mesh.indivisible,
     )  # fmt: skip
 
 

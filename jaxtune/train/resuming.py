@@ -45,7 +45,7 @@ PINNED = frozenset(
         *("data.seq_len", "data.packing", "data.mask_policy", "data.prompt_loss_weight", "data.length_policy"),
         *("data.reasoning", "model.template_variables", "model.template_date", "model.exact_marks", "model.bos"),
         *("batch.rows", "batch.micro_rows"),
-        *("model.param_dtype", "model.compute_dtype", "model.remat", "model.attention"),
+        *("model.param_dtype", "model.compute_dtype", "model.reduce_dtype", "model.remat", "model.attention"),
         "compiler_options",
         *("optim.optimizer", "optim.peak_lr", "optim.schedule", "optim.warmup_frac", "optim.warmup_steps"),
         *("optim.final_fraction", "optim.decay_frac", "optim.b1", "optim.b2", "optim.eps", "optim.weight_decay"),

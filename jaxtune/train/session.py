@@ -17,6 +17,7 @@ from jaxtune.config import ExperimentConfig
 from jaxtune.data import batches as data
 from jaxtune.data.batches import StepBatches
 from jaxtune.data.subset import Encoded, Subset
+from jaxtune.errors import UserError
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
 from jaxtune.model import lora
@@ -176,6 +177,17 @@ def compute_dtype(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> str:
     return compilation.compute_dtype(config.model.compute_dtype.value, mesh.devices.flat[0].platform)
 
 
+def reduce_dtype(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> str:
+    """The dtype in which a config's devices add up gradients. Raises UserError for one narrower than the products'."""
+    asked, computed = config.model.reduce_dtype.value, compute_dtype(config, mesh)
+    if asked not in ("float32", computed):
+        raise UserError(
+            f"model.reduce_dtype is {asked}, and products are in {computed} here; set model.compute_dtype to {asked}, "
+            "or leave model.reduce_dtype out"
+        )
+    return asked
+
+
 def on_mesh(inputs: Inputs) -> tuple[Inputs, jax.sharding.Mesh, backends.Resolution]:
     """The experiment with a definite attention backend, its mesh, and how the backend was chosen. Nothing is loaded."""
     config = inputs.config
@@ -184,6 +196,7 @@ def on_mesh(inputs: Inputs) -> tuple[Inputs, jax.sharding.Mesh, backends.Resolut
         inputs.model, config.data.seq_len, jnp.dtype(compute_dtype(config, mesh)),
         sequence_shards=mesh.shape["sequence"],
     )  # fmt: skip
+    reduce_dtype(config, mesh)  # refuses one that products do not have
     sharding.local_rows(mesh, inputs.micro_rows)  # refuses rows that do not divide
     return dataclasses.replace(inputs, model=shape, eval_plan=even_plan(inputs, mesh)), mesh, attention
 
@@ -223,7 +236,8 @@ def program_spec(inputs: Inputs, mesh: jax.sharding.Mesh) -> ProgramSpec:
     config = inputs.config
     return ProgramSpec(
         model=inputs.model, optim=config.optim, loss=config.loss, lora=config.lora,
-        compute_dtype=compute_dtype(config, mesh), compiler_options=dict(config.compiler_options),
+        compute_dtype=compute_dtype(config, mesh), reduce_dtype=reduce_dtype(config, mesh),
+        compiler_options=dict(config.compiler_options),
         num_tasks=len(inputs.task_names),
         room=room_of(inputs, mesh), mesh=mesh,
         indivisible=config.mesh.indivisible,

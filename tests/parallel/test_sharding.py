@@ -19,6 +19,7 @@ from jaxtune.errors import UserError
 from jaxtune.model import transformer as model
 from jaxtune.model.delta import DeltaConfig
 from jaxtune.model.moe import ClampedGate, MoeConfig
+from jaxtune.model.linear import REDUCED, product
 from jaxtune.model.settings import LayerKind, ModelConfig
 from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, make_mesh
@@ -330,3 +331,37 @@ def test_the_table_shows_what_a_device_holds():
     rows = {row[0]: row[1:] for row in sharding.table(mesh, SHAPES, sharding.shardings(mesh, SHAPES))}
     assert rows["head.kernel"][0] == (32, 64)
     assert rows["head.kernel"][2] == 32 * 64 * 4 // 8
+
+
+def gradient_of_a_weight(reduced: str, shards: int, dtype: str):
+    """Text of the program, and the gradient, of a weight by rows that `shards` devices split."""
+    mesh = make_mesh(MeshConfig(data=shards, devices=shards))
+    random = np.random.default_rng(1)
+    rows, weight = (jnp.asarray(random.standard_normal(shape, dtype=np.float32)) for shape in ((64, 16), (16, 8)))
+    rows = jax.device_put(rows, jax.NamedSharding(mesh, PartitionSpec("data")))
+
+    def objective(weight, rows):
+        with REDUCED(reduced):
+            return jnp.square(product("nd,df->nf", rows.astype(dtype), weight).astype(jnp.float32)).sum()
+
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(jax.grad(objective)).lower(weight, rows)
+        return lowered.as_text(), np.asarray(lowered.compile(QUICK)(weight, rows))
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_devices_add_up_their_parts_of_a_gradient_in_the_dtype_that_is_asked_for(shards):
+    (wide, exact), (narrow, rounded) = (
+        gradient_of_a_weight(dtype, shards, "bfloat16") for dtype in ("float32", "bfloat16")
+    )
+    part = "tensor<16x8xbf16>"
+    if shards == 1:
+        assert narrow == wide, "one device has nothing to add up"
+    else:
+        assert part in narrow.split("dot_general")[-1] and part not in wide.split("dot_general")[-1]
+        assert 0 < np.abs(rounded - exact).max() < 2**-7 * np.abs(exact).max()
+    assert exact.dtype == rounded.dtype == np.float32
+
+
+def test_products_in_float32_are_added_up_in_float32():
+    assert gradient_of_a_weight("bfloat16", 4, "float32")[0] == gradient_of_a_weight("float32", 4, "float32")[0]
