@@ -47,8 +47,9 @@ def product(
 
     Every index of an operand must be in the other operand or the result. In bfloat16 the sums are float32, and so is
     the gradient of a float32 `right` (a parameter): it is not rounded to bfloat16, but where devices add up their
-    parts of it in bfloat16 (`REDUCED`). Cotangents are cast to the compute dtype first, so that no matmul mixes dtypes (mixed ones run at float32 speed). The gradients are written out because
-    those that JAX derives come transposed, which a CPU pays for: half again the time of a feed-forward layer.
+    parts of it in bfloat16 (`REDUCED`). Cotangents are cast to the compute dtype first, so that no matmul mixes dtypes
+    (mixed ones run at float32 speed). The gradients are written out because those that JAX derives come transposed,
+    which a CPU pays for: half again the time of a feed-forward layer.
     """
     out_dtype = left.dtype if out_dtype is None else jnp.dtype(out_dtype)
     if isinstance(right, Kernel):

@@ -154,8 +154,8 @@ def lower(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     _, trained, frozen = _shapes(work.model, work.param_dtype, work.lora)
     spec = ProgramSpec(
         model=work.model, optim=work.optim, loss=LossConfig(chunk=work.chunk), lora=work.lora,
-        compute_dtype=work.compute_dtype, reduce_dtype=work.reduce_dtype, num_tasks=2, room=Room(capacity=work.capacity), mesh=mesh,
-        indivisible=work.indivisible,
+        compute_dtype=work.compute_dtype, reduce_dtype=work.reduce_dtype, num_tasks=2,
+        room=Room(capacity=work.capacity), mesh=mesh, indivisible=work.indivisible,
     )  # fmt: skip
     program = programs.build(spec, trained)
     whole = sharding.replicated(mesh)
@@ -373,11 +373,11 @@ def work_of(config: ExperimentConfig, *, devices: int | None = None, platform: s
     sizes = mesh_shape(config.mesh, planned_devices(config.mesh) if devices is None else devices)
     return Work(
         model=dataclasses.replace(shape, remat=config.model.remat, attention=config.model.attention),
-        optim=config.optim, axes=dict(zip(AXES, sizes, strict=True)),
+        optim=config.optim, axes=dict(zip(AXES, sizes, strict=True)), reduce_dtype=config.model.reduce_dtype.value,
         micro_rows=config.batch.rows // config.batch.micro_batches, micro_batches=config.batch.micro_batches,
         seq_len=config.data.seq_len, param_dtype=config.model.param_dtype.value,
         compute_dtype=compilation.compute_dtype(config.model.compute_dtype.value, platform), chunk=config.loss.chunk,
-        reduce_dtype=config.model.reduce_dtype.value, lora=config.lora, platform=platform, indivisible=config.mesh.indivisible,
+        lora=config.lora, platform=platform, indivisible=config.mesh.indivisible,
     )  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from jaxtune.batch import Batch
 from jaxtune.errors import UserError
 from jaxtune.model import transformer as model
 from jaxtune.model.delta import DeltaConfig
-from jaxtune.model.moe import ClampedGate, MoeConfig
 from jaxtune.model.linear import REDUCED, product
+from jaxtune.model.moe import ClampedGate, MoeConfig
 from jaxtune.model.settings import LayerKind, ModelConfig
 from jaxtune.parallel import sharding
 from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, make_mesh
