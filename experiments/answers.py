@@ -133,6 +133,18 @@ def forgetting(rows: Sequence[Row]) -> list[Answer]:
     ]  # fmt: skip
 
 
+def replayed(rows: Sequence[Row]) -> list[Answer]:
+    less_than_without = lambda column: less(of(rows, column, tag="tenth"), of(rows, column, tag="without"))
+    return [
+        Answer(
+            what="forgotten with a tenth of replay minus none",
+            unit="nats",
+            found=less_than_without("forgotten/builtin"),
+        ),
+        Answer(what="mean loss of the tasks, the same", unit="nats", found=less_than_without("macro_loss")),
+    ]
+
+
 def equal_loss(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> float:
     """Mean difference of two curves (task loss, forgotten), interpolated where both have losses; NaN where none."""
     curves = [tuple(np.array(sorted(points)).T) for points in (first, second)]
@@ -181,6 +193,7 @@ class Experiment:
     claim: str
     folder: str
     read: Callable[[Sequence[Row]], list[Answer]] | None
+    results: str = "results.csv"
 
 
 EXPERIMENTS = (
@@ -189,6 +202,8 @@ EXPERIMENTS = (
     Experiment(claim="many repeats are memorised; a cap prevents it", folder="17-repeats", read=repeats),
     Experiment(claim="masking the prompt helps, more with long prompts", folder="18-prompt-loss", read=prompt_loss),
     Experiment(claim="a high learning rate forgets; adapters forget less", folder="19-forgetting", read=forgetting),
+    Experiment(claim="replay of the base's text forgets less", folder="19-forgetting", read=replayed,
+               results="replay.csv"),
     Experiment(claim="warmup matters", folder="20-warmup", read=warmup),
     Experiment(claim="one to three epochs are enough", folder="21-epochs", read=epochs),
     Experiment(claim="related tasks help, conflicts exist", folder="22-transfer", read=None),
@@ -200,7 +215,7 @@ PAIRS = (("sums", "sum_stories"), ("terse", "verbose"), ("verbose", "terse"))
 
 def answers(experiment: Experiment, root: Path = HERE) -> list[Answer]:
     """The contrasts of an experiment, adjusted as one family; none where it was not run."""
-    path = root / experiment.folder / "results.csv"
+    path = root / experiment.folder / experiment.results
     if not path.exists():
         return []
     if experiment.read is None:
@@ -258,7 +273,7 @@ def main() -> None:
     if parser.parse_args().readme:
         README.write_text(with_table(README.read_text()))
     for one in EXPERIMENTS:
-        print(one.folder)
+        print(f"{one.folder}: {one.claim}")
         for answer in answers(one) or ["not yet run"]:
             print("  " + (answer if isinstance(answer, str) else f"{answer.what}: {answer.text()}"))
 

@@ -25,16 +25,16 @@ def answers():
     del sys.modules[spec.name]
 
 
-def write(root: pathlib.Path, folder: str, rows: list[dict]) -> None:
+def write(root: pathlib.Path, folder: str, rows: list[dict], name: str = "results.csv") -> None:
     (root / folder).mkdir()
-    with (root / folder / "results.csv").open("w", newline="") as file:
+    with (root / folder / name).open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows({"status": "finished", **row} for row in rows)
 
 
-def found(answers, root: pathlib.Path, folder: str):
-    [experiment] = [one for one in answers.EXPERIMENTS if one.folder == folder]
+def found(answers, root: pathlib.Path, folder: str, name: str = "results.csv"):
+    [experiment] = [one for one in answers.EXPERIMENTS if (one.folder, one.results) == (folder, name)]
     return answers.answers(experiment, root)
 
 
@@ -179,3 +179,19 @@ def test_a_recommendation_is_judged_on_the_fresh_seeds_alone(answers, tmp_path):
     write(tmp_path, "23-recommendation", rows)
     [one] = found(answers, tmp_path, "23-recommendation")
     assert one.found.mean == pytest.approx(0.125) and one.found.n == 5
+
+
+def test_replay_is_compared_inside_seeds(answers, tmp_path):
+    rows = [
+        {
+            "status": "finished", "tag": tag, "seed": seed,
+            "forgotten/builtin": 1 + seed - (0.3 if tag == "tenth" else 0) + 0.001 * (seed % 2),
+            "macro_loss": 2 + seed + (0.05 if tag == "tenth" else 0) - 0.001 * seed * (tag == "tenth"),
+        }
+        for tag in ("without", "tenth")
+        for seed in SEEDS
+    ]  # fmt: skip
+    write(tmp_path, "19-forgetting", rows, "replay.csv")
+    forgotten, loss = found(answers, tmp_path, "19-forgetting", "replay.csv")
+    assert forgotten.found.mean == pytest.approx(-0.3) and forgotten.found.high < 0
+    assert loss.found.mean == pytest.approx(0.048) and loss.found.clear

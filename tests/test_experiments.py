@@ -47,7 +47,7 @@ def test_its_commands_parse_and_its_options_fit_its_config(folder):
         arguments, rest = cli.build_parser().parse_known_args(words)
         if words[0] not in ("sweep", "transfer"):
             continue
-        config = configs.load(folder / "config.py") if words[1] != "quickstart" else None
+        config = configs.load(pathlib.Path(words[1])) if words[1] != "quickstart" else None
         if config is None:
             continue
         assert arguments.dry_run is False and not rest

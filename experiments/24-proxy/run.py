@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from chapter import SEEDS, run
 
-BRIEF = ("--eval.every", "0", "--eval.no-generate", "--duration.steps", "80")
+BRIEF = ("--eval.every", "0", "--eval.no-generate", "--duration.steps", "40")
 COMMANDS = (
     ("sweep", "quickstart", "--sweep-dir", "RUNS/small", "--grid", "mixture.temperature=1,2,4,inf", *SEEDS, *BRIEF),
     (
