@@ -1,4 +1,4 @@
-"""Answers of the experiments of the chapter (16 to 23): contrasts that were written down before, from their results.
+"""Answers of the experiments of the chapter (16 to 23, 28): contrasts written down before, from their results.
 
 Run:    python experiments/answers.py            prints them all
         python experiments/answers.py --readme   and writes the table of the repository's README
@@ -145,6 +145,17 @@ def replayed(rows: Sequence[Row]) -> list[Answer]:
     ]
 
 
+def real_tasks(rows: Sequence[Row]) -> list[Answer]:
+    effect = lambda column, tag, than: less(of(rows, column, tag=tag), of(rows, column, tag=than))
+    return [
+        Answer(what="SmolLM2, loss of the rarest task, T = 3 minus 1", unit="nats",
+               found=effect("loss/open_ended", "T3", "T1")),
+        Answer(what="mean loss, the same", unit="nats", found=effect("macro_loss", "T3", "T1")),
+        Answer(what="mean loss at prompt weight 0.5 minus 0", unit="nats",
+               found=effect("macro_loss", "T3-prompt", "T3")),
+    ]  # fmt: skip
+
+
 def equal_loss(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> float:
     """Mean difference of two curves (task loss, forgotten), interpolated where both have losses; NaN where none."""
     curves = [tuple(np.array(sorted(points)).T) for points in (first, second)]
@@ -208,6 +219,7 @@ EXPERIMENTS = (
     Experiment(claim="one to three epochs are enough", folder="21-epochs", read=epochs),
     Experiment(claim="related tasks help, conflicts exist", folder="22-transfer", read=None),
     Experiment(claim="a recommended setting holds on fresh seeds", folder="23-recommendation", read=recommendation),
+    Experiment(claim="temperature and mask on a real model and tasks", folder="28-real-tasks", read=real_tasks),
 )  # fmt: skip
 PAIRS = (("sums", "sum_stories"), ("terse", "verbose"), ("verbose", "terse"))
 """Cells of the transfer matrix that were written down; its own family is the whole matrix."""
