@@ -4,7 +4,8 @@ XLA's CPU and TPU compilers write a reduce-scatter as an all-reduce whose result
 all-gather as an all-reduce of a device's part written into zeros. Both are counted as what they are.
 
 An operation is hidden where the device computes while it runs: where XLA starts it and waits for it later, or fuses it
-with a product. The others stop the device.
+with a product. The others stop the device. The TPU compiler also spreads one over several fusions, each of which holds
+the operation again under the name of its chain: together they are one.
 """
 
 import collections
@@ -14,6 +15,7 @@ import re
 from collections.abc import Iterator
 
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+LARGEST = 2**63 - 1
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 PASSED_ON = ("get-tuple-element", "bitcast", "copy", "convert", "transpose", "reshape")
 
@@ -58,10 +60,15 @@ class Program:
         found: dict[str, dict[str, float]] = collections.defaultdict(
             lambda: {"operations": 0, "gigabytes": 0.0, "hidden_gigabytes": 0.0}
         )
+        chains: set[tuple[str, str]] = set()
         for name, instruction, times, fused in self.runs(chunks):
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS or (group := self._group(instruction)) == 1:
                 continue
+            if (chain := _chain(instruction)) is not None:
+                if chain in chains:
+                    continue
+                chains.add(chain)
             kind = self._meaning(kind, name, instruction, group)
             received = _received(kind, instruction, group) * times / 1e9
             total = found[f"{kind} over {group}"]
@@ -73,11 +80,12 @@ class Program:
     def cycles(self, chunks: int) -> float:
         """Cycles of a device by the compiler's own estimates, which it gives for its fusions; 0 where it gives none.
 
-        Kernels that are no part of XLA, such as attention, and collective operations have none.
+        Kernels that are no part of XLA, such as attention, and collective operations have none; nor have fusions whose
+        estimate is the largest number that there is, which is how the compiler writes that it has none.
         """
         estimates = re.compile(r'"estimated_cycles":"?(\d+)')
         each = ((estimates.search(instruction.line), times) for _, instruction, times, _ in self.runs(chunks))
-        return float(sum(int(found[1]) * times for found, times in each if found is not None))
+        return float(sum(int(found[1]) * times for found, times in each if found and int(found[1]) != LARGEST))
 
     def runs(self, chunks: int) -> Iterator[tuple[str, Instruction, int, bool]]:
         """Every instruction with its computation, how often it runs, and whether it is part of a fusion."""
@@ -159,6 +167,12 @@ def _parse(line: str) -> Instruction | None:
         end += 1
     operands = re.findall(r"%([\w.\-]+)", match[4][:end])
     return Instruction(match[1], match[2], match[3], tuple(operands), line)
+
+
+def _chain(instruction: Instruction) -> tuple[str, str] | None:
+    """Name of the operation that this is a part of; None: it stands alone."""
+    channel, chain = (re.search(text, instruction.line) for text in (r"channel_id=(\d+)", r'chain_id="(\w+)"'))
+    return None if channel is None or chain is None else (channel[1], chain[1])
 
 
 def called_by(instruction: Instruction) -> list[tuple[str, str]]:
