@@ -194,7 +194,9 @@ def recommendation(rows: Sequence[Row]) -> list[Answer]:
     setting = lambda row: (float(row["mixture.temperature"]), float(row["optim.peak_lr"]))
     own = {int(row["seed"]): float(row["macro_loss"]) for row in fresh if setting(row) == (2.0, 1e-3)}
     won = {int(row["seed"]): float(row["macro_loss"]) for row in fresh if setting(row) != (2.0, 1e-3)}
-    return [Answer(what="loss on fresh seeds, recommended minus the config's own", unit="nats", found=less(won, own))]
+    return [
+        Answer(what="loss on fresh seeds, the sweep's winner minus the config's own", unit="nats", found=less(won, own))
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

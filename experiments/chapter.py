@@ -41,3 +41,4 @@ def run(file: str, commands: Sequence[Sequence[str]], keep: Mapping[str, str]) -
     if not arguments.dry_run:
         for source, name in keep.items():
             shutil.copyfile(place / source, here / name)
+        subprocess.run([sys.executable, str(here.parent / "pictures.py")], check=True)
