@@ -214,5 +214,17 @@ def gradients(pair: Pair, folder: pathlib.Path) -> tuple[dict, dict]:
         for parameter in network.parameters():
             parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     network.save_pretrained(folder)
-    gradient = jax.jit(jax.grad(our_loss, argnums=1), static_argnums=0)
-    return gradient(pair.config, pair.params, packed(pair.sequences)), hf.import_model(folder)[1]
+    return our_gradients(pair.config, pair.params, packed(pair.sequences)), hf.import_model(folder)[1]
+
+
+our_gradients = jax.jit(jax.grad(our_loss, argnums=1), static_argnums=0)
+
+
+def moved_by_rounding(pair: Pair, gradient: dict) -> dict:
+    """How far each gradient moves, at most, when every weight moves by half a unit in the last place or stays."""
+    random, worst = np.random.default_rng(0), jax.tree.map(lambda _: 0.0, gradient)
+    for _ in range(4):
+        step = lambda x: np.asarray(x) * (1 + np.float32(6e-8) * random.choice([-1, 0, 1], size=x.shape)).astype("f4")
+        other = our_gradients(pair.config, jax.tree.map(step, pair.params), packed(pair.sequences))
+        worst = jax.tree.map(lambda far, a, b: max(far, difference(a, b)), worst, other, gradient)
+    return worst

@@ -71,9 +71,18 @@ def test_rows_of_several_chunks_of_linear_attention_equal_transformers(case, tmp
 
 @pytest.mark.parametrize("case", ["llama", "qwen3", "gemma2", "phi3", "mixtral", "qwen3_next", "qwen3_5"])
 def test_gradients_equal_transformers(case, tmp_path):
-    """Of the training loss over both sequences in one row."""
+    """Of the training loss over both sequences in one row.
+
+    Where a head of linear attention reads next to nothing, its norm magnifies rounding. There the gradients may differ
+    by twice what ours moves when the weights move by their own rounding: both round.
+    """
     pair = pairs.make_pair(case, 0, tmp_path)
     ours, expected = pairs.gradients(pair, tmp_path / "gradients")
-    for (path, mine), theirs in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
-        atol = 1e-5 if pair.config.delta is None else 3e-4  # of gradients up to 3; see family_cases.tolerance
-        np.testing.assert_allclose(mine, theirs, atol=atol, rtol=1e-3, err_msg=jax.tree_util.keystr(path))
+    alone = pair.config.delta is None
+    moved = jax.tree.map(lambda _: 0.0, ours) if alone else pairs.moved_by_rounding(pair, ours)
+    for (path, mine), theirs, far in zip(
+        jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), jax.tree.leaves(moved), strict=True
+    ):
+        np.testing.assert_allclose(
+            mine, theirs, atol=max(1e-5, 2 * far), rtol=1e-3 if alone else 0, err_msg=jax.tree_util.keystr(path)
+        )
