@@ -22,7 +22,7 @@ def config() -> ExperimentConfig:
         name="proxy-large",
         model=ModelSource(path=os.environ.get("SMOLLM2", "HuggingFaceTB/SmolLM2-135M-Instruct")),
         tasks=tuple(SEVEN.values()),
-        duration=Budget(steps=30),
+        duration=Budget(steps=20),
         mixture=MixtureConfig(temperature=2, max_repeats=4),
         data=DataConfig(seq_len=128, processes=2),
         batch=BatchConfig(rows=4),
