@@ -28,5 +28,5 @@ def config() -> ExperimentConfig:
         batch=BatchConfig(rows=4),
         optim=OptimConfig(peak_lr=1e-3, warmup_frac=0.05),
         lora=LoraConfig(rank=8),
-        eval=EvalConfig(every=0, max_examples=30, generate=False),
+        eval=EvalConfig(every=0, max_examples=15, generate=False),
     )

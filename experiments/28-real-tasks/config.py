@@ -44,5 +44,5 @@ def config() -> ExperimentConfig:
         optim=OptimConfig(peak_lr=1e-3, warmup_frac=0.1),
         loss=LossConfig(normalization=Normalization.RESPONSE),
         lora=LoraConfig(rank=8),
-        eval=EvalConfig(every=0, max_examples=20, generate=False),
+        eval=EvalConfig(every=0, max_examples=15, generate=False),
     )
