@@ -217,21 +217,25 @@ def table() -> str:
         for when in WHEN:
             if (name, when) in found:
                 lines.append(table_line(case, when, found[name, when]))
-    flags = {(name, json.dumps(row["flags"])) for (name, when), row in found.items() if row.get("flags")}
-    return "\n".join([*lines, "", *(f"{name}: `{text}`" for name, text in sorted(flags))])
+    flags: dict[str, list[str]] = {}
+    for (name, _), row in found.items():
+        if row.get("flags"):
+            flags.setdefault(" ".join(f"{flag}={value}" for flag, value in row["flags"].items()), []).append(name)
+    return "\n".join([*lines, "", *(f"Options of {', '.join(names)}: `{text}`" for text, names in flags.items())])
 
 
 def table_line(case: Case, when: str, row: dict[str, Any]) -> str:
     """A row of the table."""
-    rings = "x".join("ring" if ring else "line" for ring in row.get("rings", []))
-    begin = f"| {case.title} | {case.slice} ({rings}) | {when} | {row['cpu_seconds']:.0f} |"
+    rings = ", rings" if all(row.get("rings", [])) else ""
+    begin = f"| {case.title} | {case.slice}{rings} | {when} | {row['cpu_seconds']:.0f} |"
     if "gib" not in row:
         return f"{begin} {row['compiler']} | {row.get('device_gib', 0):.2f} | {row.get('planned_gib', 0):.1f} | | | |"
     gib, speed = row["gib"], row["speed"]
     collectives = "; ".join(
-        f"{kind} {of['gigabytes']:.2f} ({of['operations']:,.0f}), "
-        f"{of['hidden_gigabytes'] / of['gigabytes'] if of['gigabytes'] else 0:.0%}"
+        f"{kind.split(' over ')[0]} {of['gigabytes']:.1f} ({of['operations']:,.0f}), "
+        f"{of['hidden_gigabytes'] / of['gigabytes']:.0%}"
         for kind, of in row["collectives"].items()
+        if of["gigabytes"] > 0.05  # the loss, the norm and a counter
     )
     times = ", ".join(
         f"{speed[part]:.2f}" for part in ("fusions_seconds", "attention_seconds", "blocking_collectives_seconds")
