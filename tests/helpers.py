@@ -23,11 +23,13 @@ TINY = ModelConfig(
 )
 
 
-def tiny_model(folder: pathlib.Path) -> pathlib.Path:
-    """A random two-layer model with the built-in tokenizer and template."""
-    params = model.init_params(TINY, 0)[1]
+def tiny_model(folder: pathlib.Path, shape: ModelConfig = TINY) -> pathlib.Path:
+    """A random model, by default of two layers, with the built-in tokenizer and template."""
+    params = model.init_params(shape, 0)[1]
     files = [ASSETS / "tokenizer.model", ASSETS / "tokenizer_config.json"]
-    hf.export_model(folder, TINY, params, TextFiles(eos_token_id=5, bos_token_id=1, pad_token_id=3, files=tuple(files)))
+    hf.export_model(
+        folder, shape, params, TextFiles(eos_token_id=5, bos_token_id=1, pad_token_id=3, files=tuple(files))
+    )
     return folder
 
 

@@ -113,7 +113,7 @@ class Batching:
     dtype: jax.typing.DTypeLike = jnp.float32
     """Format of the arithmetic."""
     mesh: jax.sharding.Mesh | None = None
-    """Devices over whose `data` and `fsdp` axes the rows are split; None: the default device."""
+    """Devices over whose `data`, `expert` and `fsdp` axes the rows are split; None: the default device."""
 
 
 ONE_DEVICE = Batching()

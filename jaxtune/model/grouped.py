@@ -21,7 +21,8 @@ def grouped_product(
 ) -> Float[Array, "n b"]:
     """Rows times the matrix of their group: the first `sizes[0]` rows are group 0's, the next `sizes[1]` group 1's.
 
-    The sizes sum to the number of rows. Sums are float32; the result has the dtype of the rows.
+    Sums are float32; the result has the dtype of the rows. Rows behind the last group's may come back as anything, and
+    so may their gradients; those of the matrices leave them out.
     """
     return _product(rows, matrices, sizes)
 

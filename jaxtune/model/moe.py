@@ -11,6 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxtune.errors import UserError
+from jaxtune.model import expert_shards
+from jaxtune.model.expert_shards import Gated
 from jaxtune.model.grouped import grouped_product
 from jaxtune.model.linear import Linear, lookup, product
 from jaxtune.parallel.mesh import ROWS, on_one_device
@@ -95,6 +97,8 @@ class Moe(nnx.Module):
         mix = functools.partial(_mix_rows, gated=gated)
         if on_one_device():
             mixed = mix(x, weights, experts, *kernels, *biases)
+        elif (ways := _expert_ways(self.config)) > 1:
+            mixed = _where_experts_are(gated, ways, x, weights, experts, *kernels, *biases)
         else:
             mixed = _on_each_device(mix, x, weights, experts, *kernels, *biases)
         if self.down.bias is not None:
@@ -105,10 +109,6 @@ class Moe(nnx.Module):
         assert self.shared is not None and self.shared_gate is not None
         share = jax.nn.sigmoid(self.shared_gate(x).astype(jnp.float32))
         return (share * self.shared(x)).astype(x.dtype)
-
-
-Gated = Callable[[Float[Array, "..."], Float[Array, "..."]], Float[Array, "..."]]
-"""Products of a token with an expert's gate and up matrices -> hidden units."""
 
 
 def gated_by(activation: Callable[[Float[Array, "..."]], Float[Array, "..."]]) -> Gated:
@@ -155,6 +155,51 @@ def _on_each_device(mix, x, weights, experts, gate, up, down, *biases):
     specs = (tokens, tokens, tokens, into, into, out_of, *(jax.P(None, hidden) for _ in biases))
     given = (x, weights, experts, gate, up, down, *biases)
     return jax.shard_map(local, in_specs=specs, out_specs=tokens, check_vma=False)(*given)
+
+
+def _expert_ways(config: MoeConfig) -> int:
+    """Devices over which the mesh in use splits the experts; 1 where the axis does not divide them."""
+    ways = jax.sharding.get_abstract_mesh().shape[expert_shards.AXIS]
+    return ways if config.num_experts % ways == 0 else 1
+
+
+def _where_experts_are(gated, ways, x, weights, experts, gate, up, down, *biases):
+    """The mixture inside a mesh that splits experts: each device computes its group's tokens for the experts it has."""
+    mesh, axis = jax.sharding.get_abstract_mesh(), expert_shards.AXIS
+    divides = lambda n, *axes: n % math.prod(mesh.shape[axis] for axis in axes) == 0
+    rows = ROWS if divides(x.shape[0], *ROWS) else None
+    hidden = "tensor" if divides(gate.shape[-1], "tensor") else None
+    tokens = jax.P(rows, "sequence" if divides(x.shape[1], "sequence") else None, None)
+    into, out_of = jax.P(axis, None, hidden), jax.P(axis, hidden, None)
+    flat = lambda part: part.reshape(-1, part.shape[-1])
+
+    def local(x, weights, experts, *parts):
+        matrices, biases = parts[:3], parts[3:]
+        own = [flat(part) for part in (x, weights, experts)]
+        sent, shares, chosen = own if rows is None else (jax.lax.all_gather(part, axis, tiled=True) for part in own)
+        here = chosen - jax.lax.axis_index(axis) * len(matrices[0])
+        mixed = expert_shards.mix_shard(gated, ways, sent, shares, here, matrices, biases)
+        sum_up = jax.lax.psum if rows is None else functools.partial(jax.lax.psum_scatter, tiled=True)
+        mixed = sum_up(mixed, axis)
+        return (mixed if hidden is None else jax.lax.psum(mixed, hidden)).reshape(x.shape)
+
+    specs = (tokens, tokens, tokens, into, into, out_of, *(jax.P(axis, hidden) for _ in biases))
+    given = (x, weights, experts, gate, up, down, *biases)
+    return jax.shard_map(local, in_specs=specs, out_specs=tokens, check_vma=False)(*given)
+
+
+def check_expert_axis(config: MoeConfig | None, ways: int) -> None:
+    """Raise UserError for a mesh axis `expert` of a size that the model's experts cannot be split by."""
+    if ways == 1:
+        return
+    if config is None:
+        raise UserError(
+            f"mesh.expert is {ways}, but the model has no mixture of experts; leave it at 1, and split by mesh.fsdp"
+        )
+    if config.num_experts % ways:
+        raise UserError(
+            f"mesh.expert is {ways}, which does not divide the model's {config.num_experts} experts; choose a divisor"
+        )
 
 
 def route(router_logits: Float[Array, "t e"], config: MoeConfig) -> tuple[Float[Array, "t k"], Int[Array, "t k"]]:

@@ -14,10 +14,10 @@ from jax.sharding import AxisType, Mesh
 
 from jaxtune.errors import Range, UserError, check_fields, first_line
 
-AXES = ("trial", "data", "fsdp", "tensor", "sequence")
+AXES = ("trial", "data", "expert", "fsdp", "tensor", "sequence")
 
 
-ROWS = ("data", "fsdp")
+ROWS = ("data", "expert", "fsdp")
 """Mesh axes that split the rows of a batch."""
 BETWEEN_SLICES = ("trial", "data")
 """Mesh axes that may run over TPU slices, whose network is slow: nothing crosses the first, and least the second."""
@@ -38,6 +38,8 @@ class MeshConfig:
     """Runs of a sweep that train side by side."""
     data: Annotated[int, Range(-1, 2**20)] = -1
     """Copies of the parameters, each with its share of the rows."""
+    expert: Annotated[int, Range(-1, 2**20)] = 1
+    """Parts into which the experts of mixtures are split; each has its share of the rows."""
     fsdp: Annotated[int, Range(-1, 2**20)] = 1
     """Parts into which parameters, gradients and optimizer state are split; each has its share of the rows."""
     tensor: Annotated[int, Range(-1, 2**20)] = 1

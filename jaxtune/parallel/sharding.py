@@ -1,7 +1,8 @@
 """Shardings: the mesh, one table from parameter path to sharding, batches, and constraints on activations.
 
-Mesh axes, slowest first: `trial` (independent runs of a sweep), `data` (rows), `fsdp` (rows, and parameters),
-`tensor` (heads, feed-forward and vocabulary), `sequence` (tokens of a row). Any of them may be 1.
+Mesh axes, slowest first: `trial` (independent runs of a sweep), `data` (rows), `expert` (rows, and the experts of
+mixtures), `fsdp` (rows, and parameters), `tensor` (heads, feed-forward and vocabulary), `sequence` (tokens of a row).
+Any of them may be 1.
 """
 
 import enum
@@ -40,9 +41,9 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"layers\.mlp\.(gate|up)\.bias", ("tensor",)),
     (r"layers\.(mlp|moe\.shared)\.down\.kernel", ("tensor", "fsdp")),
     (r"layers\.moe\.(router|shared_gate)\.kernel", ("fsdp", None)),
-    (r"layers\.moe\.(gate|up)\.kernel", (None, "fsdp", "tensor")),
-    (r"layers\.moe\.down\.kernel", (None, "tensor", "fsdp")),
-    (r"layers\.moe\.(gate|up)\.bias", (None, "tensor")),
+    (r"layers\.moe\.(gate|up)\.kernel", ("expert", "fsdp", "tensor")),
+    (r"layers\.moe\.down\.kernel", ("expert", "tensor", "fsdp")),
+    (r"layers\.moe\.(gate|up)\.bias", ("expert", "tensor")),
     (r"layers\.moe\.down\.bias", (None, None)),
     (r"layers\.(attn\.o|mlp\.down|moe\.router)\.bias", (None,)),
     (r"layers\..*\.kernel\.(a|b|magnitude|scales|value\.scales)", ()),

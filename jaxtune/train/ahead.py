@@ -154,7 +154,7 @@ def compile_step(work: Work, place: Slice, devices: Sequence[Any], given: compil
 
 def chunks_of(work: Work) -> int:
     """Turns of the loss's loop over chunks of positions, on one device."""
-    rows = work.micro_rows // (work.axes["data"] * work.axes["fsdp"])
+    rows = work.micro_rows // work.row_ways
     return -(-rows * work.seq_len // (work.chunk or losses.CHUNK_POSITIONS))
 
 

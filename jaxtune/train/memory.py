@@ -8,8 +8,8 @@ feed-forward, traced but not compiled. No device is needed, so that meshes of an
 """
 
 import dataclasses
-import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,20 +23,20 @@ from jaxtune.batch import Batch
 from jaxtune.config import ExperimentConfig
 from jaxtune.errors import UserError, say
 from jaxtune.hf import folder as hf
-from jaxtune.model import lora
-from jaxtune.model import transformer as model
 from jaxtune.model.attention.core import Backend, plain
 from jaxtune.model.delta_rule import transient_floats
 from jaxtune.model.lora import LoraConfig
+from jaxtune.model.moe import check_expert_axis
 from jaxtune.model.settings import ModelConfig, Remat
 from jaxtune.optim import OptimConfig
 from jaxtune.parallel import compilation, sharding
-from jaxtune.parallel.mesh import AXES, Indivisible, MeshConfig, all_devices, mesh_shape
+from jaxtune.parallel.mesh import AXES, ROWS, Indivisible, MeshConfig, all_devices, mesh_shape
 from jaxtune.step import losses, programs
 from jaxtune.step.programs import ProgramSpec
 from jaxtune.step.room import Room
 from jaxtune.step.update import Hparams, LossConfig, hparams, init_state
 from jaxtune.train import resolution
+from jaxtune.train.residuals import residual_bytes, shapes_by
 
 LIVE_LOGITS = 3
 """Arrays as large as a chunk's logits that exist together: the logits, their exponentials, their gradient."""
@@ -45,8 +45,17 @@ WIDE_GRADIENTS = 3
 product."""
 WIDE_AGAIN = 2
 """Arrays [positions, d_ff] in the compute dtype that the backward pass recomputes: act(gate), and act(gate) * up."""
+GATHERED = 5
+"""With experts over devices, float32 arrays of a group's tokens in the backward pass: tokens, results, both gradients,
+and one on its way."""
+TURN = 2.1
+"""Arrays of an expert's turn there, over those of a device that has all experts: longer, and masked copies."""
 WIDE_ADAPTED = 4
 """With LoRA, four more [positions, d_ff] arrays: the adapter's output and its gradient, for gate and for up."""
+
+
+EXPERTS = re.compile(r"moe\.(gate|up|down)\.kernel")
+"""Kernels of a layer that the axis `expert` splits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,14 @@ class Work:
     platform: str = "cpu"
     """Kind of the devices: cpu, gpu or tpu."""
     indivisible: Indivisible = Indivisible.ERROR
+
+    def __post_init__(self):
+        check_expert_axis(self.model.moe, self.axes["expert"])
+
+    @property
+    def row_ways(self) -> int:
+        """Parts into which the rows of a forward pass are split."""
+        return math.prod(self.axes[axis] for axis in ROWS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +125,7 @@ class Memory:
 
 def estimate(work: Work) -> Memory:
     """Memory of one training step on one device; CPUs without bfloat16 units take more in it (1.27 times was seen)."""
-    params, trained, frozen = _shapes(work.model, work.param_dtype, work.lora)
+    params, trained, frozen = shapes_by(work.model, work.param_dtype, work.lora)
     mesh = _abstract_mesh(work.axes)
     placed = lambda tree: sharding.shardings(mesh, tree, indivisible=work.indivisible)
     split = placed(trained) if work.lora is None else jax.tree.map(lambda _: sharding.replicated(mesh), trained)
@@ -136,7 +153,7 @@ def estimate(work: Work) -> Memory:
 
 def most_rows(work: Work, device_bytes: int) -> int:
     """The most rows of a forward pass (over all devices) that fit; 0 if not even one row a device does."""
-    unit = work.axes["data"] * work.axes["fsdp"]
+    unit = work.row_ways
     fits = lambda per_device: (
         estimate(dataclasses.replace(work, micro_rows=unit * per_device, capacity=None)).total <= device_bytes
     )
@@ -151,7 +168,7 @@ def most_rows(work: Work, device_bytes: int) -> int:
 
 def lower(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     """The training step of `work` on a mesh; once compiled, its `memory_analysis()` is XLA's own account."""
-    _, trained, frozen = _shapes(work.model, work.param_dtype, work.lora)
+    _, trained, frozen = shapes_by(work.model, work.param_dtype, work.lora)
     spec = ProgramSpec(
         model=work.model, optim=work.optim, loss=LossConfig(chunk=work.chunk), lora=work.lora,
         compute_dtype=work.compute_dtype, reduce_dtype=work.reduce_dtype, num_tasks=2,
@@ -191,7 +208,7 @@ class Shapes:
 
 def shapes_of(work: Work) -> Shapes:
     """Shapes of the parameters of `work`."""
-    params, trained, _ = _shapes(work.model, work.param_dtype, work.lora)
+    params, trained, _ = shapes_by(work.model, work.param_dtype, work.lora)
     return Shapes(params=params, trained=trained)
 
 
@@ -201,22 +218,13 @@ def mesh_config(work: Work) -> MeshConfig:
     return MeshConfig(**sizes, devices=math.prod(sizes.values()), indivisible=work.indivisible)
 
 
-@functools.lru_cache(maxsize=64)
-def _shapes(shape: ModelConfig, dtype: str, adapters: LoraConfig | None) -> tuple[PyTree, PyTree, PyTree | None]:
-    """Shapes of all parameters, of those that train, and of the frozen base (None without adapters)."""
-    params = model.abstract_params(shape, jnp.dtype(dtype))[1]
-    if adapters is None:
-        return params, params, None
-    frozen = jax.eval_shape(lambda p: lora.freeze_base(p, adapters), params)
-    return params, jax.eval_shape(lambda p: lora.init_lora(p, adapters, 0), frozen), frozen
-
-
 def _activations(work: Work, rows: int) -> tuple[int, int]:
     """(bytes that all layers keep, bytes that one layer without rematerialisation would keep) of one device's rows."""
     share = _local_model(work)
     plainly = dataclasses.replace(share, remat=Remat.NONE)
+    dtypes = work.compute_dtype, work.param_dtype
     kept, *whole = (
-        _residual_bytes(shape, rows, work.seq_len, work.compute_dtype, work.param_dtype, work.lora)
+        residual_bytes(shape, rows, work.seq_len, *dtypes, work.lora, work.axes["expert"])
         for shape in (share, *(plainly.shallow(n) for n in (1, 2)))
     )
     return kept // work.axes["sequence"], (whole[1] - whole[0]) // work.axes["sequence"]
@@ -249,47 +257,22 @@ def _local_model(work: Work) -> ModelConfig:
     )  # fmt: skip
 
 
-def _residual_bytes(
-    shape: ModelConfig, rows: int, seq_len: int, dtype: str, param_dtype: str, adapters: LoraConfig | None
-) -> int:
-    """Bytes that the forward pass keeps for the backward pass, parameters left out; linear in the rows."""
-    one, two = (_traced_residual_bytes(shape, n, seq_len, dtype, param_dtype, adapters) for n in (1, 2))
-    return one + (rows - 1) * (two - one)
-
-
-@functools.lru_cache(maxsize=256)
-def _traced_residual_bytes(
-    shape: ModelConfig, rows: int, seq_len: int, dtype: str, param_dtype: str, adapters: LoraConfig | None
-) -> int:
-    graphdef = model.abstract_params(shape)[0]
-    _, trained, frozen = _shapes(shape, param_dtype, adapters)
-
-    def kept(trained: PyTree, frozen: PyTree) -> list[Any]:
-        ids = jnp.zeros((rows, seq_len), jnp.int32)
-
-        def forward(trained: PyTree) -> Any:
-            params = trained if adapters is None else lora.apply_lora(frozen, trained, adapters)
-            return model.apply(graphdef, params, ids, ids, ids, dtype=jnp.dtype(dtype))
-
-        given = jax.tree.leaves((trained, frozen))
-        leaves = jax.tree.leaves(jax.vjp(forward, trained)[1])
-        return [leaf for leaf in leaves if hasattr(leaf, "shape") and not any(leaf is one for one in given)]
-
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.eval_shape(kept, trained, frozen))
-
-
 def _layer_bytes(work: Work, params: PyTree, rows: int) -> int:
     """Copies of one layer's weights, their gradients before they are split, and the wider of feed-forward and rule."""
-    layer = sum(leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(params["layers"])) // work.axes["tensor"]
+    ways = lambda path: work.axes["expert"] if EXPERTS.search(sharding.path_name(path)) else 1
+    leaves = jax.tree_util.tree_leaves_with_path(params["layers"])
+    layer = sum(leaf.size // leaf.shape[0] // ways(path) for path, leaf in leaves) // work.axes["tensor"]
     gradients = 0 if work.lora is not None else 4 * layer
     shape = _local_model(work)
     dense = shape.d_ff if shape.moe is None or shape.dense_layers else 0
     experts = 0 if shape.moe is None else shape.moe.d_ff * shape.moe.experts_per_token + (shape.moe.shared_d_ff or 0)
-    wide = max(dense, experts)
+    split = work.axes["expert"] > 1
+    group = GATHERED * 4 * work.axes["expert"] * _positions(work, rows) * shape.d_model if split else 0
+    wide = max(dense, experts * (TURN if split else 1))
     again = WIDE_AGAIN + (0 if work.lora is None else WIDE_ADAPTED)
     width = 4 * WIDE_GRADIENTS + jnp.dtype(work.compute_dtype).itemsize * again
     rule = 0 if shape.delta is None else 4 * transient_floats(*shape.delta.sizes) * rows * work.seq_len  # whole rows
-    return layer * _copy_width(work) + gradients + max(width * _positions(work, rows) * wide, rule)
+    return layer * _copy_width(work) + gradients + max(int(width * _positions(work, rows) * wide) + group, rule)
 
 
 def _copy_width(work: Work) -> int:
@@ -318,10 +301,10 @@ def _loss_bytes(work: Work, rows: int) -> int:
 
 
 def _rows(work: Work) -> int:
-    ways = work.axes["data"] * work.axes["fsdp"]
+    ways = work.row_ways
     if work.micro_rows % ways:
         raise UserError(
-            f"{work.micro_rows} rows of a forward pass do not divide over {ways} devices (data x fsdp); "
+            f"{work.micro_rows} rows of a forward pass do not divide over {ways} devices ({' x '.join(ROWS)}); "
             f"choose rows per micro-batch as a multiple of {ways}"
         )
     return work.micro_rows // ways

@@ -24,7 +24,8 @@ FREE = frozenset(
         *("data.cache_dir", "checkpoint.directory", "compilation_cache"),
         # how the work is done; no number depends on it beyond the rounding of sums
         *("data.workers", "data.prefetch", "data.processes", "eval.rows", "eval.generate_rows"),
-        *("mesh.trial", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence", "mesh.devices", "mesh.indivisible"),
+        *("mesh.trial", "mesh.data", "mesh.expert", "mesh.fsdp", "mesh.tensor", "mesh.sequence", "mesh.devices"),
+        "mesh.indivisible",
         # how often a run is saved, and how much bad luck ends it
         *("checkpoint.save_every", "checkpoint.keep_latest", "checkpoint.keep_best", "health.skip_budget"),
     }

@@ -20,7 +20,7 @@ from jaxtune.data.subset import Encoded, Subset
 from jaxtune.errors import UserError
 from jaxtune.hf import folder as hf
 from jaxtune.hf import peft
-from jaxtune.model import lora
+from jaxtune.model import lora, moe
 from jaxtune.model import transformer as model
 from jaxtune.model.attention import choice as backends
 from jaxtune.model.settings import ModelConfig
@@ -197,6 +197,7 @@ def on_mesh(inputs: Inputs) -> tuple[Inputs, jax.sharding.Mesh, backends.Resolut
         sequence_shards=mesh.shape["sequence"],
     )  # fmt: skip
     reduce_dtype(config, mesh)  # refuses one that products do not have
+    moe.check_expert_axis(inputs.model.moe, mesh.shape["expert"])  # refuses a size that does not divide experts
     sharding.local_rows(mesh, inputs.micro_rows)  # refuses rows that do not divide
     return dataclasses.replace(inputs, model=shape, eval_plan=even_plan(inputs, mesh)), mesh, attention
 

@@ -252,10 +252,11 @@ def test_heads_that_do_not_divide_are_an_error_or_replicated_by_choice():
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MeshConfig(), (1, 8, 1, 1, 1)),
-        (MeshConfig(fsdp=4), (1, 2, 4, 1, 1)),
-        (MeshConfig(trial=2, data=1, fsdp=-1, tensor=2), (2, 1, 2, 2, 1)),
-        (MeshConfig(devices=2), (1, 2, 1, 1, 1)),
+        (MeshConfig(), (1, 8, 1, 1, 1, 1)),
+        (MeshConfig(fsdp=4), (1, 2, 1, 4, 1, 1)),
+        (MeshConfig(trial=2, data=1, fsdp=-1, tensor=2), (2, 1, 1, 2, 2, 1)),
+        (MeshConfig(devices=2), (1, 2, 1, 1, 1, 1)),
+        (MeshConfig(data=2, expert=-1, tensor=2), (1, 2, 2, 1, 2, 1)),
     ],
 )
 def test_one_axis_takes_the_devices_that_are_left(config, shape):
@@ -274,7 +275,7 @@ def test_one_axis_takes_the_devices_that_are_left(config, shape):
         (lambda: MeshConfig(tensor=0), "tensor=0"),
         (
             lambda: sharding.local_rows(make_mesh(MeshConfig()), 12),
-            "12 rows do not divide over data=8, fsdp=1",
+            "12 rows do not divide over data=8, expert=1, fsdp=1",
         ),
     ],
 )

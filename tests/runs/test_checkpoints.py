@@ -19,7 +19,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from toy_states import State, make_state, same
 
 from jaxtune.errors import UserError
+from jaxtune.model.moe import MoeConfig
+from jaxtune.model.settings import ModelConfig
+from jaxtune.model.transformer import init_params
 from jaxtune.parallel.mesh import MeshConfig, make_mesh
+from jaxtune.parallel.sharding import replicated, shardings
 from jaxtune.runs.checkpoints import Checkpoints, DamagedCheckpoint, abstract
 from jaxtune.runs.retention import CheckpointConfig
 
@@ -71,6 +75,27 @@ def test_a_sharded_state_is_restored_onto_another_mesh(tmp_path):
         restored = checkpoints.restore(1, abstract(jax.eval_shape(lambda: state), rows(by_two)))
     assert same(restored, state)
     assert restored.params["embed"]["embedding"].sharding.shard_shape((64, 32)) == (32, 32)
+
+
+def test_experts_over_devices_are_kept_by_each_and_restored_onto_another_mesh(tmp_path):
+    mixture = MoeConfig(num_experts=4, experts_per_token=2, d_ff=4)
+    shape = ModelConfig(
+        vocab_size=8, d_model=8, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=4, d_ff=4, max_seq_len=8,
+        moe=mixture,
+    )  # fmt: skip
+    params = init_params(shape, 0)[1]
+    state = State(step=jnp.asarray(3), params=params, opt_state=())
+    wheres = lambda mesh: State(step=replicated(mesh), params=shardings(mesh, params), opt_state=())
+    four = wheres(make_mesh(MeshConfig(data=2, expert=4)))
+    other = wheres(make_mesh(MeshConfig(data=2, expert=2, fsdp=2)))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        placed = jax.device_put(state, four)
+        assert placed.params["layers"]["moe"]["up"]["kernel"].addressable_shards[0].data.shape == (2, 1, 8, 4)
+        checkpoints.save(1, placed)
+        restored = checkpoints.restore(1, abstract(jax.eval_shape(lambda: state), other))
+    assert same(restored, state)
+    kernel = restored.params["layers"]["moe"]["up"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 2, 4, 4)
 
 
 def test_a_save_is_a_snapshot_even_when_the_buffers_are_donated_at_once(tmp_path):

@@ -45,6 +45,14 @@ WORKS = {
         model=dataclasses.replace(AGAIN, moe=MoeConfig(num_experts=8, experts_per_token=2, d_ff=352)),
         optim=OptimConfig(), axes=ONE, micro_rows=8, micro_batches=1, seq_len=512,
     ),
+    "eight experts over four devices": Work(
+        model=dataclasses.replace(AGAIN, moe=MoeConfig(num_experts=8, experts_per_token=2, d_ff=352)),
+        optim=OptimConfig(), axes=ONE | {"expert": 4}, micro_rows=16, micro_batches=1, seq_len=512,
+    ),
+    "eight experts over two devices, nothing computed again, weights over two more": Work(
+        model=dataclasses.replace(SMALL, moe=MoeConfig(num_experts=8, experts_per_token=2, d_ff=352)),
+        optim=OptimConfig(), axes=ONE | {"expert": 2, "fsdp": 2}, micro_rows=8, micro_batches=1, seq_len=512,
+    ),
     "adapters in bfloat16 over a base on four devices": Work(
         model=dataclasses.replace(AGAIN, attention=Backend.BLOCKWISE, tie_embeddings=False), optim=OptimConfig(),
         axes=ONE | {"fsdp": 4}, micro_rows=16, micro_batches=1, seq_len=512, param_dtype="bfloat16",
@@ -78,6 +86,23 @@ def test_state_is_counted_exactly():
     assert planned.parameters == (whole - norms) // 8 + norms
     assert planned.optimizer == pytest.approx(2 * planned.parameters, abs=64)  # two moments and a counter
     assert planned.gradients == planned.parameters
+
+
+def test_experts_over_devices_leave_each_its_share_of_them():
+    work = WORKS["eight experts over four devices"]
+    whole = memory.estimate(dataclasses.replace(work, axes=ONE | {"data": 4}))
+    experts = 4 * work.model.num_layers * 8 * 3 * 256 * 352
+    split = memory.estimate(work)
+    assert whole.parameters - split.parameters == experts * 3 // 4
+    assert split.gradients == split.parameters
+    assert whole.optimizer - split.optimizer == 2 * (experts * 3 // 4)
+
+
+def test_experts_that_do_not_divide_are_a_user_error():
+    with pytest.raises(UserError, match="mesh.expert is 3, which does not divide the model's 8 experts"):
+        dataclasses.replace(WORKS["eight experts, two a token"], axes=ONE | {"expert": 3})
+    with pytest.raises(UserError, match="mesh.expert is 2, but the model has no mixture of experts"):
+        dataclasses.replace(PLAIN, axes=ONE | {"expert": 2})
 
 
 def test_an_average_of_the_weights_and_a_second_micro_batch_are_counted():
