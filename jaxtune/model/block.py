@@ -16,6 +16,7 @@ from jaxtune.model.moe import Moe
 from jaxtune.model.rope import rotate
 from jaxtune.model.settings import Activation, ModelConfig
 from jaxtune.model.stack import Kind
+from jaxtune.parallel.mesh import sequence_shards
 from jaxtune.parallel.sharding import Layout, constrain
 
 
@@ -52,7 +53,8 @@ class Attention(nnx.Module):
         """Rotated queries and keys, values, and the gates where there are any."""
         query = constrain(self.q(x), Layout.HEADS)
         query, gate = jnp.split(query, 2, axis=-1) if self.gated else (query, None)
-        key, value = (constrain(project(x), Layout.KEYS_VALUES) for project in (self.k, self.v))
+        parts = Layout.HEADS if sequence_shards() > 1 else Layout.KEYS_VALUES  # attention brings the others' tokens
+        key, value = (constrain(project(x), parts) for project in (self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self._normed(self.q_norm, query), self._normed(self.k_norm, key)
         turn = functools.partial(rotate, interleaved=self.interleaved)

@@ -126,3 +126,9 @@ def on_one_device() -> bool:
     """Whether the program being traced has one device, so that nothing in it is split."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.size == 1
+
+
+def sequence_shards() -> int:
+    """Parts into which the program being traced splits the tokens of a row; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["sequence"]

@@ -219,7 +219,7 @@ def plan_ahead(config: ExperimentConfig, text: str) -> Json:
     work = memory.work_of(config, devices=len(devices), platform="tpu")
     model, attention = choice.resolve(
         work.model, work.seq_len, work.compute_dtype, platform="tpu", sequence_shards=work.axes["sequence"],
-        proven=False,
+        tensor_shards=work.axes["tensor"], proven=False,
     )  # fmt: skip
     work = dataclasses.replace(work, model=model)
     given = compilation.parsed_options(config.compiler_options)

@@ -233,17 +233,17 @@ def _activations(work: Work, rows: int) -> tuple[int, int]:
 def _local_model(work: Work) -> ModelConfig:
     """The share of one device of the tensor axis; dimensions that it does not divide are whole.
 
-    Kernels for attention keep what the blockwise path keeps. Rows whose tokens are split run the reference, and so do
-    models on GPUs whose scores have what no kernel for GPUs has. What is offloaded to the host takes no room.
+    Kernels keep what blockwise attention keeps, and so does attention of rows whose tokens are split. Whole rows on
+    GPUs run the reference if scores have what no kernel there has. What is offloaded to the host takes no room.
     """
     ways, shape = work.axes["tensor"], work.model
     part = lambda n: n // ways if n % ways == 0 else n
     heads, kv_heads = part(shape.num_heads), part(shape.num_kv_heads)
-    backend = plain(work.seq_len, platform="cpu") if shape.attention is Backend.AUTO else shape.attention
-    if backend in (Backend.CUDNN, Backend.SPLASH):
+    auto, whole = shape.attention is Backend.AUTO, work.axes["sequence"] == 1
+    backend = plain(work.seq_len, platform="cpu") if auto and whole else shape.attention
+    if backend in (Backend.AUTO, Backend.CUDNN, Backend.SPLASH, Backend.RING):
         backend = Backend.BLOCKWISE
-    by_hand = shape.attention is Backend.AUTO and (shape.attn_sinks or shape.attn_soft_cap is not None)
-    if work.axes["sequence"] > 1 or (by_hand and work.platform == "gpu"):
+    if auto and whole and work.platform == "gpu" and (shape.attn_sinks or shape.attn_soft_cap is not None):
         backend = Backend.REFERENCE
     moe = shape.moe
     if moe is not None:

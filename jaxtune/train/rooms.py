@@ -57,9 +57,10 @@ def strip_tokens(inputs: Inputs, mesh: jax.sharding.Mesh) -> int | None:
     """Most tokens in one device's rows of a micro-batch, rounded up; None where rows should stay as they are.
 
     Rows are laid end to end on CPUs, where attention in blocks skips other examples one by one. Accelerators want all
-    rows at once, and their kernels know rows only.
+    rows at once, and their kernels know rows only. Rows whose tokens are split over devices stay so.
     """
-    if inputs.model.attention is not Backend.BLOCKWISE or mesh.devices.flat[0].platform != "cpu":
+    split = mesh.shape["sequence"] > 1 or mesh.devices.flat[0].platform != "cpu"
+    if inputs.model.attention is not Backend.BLOCKWISE or split:
         return None
     rows = inputs.micro_rows // sharding.row_shards(mesh)
     slots = rows * inputs.config.data.seq_len

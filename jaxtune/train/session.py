@@ -194,7 +194,7 @@ def on_mesh(inputs: Inputs) -> tuple[Inputs, jax.sharding.Mesh, backends.Resolut
     mesh = make_mesh(config.mesh)
     shape, attention = backends.resolve(
         inputs.model, config.data.seq_len, jnp.dtype(compute_dtype(config, mesh)),
-        sequence_shards=mesh.shape["sequence"],
+        sequence_shards=mesh.shape["sequence"], tensor_shards=mesh.shape["tensor"],
     )  # fmt: skip
     reduce_dtype(config, mesh)  # refuses one that products do not have
     moe.check_expert_axis(inputs.model.moe, mesh.shape["expert"])  # refuses a size that does not divide experts

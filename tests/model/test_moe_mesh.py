@@ -35,7 +35,7 @@ def program(config: ModelConfig):
 
 
 SINKS = dataclasses.replace(
-    CONFIG, family="gpt_oss", attn_sinks=True, attention=Backend.BLOCKWISE,
+    CONFIG, family="gpt_oss", attn_sinks=True,
     moe=MoeConfig(num_experts=4, experts_per_token=2, d_ff=8, bias=True, clamped=ClampedGate(limit=0.1)),
 )  # fmt: skip
 
@@ -51,11 +51,13 @@ def on_mesh(config: ModelConfig, params, mesh: MeshConfig):
     "mesh", [MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=2, tensor=2, sequence=2)], ids=str
 )
 def test_a_mesh_computes_sinks_and_biases_of_experts_as_one_device_does(mesh):
-    """By blocks where rows are whole; where their tokens are split, by the reference."""
+    """By blocks where rows are whole; where their tokens are split, by the ring."""
     drawn = model.init_params(SINKS, 0)[1]
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), drawn)
-    expected = jax.jit(program(SINKS), compiler_options=QUICK)(params, TOKENS)
-    ours = on_mesh(SINKS, params, mesh)
+    by_blocks = dataclasses.replace(SINKS, attention=Backend.BLOCKWISE)
+    expected = jax.jit(program(by_blocks), compiler_options=QUICK)(params, TOKENS)
+    attention = Backend.RING if mesh.sequence > 1 else Backend.BLOCKWISE
+    ours = on_mesh(dataclasses.replace(SINKS, attention=attention), params, mesh)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), b, atol=1e-5), ours, expected)
     layers = expected[1]["layers"]
     assert all(float(jnp.abs(leaf).max()) > 1e-4 for leaf in jax.tree.leaves((layers["moe"], layers["attn"])))

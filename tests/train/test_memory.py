@@ -53,6 +53,14 @@ WORKS = {
         model=dataclasses.replace(SMALL, moe=MoeConfig(num_experts=8, experts_per_token=2, d_ff=352)),
         optim=OptimConfig(), axes=ONE | {"expert": 2, "fsdp": 2}, micro_rows=8, micro_batches=1, seq_len=512,
     ),
+    "tokens of a row over four devices, handed round": Work(
+        model=dataclasses.replace(AGAIN, attention=Backend.RING), optim=OptimConfig(), axes=ONE | {"sequence": 4},
+        micro_rows=4, micro_batches=1, seq_len=2048,
+    ),
+    "tokens of a row over four devices, exchanged for heads": Work(
+        model=dataclasses.replace(AGAIN, attention=Backend.BLOCKWISE), optim=OptimConfig(),
+        axes=ONE | {"sequence": 4}, micro_rows=4, micro_batches=1, seq_len=2048,
+    ),
     "adapters in bfloat16 over a base on four devices": Work(
         model=dataclasses.replace(AGAIN, attention=Backend.BLOCKWISE, tie_embeddings=False), optim=OptimConfig(),
         axes=ONE | {"fsdp": 4}, micro_rows=16, micro_batches=1, seq_len=512, param_dtype="bfloat16",

@@ -53,8 +53,8 @@ def _attend(options, query, key, value, segment_ids, sinks):
 
 def _forward(options, query, key, value, segment_ids, sinks):
     kv_heads = key.shape[2]
-    queries, (keys, values) = _cut(query, kv_heads), (_cut(x, kv_heads)[:, :, :, 0] for x in (key, value))
-    segments = _cut_ids(segment_ids)
+    queries, (keys, values) = cut(query, kv_heads), (cut(x, kv_heads)[:, :, :, 0] for x in (key, value))
+    segments = cut_ids(segment_ids)
     first = _first_visible(segments, options.window)
     across = values.swapaxes(-1, -2)
 
@@ -67,25 +67,25 @@ def _forward(options, query, key, value, segment_ids, sinks):
             higher = jnp.maximum(highest, scores.max(axis=2))
             shares = jnp.exp(scores - higher[:, :, None])
             shrink = jnp.exp(highest - higher)
-            mixed = _einsum("bkdt,bktgs->bkdgs", across[j], shares.astype(value.dtype))
+            mixed = einsum32("bkdt,bktgs->bkdgs", across[j], shares.astype(value.dtype))
             return summed * shrink[:, :, None] + mixed, higher, total * shrink + shares.sum(axis=2)
 
         batch, kv_heads, group, length, dim = own.shape
         rows = (batch, kv_heads, group, length)
         nothing = jnp.zeros((batch, kv_heads, dim, group, length))
-        empty = nothing, *_before_keys(sinks, rows)
+        empty = nothing, *before_keys(sinks, rows)
         summed, highest, total = jax.lax.fori_loop(start, i + 1, key_block, empty)
         mixed = (summed / total[:, :, None]).transpose(0, 1, 3, 4, 2)
         return mixed, highest + jnp.log(total)
 
     mixed, log_total = jax.lax.map(query_block, (queries, segments, jnp.arange(len(queries)), first))
     # Narrowed here: a CPU that writes blocks of bfloat16 into their stack converts the whole stack each time.
-    mixed = checkpoint_name(_join(mixed.astype(query.dtype), query.shape), RESIDUAL)
+    mixed = checkpoint_name(join(mixed.astype(query.dtype), query.shape), RESIDUAL)
     log_total = checkpoint_name(log_total, RESIDUAL)
     return mixed, (query, key, value, segment_ids, sinks, mixed, log_total)
 
 
-def _before_keys(sinks: Float[Array, " h"] | None, rows: tuple[int, ...]) -> tuple[Array, Array]:
+def before_keys(sinks: Float[Array, " h"] | None, rows: tuple[int, ...]) -> tuple[Array, Array]:
     """Running maximum and sum of a block of queries before its first key: of nothing, or of the sinks alone."""
     if sinks is None:
         return jnp.full(rows, MASKED), jnp.zeros(rows)
@@ -96,12 +96,12 @@ def _before_keys(sinks: Float[Array, " h"] | None, rows: tuple[int, ...]) -> tup
 def _backward(options, residuals, cotangent):
     query, key, value, segment_ids, sinks, mixed, log_total = residuals
     kv_heads = key.shape[2]
-    queries, (keys, values) = _cut(query, kv_heads), (_cut(x, kv_heads)[:, :, :, 0] for x in (key, value))
-    segments = _cut_ids(segment_ids)
+    queries, (keys, values) = cut(query, kv_heads), (cut(x, kv_heads)[:, :, :, 0] for x in (key, value))
+    segments = cut_ids(segment_ids)
     across = keys.swapaxes(-1, -2)
-    cotangents = _cut(cotangent.astype(query.dtype), kv_heads)
+    cotangents = cut(cotangent.astype(query.dtype), kv_heads)
     # A product, because a sum over so short an axis takes a CPU longer than all the exponentials.
-    means = _cut(_einsum("bshd,bshd->bsh", cotangent, mixed), kv_heads)
+    means = cut(einsum32("bshd,bshd->bsh", cotangent, mixed), kv_heads)
 
     def query_block(to_keys_values, block):
         own, segment, above, log_sum, mean, i, start = block
@@ -110,14 +110,14 @@ def _backward(options, residuals, cotangent):
             to_own, to_keys, to_values = carry
             scores = _scores(options, keys[j], own, segments[j], segment, i, j)
             shares = jnp.exp(scores - log_sum[:, :, None])
-            slopes = shares * (_einsum("bktd,bkgsd->bktgs", values[j], above) - mean[:, :, None]) * options.scale
+            slopes = shares * (einsum32("bktd,bkgsd->bktgs", values[j], above) - mean[:, :, None]) * options.scale
             if options.soft_cap is not None:
                 slopes = slopes * (1 - jnp.where(scores > MASKED, scores / options.soft_cap, 0.0) ** 2)
             slopes = slopes.astype(query.dtype)
             return (
-                to_own + _einsum("bkdt,bktgs->bkdgs", across[j], slopes),
-                to_keys.at[j].add(_einsum("bktgs,bkgsd->bktd", slopes, own)),
-                to_values.at[j].add(_einsum("bktgs,bkgsd->bktd", shares.astype(value.dtype), above)),
+                to_own + einsum32("bkdt,bktgs->bkdgs", across[j], slopes),
+                to_keys.at[j].add(einsum32("bktgs,bkgsd->bktd", slopes, own)),
+                to_values.at[j].add(einsum32("bktgs,bkgsd->bktd", shares.astype(value.dtype), above)),
             )
 
         batch, kv_heads, group, length, dim = own.shape
@@ -129,12 +129,12 @@ def _backward(options, residuals, cotangent):
     first = _first_visible(segments, options.window)
     blocks = (queries, segments, cotangents, log_total, means, jnp.arange(len(queries)), first)
     (to_keys, to_values), to_queries = jax.lax.scan(query_block, (none, none), blocks)
-    to_key, to_value = (_join(x[:, :, :, None], key.shape).astype(key.dtype) for x in (to_keys, to_values))
-    to_sinks = None if sinks is None else _to_sinks(sinks, log_total, means)
-    return _join(to_queries, query.shape).astype(query.dtype), to_key, to_value, None, to_sinks
+    to_key, to_value = (join(x[:, :, :, None], key.shape).astype(key.dtype) for x in (to_keys, to_values))
+    to_sinks = None if sinks is None else sink_slopes(sinks, log_total, means)
+    return join(to_queries, query.shape).astype(query.dtype), to_key, to_value, None, to_sinks
 
 
-def _to_sinks(
+def sink_slopes(
     sinks: Float[Array, " h"], log_total: Float[Array, "n b k g s"], means: Float[Array, "n b k g s"]
 ) -> Float[Array, " h"]:
     """Gradient of the sinks: a sink takes its share of each query's weight, and gives nothing for it."""
@@ -145,22 +145,24 @@ def _to_sinks(
 _attend.defvjp(_forward, _backward)
 
 
-def _cut(x: Float[Array, "b s h *d"], kv_heads: int) -> Float[Array, "n b k g block *d"]:
+def cut(x: Float[Array, "b s h *d"], kv_heads: int, block: int = BLOCK) -> Float[Array, "n b k g block *d"]:
     """Rows padded to whole blocks, heads in groups."""
     batch, length, heads, *dim = x.shape
-    count = -(-length // BLOCK)
-    x = jnp.pad(x, ((0, 0), (0, count * BLOCK - length), *((0, 0),) * (x.ndim - 2)))
-    x = x.reshape(batch, count, BLOCK, kv_heads, heads // kv_heads, *dim)
+    count = -(-length // block)
+    x = jnp.pad(x, ((0, 0), (0, count * block - length), *((0, 0),) * (x.ndim - 2)))
+    x = x.reshape(batch, count, block, kv_heads, heads // kv_heads, *dim)
     return x.transpose(1, 0, 3, 4, 2, *range(5, x.ndim))
 
 
-def _cut_ids(segment_ids: Int[Array, "b s"]) -> Int[Array, "n b block"]:
+def cut_ids(segment_ids: Int[Array, "b s"]) -> Int[Array, "n b block"]:
+    """Segments of whole blocks; those of tokens beyond the row's end are 0."""
     batch, length = segment_ids.shape
     count = -(-length // BLOCK)
     return jnp.pad(segment_ids, ((0, 0), (0, count * BLOCK - length))).reshape(batch, count, BLOCK).transpose(1, 0, 2)
 
 
-def _join(blocks: Float[Array, "n b k g block d"], shape: tuple[int, ...]) -> Float[Array, "b s h d"]:
+def join(blocks: Float[Array, "n b k g block d"], shape: tuple[int, ...]) -> Float[Array, "b s h d"]:
+    """Rows of `shape` from their blocks."""
     batch, length, heads, dim = shape
     return blocks.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads, dim)[:, :length]
 
@@ -191,12 +193,13 @@ def _scores(options: Scoring, keys, queries, key_segments, query_segments, i, j)
     Keys come before queries: sums over keys then run along contiguous queries, and the one product that needs a
     transposed operand transposes the smaller.
     """
-    scores = _einsum("bktd,bkgsd->bktgs", keys, queries) * options.scale
+    scores = einsum32("bktd,bkgsd->bktgs", keys, queries) * options.scale
     if options.soft_cap is not None:
         scores = options.soft_cap * jnp.tanh(scores / options.soft_cap)
     visible = _visible(query_segments, key_segments, i, j, options.window).swapaxes(1, 2)
     return jnp.where(visible[:, None, :, None], scores, MASKED)
 
 
-def _einsum(spec, left, right):
+def einsum32(spec, left, right):
+    """Product whose sums, and result, are in float32."""
     return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)

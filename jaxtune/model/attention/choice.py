@@ -10,6 +10,7 @@ from jaxtyping import Array, Shaped
 from jaxtune.errors import UserError, first_line
 from jaxtune.model.attention.blockwise import Scoring
 from jaxtune.model.attention.core import WITHOUT_SINKS, Backend, attention, plain
+from jaxtune.model.attention.layer import obstacle_of_parts, plain_in_parts
 from jaxtune.model.settings import LayerKind, ModelConfig
 
 PREFERRED = {"gpu": (Backend.CUDNN,), "tpu": (Backend.SPLASH,), "cpu": ()}
@@ -35,22 +36,26 @@ def resolve(
     *,
     platform: str | None = None,
     sequence_shards: int = 1,
+    tensor_shards: int = 1,
     proven: bool = True,
 ) -> tuple[ModelConfig, Resolution]:
     """The config with a definite attention backend for rows of `seq_len` tokens, and how it was chosen.
 
     AUTO takes the first kernel of the platform that can run and is proven, else the faster plain path. A backend asked
     for by name raises UserError if it cannot run here or fails its proof. `platform` is that of the default device.
-    Kernels of a platform that is not here cannot be `proven`.
+    Kernels of a platform that is not here cannot be `proven`. Rows whose tokens are split over `sequence_shards` get a
+    backend of whole rows where their heads, of which each device of `tensor_shards` has its part, can be split in place
+    of the tokens (see `exchange`), else the ring.
     """
     platform = jax.default_backend() if platform is None else platform
     wide = plain(seq_len, platform=platform, soft_cap=config.attn_soft_cap, sinks=config.attn_sinks)
-    plainly = Backend.REFERENCE if sequence_shards > 1 else wide
+    parts = sequence_shards, tensor_shards
+    plainly = plain_in_parts(config, *parts, platform) if sequence_shards > 1 else wide
     automatic = config.attention is Backend.AUTO
     candidates = (*PREFERRED.get(platform, ()), plainly) if automatic else (config.attention,)
     rejected = {}
     for backend in candidates:
-        reason = _obstacle(backend, config, seq_len, dtype, platform, sequence_shards)
+        reason = _obstacle(backend, config, seq_len, dtype, platform) or obstacle_of_parts(backend, config, *parts)
         reason = reason or (_disproof(backend, config, dtype) if proven else None)
         if reason is None:
             return dataclasses.replace(config, attention=backend), Resolution(backend=backend, rejected=rejected)
@@ -59,9 +64,7 @@ def resolve(
     raise UserError(f"attention backend cannot run here: {reasons}. Choose auto, {plainly.value} or reference.")
 
 
-def _obstacle(
-    backend: Backend, config: ModelConfig, seq_len: int, dtype, platform: str, sequence_shards: int
-) -> str | None:
+def _obstacle(backend: Backend, config: ModelConfig, seq_len: int, dtype, platform: str) -> str | None:
     """Why a backend cannot run, known without trying."""
     on = {Backend.CUDNN: "gpu", Backend.SPLASH: "tpu"}.get(backend, platform)
     if on != platform:
@@ -76,14 +79,12 @@ def _obstacle(
         return f"it needs rows of a multiple of 128 tokens, and seq_len is {seq_len}"
     if backend is Backend.BLOCKWISE and platform != "cpu":
         return f"its loops are for CPUs, and this is a {platform.upper()}"
-    if sequence_shards > 1 and backend in (Backend.BLOCKWISE, Backend.SPLASH):
-        return "it needs whole rows, and the mesh splits them (sequence > 1)"
     return None
 
 
 def _disproof(backend: Backend, config: ModelConfig, dtype) -> str | None:
     """What is wrong with a kernel's results on a small packed batch; plain paths are proven by the tests."""
-    if backend in (Backend.REFERENCE, Backend.BLOCKWISE, Backend.DOT_PRODUCT):
+    if backend in (Backend.REFERENCE, Backend.BLOCKWISE, Backend.DOT_PRODUCT, Backend.RING):
         return None
     for window in sorted({_window(kind, config) for kind in config.kinds}, key=str):
         try:

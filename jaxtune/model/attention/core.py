@@ -20,6 +20,7 @@ class Backend(enum.Enum):
     DOT_PRODUCT = "dot_product"  # jax.nn.dot_product_attention, XLA implementation
     CUDNN = "cudnn"  # jax.nn.dot_product_attention, cuDNN flash attention (NVIDIA)
     SPLASH = "splash"  # Pallas kernel for TPU
+    RING = "ring"  # tokens of a row over devices (sequence > 1), keys and values handed round: see `ring`
 
 
 def attention(
@@ -43,6 +44,8 @@ def attention(
     backend = choose_plain(query.shape[1], scoring, sinks) if backend is Backend.AUTO else backend
     if sinks is not None and backend in WITHOUT_SINKS:
         raise ValueError(f"the backend {backend.value} has no attention sinks")
+    if backend is Backend.RING:
+        raise ValueError("ring attention is of rows whose tokens are split over devices (sequence > 1)")
     match backend:
         case Backend.REFERENCE:
             return _reference(*inputs, sinks, scoring)
