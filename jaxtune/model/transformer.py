@@ -37,7 +37,8 @@ from jaxtune.model.attention.core import cached_attention
 from jaxtune.model.attention.layer import kind_numbers, packed_attention, score_options, window_of
 from jaxtune.model.block import ACTIVATIONS, STD, Block, part_of, rms_norm
 from jaxtune.model.cache import Cache
-from jaxtune.model.linear import PRODUCT, Linear, lookup, normal, product
+from jaxtune.model.embedding import embedded
+from jaxtune.model.linear import PRODUCT, Linear, normal, product
 from jaxtune.model.rope import RopeConfig, example_lengths, query_factor, tables
 from jaxtune.model.settings import LayerKind, ModelConfig, Remat
 from jaxtune.model.stack import PARTS, Kind, Repeat, kinds_of, of_layer, place_in_part, repeats, stacked_for
@@ -211,8 +212,7 @@ class Transformer(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def _embed(self, tokens: Int[Array, "b s"], dtype) -> Float[Array, "b s d"]:
-        table = gathered(self.embed.embedding[...], "embed.embedding")
-        x = constrain(lookup(table, tokens).astype(dtype), Layout.HIDDEN)
+        x = constrain(embedded(self.embed.embedding[...], tokens, dtype), Layout.HIDDEN)
         return x if self.config.embed_scale is None else x * jnp.asarray(self.config.embed_scale, dtype)
 
 

@@ -113,8 +113,8 @@ class Memory:
     """The loss: hidden states of the trained positions, logits of a chunk, the head, the gradient of the head before it
     is split, and a chunk's part of that. It ends before the backward pass of the layers begins."""
     update: int
-    """Moments that are computed while the old ones still exist, and the gradients of embedding and head before they are
-    split. The activations are gone by then."""
+    """Moments that are computed while the old ones still exist, and the gradient of the head before it is split. The
+    activations are gone by then."""
 
     @property
     def total(self) -> int:
@@ -147,7 +147,7 @@ def estimate(work: Work) -> Memory:
         activations=kept,
         layer=again + _layer_bytes(work, params, rows) + head,
         logits=_loss_bytes(work, rows),
-        update=moments + head * (1 if work.model.tie_embeddings else 2),
+        update=moments + head,
     )
 
 

@@ -188,9 +188,10 @@ def test_fsdp_gathers_weights_and_scatters_gradients_and_keeps_nothing_whole(par
     text = program.as_text()
     found = collectives(text)
     assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter", "all-to-all"}
-    # The 7 weights of a layer, forward and backward; embedding; head; token ids for the embedding's gradient.
+    # The 7 weights of a layer, forward and backward; head; token ids for the embedding and its gradient.
     assert found["all-gather"] <= 2 * 7 + 3
-    assert found.get("all-to-all", 0) <= 1, "at most the gradient of the embedded tokens changes hands"
+    assert found["all-to-all"] == 2, "the embedded tokens change hands, and their gradient"
+    assert "f32[64,32]" not in text, "the whole embedding, or its gradient, is on one device"
     for leaf in jax.tree.leaves(SHAPES["layers"]):
         if leaf.ndim > 2:
             whole = "f32[" + ",".join(map(str, leaf.shape)) + "]"
