@@ -13,7 +13,6 @@ import quick_xla
 from jaxtune.errors import UserError
 from jaxtune.model import expert_shards, lora, moe
 from jaxtune.model import transformer as model
-from jaxtune.model.attention.core import Backend
 from jaxtune.model.lora import LoraConfig
 from jaxtune.model.moe import ClampedGate, MoeConfig
 from jaxtune.model.quantize import Bits
@@ -30,7 +29,7 @@ MIXTRAL = ModelConfig(
 
 
 def variant(family: str, **options) -> ModelConfig:
-    of_model = {name: options.pop(name) for name in ("attn_sinks", "attention") if name in options}
+    of_model = {name: options.pop(name) for name in ("attn_sinks",) if name in options}
     mixture = MoeConfig(**{"num_experts": 8, "experts_per_token": 2, "d_ff": 12} | options)
     return dataclasses.replace(MIXTRAL, family=family, moe=mixture, **of_model)
 
@@ -39,9 +38,7 @@ FAMILIES = {
     "mixtral": MIXTRAL,
     "olmoe": variant("olmoe", normalise=False, experts_per_token=3),
     "a shared expert": variant("qwen3_next", shared_d_ff=8),
-    "gpt-oss": variant(
-        "gpt_oss", bias=True, clamped=ClampedGate(limit=0.1), attn_sinks=True, attention=Backend.BLOCKWISE
-    ),
+    "gpt-oss": variant("gpt_oss", bias=True, clamped=ClampedGate(limit=0.1), attn_sinks=True),
 }
 MESHES = [
     MeshConfig(data=1, expert=2, fsdp=2, devices=4),
