@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,10 @@ def test_experts_over_devices_are_kept_by_each_and_restored_onto_another_mesh(tm
     )  # fmt: skip
     params = init_params(shape, 0)[1]
     state = State(step=jnp.asarray(3), params=params, opt_state=())
-    wheres = lambda mesh: State(step=replicated(mesh), params=shardings(mesh, params), opt_state=())
+    wheres: Any = lambda mesh: State(
+        step=replicated(mesh),  # type: ignore[arg-type]
+        params=shardings(mesh, params), opt_state=(),
+    )  # fmt: skip
     four = wheres(make_mesh(MeshConfig(data=2, expert=4)))
     other = wheres(make_mesh(MeshConfig(data=2, expert=2, fsdp=2)))
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
