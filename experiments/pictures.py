@@ -66,7 +66,7 @@ def contrasts(folder: str, title: str) -> Callable[[Rows, Axes], None]:
 
 def proxy(small: Rows, axes: Axes) -> None:
     """Mean loss of each temperature on the small model and on the large one."""
-    large = read(HERE / "24-proxy" / "large.csv")
+    large = read(HERE / "24-proxy" / "results.csv")
     for temperature in sorted({row["mixture.temperature"] for row in small}, key=float):
         at = [
             np.array([float(row["macro_loss"]) for row in rows if row["mixture.temperature"] == temperature])

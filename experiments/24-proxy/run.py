@@ -15,7 +15,7 @@ COMMANDS = (
     ),
     ("proxy", "RUNS/small", "RUNS/large"),
 )
-KEEP = {"small/results.csv": "small.csv", "large/results.csv": "large.csv"}
+KEEP = {"small/results.csv": "small.csv", "large/results.csv": "results.csv"}
 
 if __name__ == "__main__":
     run(__file__, COMMANDS, KEEP)
