@@ -8,6 +8,7 @@ than S^2.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,13 +63,8 @@ def _forward(options, query, key, value, segment_ids, sinks):
         own, segment, i, start = block
 
         def key_block(j, carry):
-            summed, highest, total = carry
             scores = _scores(options, keys[j], own, segments[j], segment, i, j)
-            higher = jnp.maximum(highest, scores.max(axis=2))
-            shares = jnp.exp(scores - higher[:, :, None])
-            shrink = jnp.exp(highest - higher)
-            mixed = einsum32("bkdt,bktgs->bkdgs", across[j], shares.astype(value.dtype))
-            return summed * shrink[:, :, None] + mixed, higher, total * shrink + shares.sum(axis=2)
+            return with_block(carry, scores, across[j], value.dtype)
 
         batch, kv_heads, group, length, dim = own.shape
         rows = (batch, kv_heads, group, length)
@@ -83,6 +79,33 @@ def _forward(options, query, key, value, segment_ids, sinks):
     mixed = checkpoint_name(join(mixed.astype(query.dtype), query.shape), RESIDUAL)
     log_total = checkpoint_name(log_total, RESIDUAL)
     return mixed, (query, key, value, segment_ids, sinks, mixed, log_total)
+
+
+def with_block(carry: tuple[Array, Array, Array], scores: Array, across: Array, dtype: Any) -> tuple[Array, ...]:
+    """Weighted sums of values, running maximum and sum of a block of queries, with one more block of keys.
+
+    scores: [b k t g s]; across: values of the keys [b k d t]; dtype: that in which shares are multiplied with them.
+    """
+    summed, highest, total = carry
+    higher = jnp.maximum(highest, scores.max(axis=2))
+    shares = jnp.exp(scores - higher[:, :, None])
+    shrink = jnp.exp(highest - higher)
+    mixed = einsum32("bkdt,bktgs->bkdgs", across, shares.astype(dtype))
+    return summed * shrink[:, :, None] + mixed, higher, total * shrink + shares.sum(axis=2)
+
+
+def slopes_of_block(
+    scoring: Scoring, scores: Array, values: Array, above: Array, log_sum: Array, mean: Array
+) -> tuple[Array, Array]:
+    """Shares of a block of keys in a block of queries, and the gradient of its scaled scores, both [b k t g s].
+
+    above: gradient of the result; mean: its product with the result; log_sum: of the exponentials of all scores.
+    """
+    shares = jnp.exp(scores - log_sum[:, :, None])
+    slopes = shares * (einsum32("bktd,bkgsd->bktgs", values, above) - mean[:, :, None]) * scoring.scale
+    if scoring.soft_cap is not None:
+        slopes = slopes * (1 - jnp.where(scores > MASKED, scores / scoring.soft_cap, 0.0) ** 2)
+    return shares, slopes.astype(above.dtype)
 
 
 def before_keys(sinks: Float[Array, " h"] | None, rows: tuple[int, ...]) -> tuple[Array, Array]:
@@ -109,11 +132,7 @@ def _backward(options, residuals, cotangent):
         def key_block(j, carry):
             to_own, to_keys, to_values = carry
             scores = _scores(options, keys[j], own, segments[j], segment, i, j)
-            shares = jnp.exp(scores - log_sum[:, :, None])
-            slopes = shares * (einsum32("bktd,bkgsd->bktgs", values[j], above) - mean[:, :, None]) * options.scale
-            if options.soft_cap is not None:
-                slopes = slopes * (1 - jnp.where(scores > MASKED, scores / options.soft_cap, 0.0) ** 2)
-            slopes = slopes.astype(query.dtype)
+            shares, slopes = slopes_of_block(options, scores, values[j], above, log_sum, mean)
             return (
                 to_own + einsum32("bkdt,bktgs->bkdgs", across[j], slopes),
                 to_keys.at[j].add(einsum32("bktgs,bkgsd->bktd", slopes, own)),

@@ -25,6 +25,8 @@ from jaxtune.model.attention.blockwise import (
     einsum32,
     join,
     sink_slopes,
+    slopes_of_block,
+    with_block,
 )
 
 WIDE_BLOCK = 512
@@ -88,13 +90,8 @@ def _forward(plan, query, key, value, segment_ids, sinks):
             own, segment, place, *carry = block
 
             def key_block(j, carry):
-                summed, highest, total = carry
                 scores = _scores(scoring, keys[j], own, (key_segments[j], segment), (key_places[j], place))
-                higher = jnp.maximum(highest, scores.max(axis=2))
-                shares = jnp.exp(scores - higher[:, :, None])
-                shrink = jnp.exp(highest - higher)
-                mixed = einsum32("bkdt,bktgs->bkdgs", across[j], shares.astype(value.dtype))
-                return summed * shrink[:, :, None] + mixed, higher, total * shrink + shares.sum(axis=2)
+                return with_block(carry, scores, across[j], value.dtype)
 
             bounds = _bounds(segment, place, key_segments, key_places, scoring.window)
             return jax.lax.fori_loop(*bounds, key_block, tuple(carry))
@@ -137,11 +134,7 @@ def _backward(plan, residuals, cotangent):
             def key_block(j, carry):
                 to_own, to_keys, to_values = carry
                 scores = _scores(scoring, keys[j], own, (key_segments[j], segment), (key_places[j], place))
-                shares = jnp.exp(scores - log_sum[:, :, None])
-                slopes = shares * (einsum32("bktd,bkgsd->bktgs", values[j], above) - mean[:, :, None]) * scoring.scale
-                if scoring.soft_cap is not None:
-                    slopes = slopes * (1 - jnp.where(scores > MASKED, scores / scoring.soft_cap, 0.0) ** 2)
-                slopes = slopes.astype(query.dtype)
+                shares, slopes = slopes_of_block(scoring, scores, values[j], above, log_sum, mean)
                 return (
                     to_own + einsum32("bkdt,bktgs->bkdgs", across[j], slopes),
                     to_keys.at[j].add(einsum32("bktgs,bkgsd->bktd", slopes, own)),
